@@ -1,0 +1,84 @@
+"""Mean image and RGB principal components of the training set, in one pass and exactly.
+
+The sums are integers, so any split of the work over workers, merged in any order, gives the same bits.
+"""
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.manifest import ColourStatistics, Triple
+
+
+@dataclass(kw_only=True)
+class PixelSums:
+    """Sums over square RGB pictures; 64 bits hold them for 2e9 pictures of 256 x 256."""
+
+    pictures: int
+    pixels: NDArray[np.int64]  # (size, size, 3): sum of the values at each place
+    moments: NDArray[np.int64]  # (3, 3): sum of value times value over all pixels
+
+
+def empty_sums(size: int) -> PixelSums:
+    """The sums over no pictures of size x size."""
+    return PixelSums(pictures=0, pixels=np.zeros((size, size, 3), np.int64), moments=np.zeros((3, 3), np.int64))
+
+
+def add_picture(sums: PixelSums, picture: NDArray[np.uint8]) -> None:
+    """Add one (size, size, 3) picture to `sums`, in place."""
+    sums.pictures += 1
+    sums.pixels += picture
+    sums.moments += _moments(picture)
+
+
+def merge(first: PixelSums, second: PixelSums) -> PixelSums:
+    """The sums over the pictures of both."""
+    return PixelSums(
+        pictures=first.pictures + second.pictures,
+        pixels=first.pixels + second.pixels,
+        moments=first.moments + second.moments,
+    )
+
+
+def finish(sums: PixelSums) -> tuple[NDArray[np.float32], ColourStatistics]:
+    """The mean image, (size, size, 3) on 0..255, and the colour statistics; `sums` must hold a picture."""
+    mean_image = (sums.pixels / sums.pictures).astype(np.float32)
+    count = sums.pictures * sums.pixels.shape[0] * sums.pixels.shape[1]
+    totals: list[int] = sums.pixels.sum(axis=(0, 1)).tolist()
+    return mean_image, _principal_components(count, totals, sums.moments.tolist())
+
+
+def _moments(picture: NDArray[np.uint8]) -> NDArray[np.int64]:
+    # 255 * 255 just fits 16 bits. No BLAS: it would need floats, and would start threads in every worker.
+    channels = picture.reshape(-1, 3).T.astype(np.uint16, order="C")  # (3, pixels)
+    moments = np.empty((3, 3), np.int64)
+    for i in range(3):
+        for j in range(i, 3):
+            moments[i, j] = moments[j, i] = (channels[i] * channels[j]).sum(dtype=np.int64)
+    return moments
+
+
+def _principal_components(count: int, totals: list[int], moments: list[list[int]]) -> ColourStatistics:
+    # Python's integers: the covariance is exact up to its one division, so there is no cancellation.
+    covariance = [[(count * moments[i][j] - totals[i] * totals[j]) / count**2 for j in range(3)] for i in range(3)]
+    ascending, vectors = np.linalg.eigh(np.array(covariance))
+    eigenvalues = np.maximum(ascending[::-1], 0.0)  # rounding may put a zero variance just below zero
+    eigenvectors = _fix_signs(vectors[:, ::-1])
+    return ColourStatistics(
+        mean=_triple(np.array([total / count for total in totals])),
+        eigenvalues=_triple(eigenvalues),
+        eigenvectors=(_triple(eigenvectors[0]), _triple(eigenvectors[1]), _triple(eigenvectors[2])),
+        standard_deviations=_triple(np.sqrt(eigenvalues)),
+    )
+
+
+def _fix_signs(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    # An eigenvector's sign is free: the component of largest magnitude shall be positive.
+    largest = np.abs(vectors).argmax(axis=0)
+    return vectors * np.sign(vectors[largest, np.arange(3)])
+
+
+def _triple(values: NDArray[np.float64]) -> Triple:
+    return cast(Triple, tuple(values.tolist()))
