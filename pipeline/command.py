@@ -1,4 +1,4 @@
-"""The edge that every command shares: one line for a wrong call, honest exit codes, bars on a terminal and lines elsewhere."""
+"""The edge that every command shares: one line for a wrong call, and honest exit codes."""
 
 import signal
 import sys
@@ -22,7 +22,7 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     try:
         status = main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.write(f"error: {error}\n")
         status = WRONG_CALL
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT

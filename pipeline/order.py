@@ -1,8 +1,8 @@
 """Which sample stands at which training position: a pure function of (seed, position).
 
-Randomness is counter-based (Philox 4x64, Salmon et al. 2011) and only its raw bits are used: numpy promises those across
-versions, but not `Generator`'s streams. Every draw is a function of (seed, purpose, stream, row), so nothing here has
-state, and a resume is one integer.
+Randomness is counter-based (Philox 4x64, Salmon et al. 2011) and only its raw bits are used: numpy promises those
+across versions, but not `Generator`'s streams. Every draw is a function of (seed, purpose, stream, row), so nothing
+here has state, and a resume is one integer.
 """
 
 from functools import lru_cache
@@ -31,7 +31,7 @@ def random_words(seed: int, purpose: int, first: int, rows: int, words: int, str
 
 def uniform(words: NDArray[np.uint64]) -> NDArray[np.float64]:
     """Doubles in [0, 1) with 53 random bits each."""
-    return (words >> np.uint64(11)) * 2.0**-53
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def normal(words: NDArray[np.uint64]) -> NDArray[np.float64]:

@@ -1,0 +1,183 @@
+"""AlexNet: two towers that talk only at conv3 and at the fully connected layers (Krizhevsky, Sutskever, Hinton 2012).
+
+A `Tower` is one GPU's half of the network. `AlexNet` runs the towers it holds and joins their outputs where the paper's
+GPUs exchange them; a process that holds one tower passes a `join` that gathers the other's. Sections are the paper's.
+"""
+
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from model.dropout import keep_mask
+from model.lrn import LRNConfig, local_response_norm
+from model.pool import max_pool
+
+BIAS_OF_ONE = ("conv2", "conv4", "conv5", "fc6", "fc7")  # section 5: gives the ReLUs positive inputs early on
+CONV_PARTS = (48, 128, 192, 192, 128)  # kernels of one tower, figure 2
+
+Join = Callable[[list[Tensor]], Tensor]
+Precision = Literal["float32", "mixed", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What distinguishes one AlexNet from another; the defaults are the paper's text."""
+
+    activation: Literal["relu", "tanh"] = "relu"
+    """Nonlinearity, section 3.1."""
+    layer_order: Literal["paper", "source"] = "paper"
+    """paper: ReLU, LRN, pool in conv1, ReLU, pool in conv5; source (2012 code): LRN, pool, ReLU and pool, ReLU."""
+    normalise: bool = True
+    """Local response normalisation after conv1 and conv2, section 3.3."""
+    lrn: LRNConfig = field(default_factory=LRNConfig)
+    """Its constants."""
+    fc_width: int = 4096
+    """Units of fc6 and of fc7, both towers together."""
+    dropout: float = 0.5
+    """Probability that a unit of fc6 or fc7 is dropped, section 4.2."""
+    init: Literal["paper", "source", "he"] = "paper"
+    """paper: std 0.01, biases 1 where section 5 says; source: 0.03 in conv3 to conv5; he: He's, biases 0."""
+    pixel_std: float = 1.0
+    """Pictures (0..255, mean subtracted) are divided by this; 1 is the paper's."""
+    precision: Precision = "mixed"
+    """float32; bfloat16: autocast throughout; mixed: float32 through the second pooling, bfloat16 after it."""
+
+    def __post_init__(self) -> None:
+        if self.fc_width < 2 or self.fc_width % 2:
+            raise ValueError(f"fc_width is {self.fc_width}, expected a positive even number: each tower holds half")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}, expected a probability below 1")
+
+
+def concatenate(parts: list[Tensor]) -> Tensor:
+    """Join the channels (or units) of towers that this process holds together."""
+    return torch.cat(parts, dim=1)
+
+
+def map_side(crop: int) -> int:
+    """Side of conv5's pooled maps for crop x crop pictures, pixels: 6 for 224."""
+    conv1 = (crop + 2 * 2 - 11) // 4 + 1
+    pool1 = (conv1 - 3) // 2 + 1
+    pool2 = (pool1 - 3) // 2 + 1
+    return (pool2 - 3) // 2 + 1
+
+
+class Tower(nn.Module):
+    """One GPU's half: 48, 128, 192, 192, 128 kernels, half of each fully connected layer and of the classes."""
+
+    def __init__(self, config: ModelConfig, classes: int, crop: int):
+        super().__init__()
+        self.config = config
+        c1, c2, c3, c4, c5 = CONV_PARTS
+        units = config.fc_width // 2
+        self.conv1 = nn.Conv2d(3, c1, 11, stride=4, padding=2)
+        self.conv2 = nn.Conv2d(c1, c2, 5, padding=2)
+        self.conv3 = nn.Conv2d(2 * c2, c3, 3, padding=1)  # from both towers
+        self.conv4 = nn.Conv2d(c3, c4, 3, padding=1)
+        self.conv5 = nn.Conv2d(c4, c5, 3, padding=1)
+        self.fc6 = nn.Linear(2 * c5 * map_side(crop) ** 2, units)
+        self.fc7 = nn.Linear(2 * units, units)
+        self.fc8 = nn.Linear(2 * units, classes)
+
+    def conv1_and_2(self, x: Tensor) -> Tensor:
+        """(B, 3, 224, 224) -> (B, 128, 13, 13)."""
+        x = self.conv1(x)  # (B, 48, 55, 55)
+        if self.config.layer_order == "paper":
+            x = max_pool(self.normalise(self.activate(x)))  # (B, 48, 27, 27)
+        else:
+            x = self.activate(max_pool(self.normalise(x)))
+        x = self.activate(self.conv2(x))  # (B, 128, 27, 27)
+        return max_pool(self.normalise(x))  # (B, 128, 13, 13)
+
+    def conv3_to_5(self, both: Tensor) -> Tensor:
+        """(B, 256, 13, 13) -> (B, 128 * 6 * 6)."""
+        x = self.activate(self.conv3(both))  # (B, 192, 13, 13)
+        x = self.activate(self.conv4(x))  # (B, 192, 13, 13)
+        x = self.conv5(x)  # (B, 128, 13, 13)
+        x = max_pool(self.activate(x)) if self.config.layer_order == "paper" else self.activate(max_pool(x))
+        return x.flatten(1)
+
+    def normalise(self, x: Tensor) -> Tensor:
+        return local_response_norm(x, self.config.lrn) if self.config.normalise else x
+
+    def activate(self, x: Tensor) -> Tensor:
+        return x.relu() if self.config.activation == "relu" else x.tanh()
+
+
+class AlexNet(nn.Module):
+    """The towers that this process holds; parameters are named `towers.0.…` and `towers.1.…` whichever it holds."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        classes: int = 1000,
+        crop: int = 224,
+        seed: int = 0,
+        towers: Iterable[int] = (0, 1),
+        join: Join = concatenate,
+    ):
+        super().__init__()
+        if map_side(crop) < 1:
+            raise ValueError(f"crop is {crop} pixels, expected at least 63: three poolings leave nothing of less")
+        self.config, self.seed, self.join = config, seed, join
+        # Tower 0 takes the odd class: tower t owns its half of fc8.
+        self.towers = nn.ModuleDict({str(t): Tower(config, (classes + 1 - t) // 2, crop) for t in towers})
+        initialise(self, config.init, seed)
+
+    def forward(self, pictures: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Logits (B, classes), float32 or better, of (B, 3, crop, crop) pictures.
+
+        With the pictures' training positions (B,) int64 this is a training pass: dropout is on. Without, it is off.
+        """
+        towers: list[Tower] = list(self.towers.values())  # type: ignore[arg-type]
+        with _autocast(pictures, self.config.precision == "bfloat16"):
+            parts = [tower.conv1_and_2(pictures) for tower in towers]
+        with _autocast(pictures, self.config.precision != "float32"):
+            maps = self.join(parts)  # (B, 256, 13, 13): the GPUs talk
+            x = self.join([tower.conv3_to_5(maps) for tower in towers])  # (B, 9216)
+            x = self.join([self._drop(t, 6, tower.activate(tower.fc6(x)), positions) for t, tower in self._named()])
+            x = self.join([self._drop(t, 7, tower.activate(tower.fc7(x)), positions) for t, tower in self._named()])
+            logits = self.join([tower.fc8(x) for tower in towers])  # (B, classes)
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def _named(self) -> list[tuple[int, Tower]]:
+        return [(int(name), tower) for name, tower in self.towers.items()]  # type: ignore[misc]
+
+    def _drop(self, tower: int, layer: int, x: Tensor, positions: Tensor | None) -> Tensor:
+        """Inverted dropout: the same function as 2012's halving at test time."""
+        if positions is None or self.config.dropout == 0:
+            return x
+        keep = keep_mask(self.seed, layer, positions, tower * x.shape[1], x.shape[1], self.config.dropout)
+        return torch.where(keep, x / (1 - self.config.dropout), 0)
+
+
+def _autocast(pictures: Tensor, on: bool) -> torch.autocast:
+    return torch.autocast(pictures.device.type, torch.bfloat16, enabled=on)
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, init: str, seed: int) -> None:
+    """Draw each weight from its own generator, so that a tower starts the same whichever process holds it.
+
+    Kernels become channels-last, as the pictures are.
+    """
+    for name, parameter in model.named_parameters():
+        layer, kind = name.split(".")[-2:]
+        if kind == "bias":
+            parameter.fill_(1.0 if init != "he" and layer in BIAS_OF_ONE else 0.0)
+        else:
+            generator = torch.Generator().manual_seed((seed << 32) + zlib.crc32(name.encode()))
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * _weight_std(init, layer, parameter))
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
+def _weight_std(init: str, layer: str, weight: Tensor) -> float:
+    if init == "he":
+        return (2 / weight[0].numel()) ** 0.5
+    return 0.03 if init == "source" and layer in ("conv3", "conv4", "conv5") else 0.01

@@ -1,0 +1,30 @@
+"""Dropout masks as a pure function of (seed, layer, position, unit): independent of ranks, layout, device and batch."""
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+_LOW_32 = 0xFFFFFFFF
+Bits = TypeVar("Bits", int, Tensor)
+
+
+def _mix(x: Bits) -> Bits:
+    """A bijection of 32-bit integers, held in 64 bits, that flips each output bit about half of the time.
+
+    The multiply-xorshift constants are Chris Wellons' "lowbias32" (nullprogram.com/blog/2018/07/31).
+    """
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _LOW_32
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _LOW_32
+    return x ^ (x >> 16)
+
+
+def keep_mask(seed: int, layer: int, positions: Tensor, first_unit: int, units: int, drop: float) -> Tensor:
+    """Which units to keep, (B, units) bool: the units first_unit .. first_unit + units - 1 of the whole layer.
+
+    positions: (B,) int64, the pictures' training positions. Each unit is dropped with probability `drop`.
+    """
+    key = _mix(_mix(_mix(seed & _LOW_32) ^ (seed >> 32)) ^ layer)
+    row = _mix(_mix(positions & _LOW_32 ^ key) ^ (positions >> 32))  # (B,)
+    unit = torch.arange(first_unit, first_unit + units, device=positions.device) * 0x9E3779B1 & _LOW_32
+    return _mix(row[:, None] ^ unit[None, :]) >= round(drop * 2**32)

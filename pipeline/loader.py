@@ -1,0 +1,218 @@
+"""Batches on the device: DALI decodes, crops, mirrors and normalises what `order` and `augment` have drawn.
+
+The graph has no random operator and no state: `fn.external_source` hands it JPEG bytes and the drawn parameters, so a
+batch is a pure function of (data set, seed, position), on CPU and GPU alike.
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+import numpy as np
+import torch
+from nvidia.dali import fn
+from nvidia.dali.pipeline import Pipeline
+from nvidia.dali.types import DALIDataType, DALIImageType, DALIInterpType
+
+from pipeline.augment import AugmentConfig
+from pipeline.command import InputError
+from pipeline.manifest import Dataset, load_dataset, load_mean
+from pipeline.order import rank_slice
+from pipeline.probe import gpu_decoder_works
+from pipeline.rows import Rows, TrainRows, validation_rows
+from pipeline.storage import SampleStore
+
+FULL_SIDE: Final = 256  # pixels: what pictures of original size are resized to, their shorter side; section 2
+
+Device = Literal["cpu", "gpu"]
+Output = Literal["uint8", "float16", "float32"]
+DALI_TYPES: Final = {"uint8": DALIDataType.UINT8, "float16": DALIDataType.FLOAT16, "float32": DALIDataType.FLOAT}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the pictures are and how they reach the network."""
+
+    shards: Path = Path("shards")
+    """Folder that python -m pipeline.shard made."""
+    crop: int = 224
+    """Side of the square crop, pixels; section 4.1 takes 224 of 256."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """How training pictures are varied."""
+    decoder: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where JPEG is decoded; auto: on the GPU where pictures go there and a trial in a subprocess succeeds."""
+    output: Literal["auto", "uint8", "float16", "float32"] = "auto"
+    """What DALI hands over: uint8 pixels (auto on a CPU), or float16 or float32 less mean and shift (auto on a GPU)."""
+    threads: int = 0
+    """DALI's CPU threads; 0 means one for each core this process may use."""
+    prefetch: int = 2
+    """Batches that DALI prepares ahead."""
+
+    def __post_init__(self) -> None:
+        if self.crop < 1 or self.threads < 0 or self.prefetch < 1:
+            raise InputError(
+                f"crop {self.crop}, threads {self.threads}, prefetch {self.prefetch}: "
+                "expected at least 1 pixel, 0 threads and 1 batch"
+            )
+
+
+class Batch(NamedTuple):
+    """B pictures on the device. The network sees (pictures + offset - central crop of the mean picture) * scale."""
+
+    pictures: torch.Tensor  # (B, crop, crop, 3) uint8, float16 or float32 RGB on 0..255, less `offset`'s mean
+    offset: torch.Tensor  # (B, 3) float32
+    scale: torch.Tensor  # (B,) float32
+    labels: torch.Tensor  # (B,) int64
+    positions: torch.Tensor  # (B,) int64: training positions, or sample indices in validation
+
+
+def border(dataset: Dataset, config: DataConfig) -> int:
+    """Pixels by which a picture exceeds the crop: offsets are 0 .. border."""
+    side = dataset.size or FULL_SIDE
+    if config.crop > side:
+        raise InputError(f"crop is {config.crop} pixels, expected at most the {side} of the shards; set --data.crop")
+    return side - config.crop
+
+
+def mean_crop(dataset: Dataset, config: DataConfig) -> torch.Tensor:
+    """(crop, crop, 3) float32: the middle of the training set's mean picture, RGB on 0..255."""
+    start = border(dataset, config) // 2
+    mean = load_mean(config.shards, dataset)
+    return torch.from_numpy(mean[start : start + config.crop, start : start + config.crop].copy())
+
+
+class Loader:
+    """Batches of one data set, for training from any position and for validation."""
+
+    def __init__(self, config: DataConfig, *, seed: int = 0, device: Device = "cpu", rank: int = 0, ranks: int = 1):
+        self.config, self.seed, self.device = config, seed, device
+        self.rank, self.ranks = rank, ranks
+        self.dataset = load_dataset(config.shards)
+        self.border = border(self.dataset, config)
+        self.output: Output = _output(config, device)
+        self.decoder: Device = _decoder(config, device)
+
+    def train(self, batch_size: int, first: int = 0) -> Iterator[Batch]:
+        """This rank's part of each global batch from position `first` on, without end."""
+        store = SampleStore(self.config.shards, self.dataset, "train")
+        rows = TrainRows(store, self.config.augment, self.dataset.colour, seed=self.seed, border=self.border)
+        mine = rank_slice(batch_size, self.rank, self.ranks)
+        starts = (first + step * batch_size + mine.start for step in count())
+        ours = mine.stop - mine.start
+        return self._batches(store, (rows(start, ours) for start in starts), ours)
+
+    def validation(self, batch_size: int) -> Iterator[Batch]:
+        """This rank's part of the validation pictures, each once, in order; the last batch is as short as it comes."""
+        store = SampleStore(self.config.shards, self.dataset, "val")
+        mine = rank_slice(len(store), self.rank, self.ranks)
+        starts = range(mine.start, mine.stop, batch_size)
+        rows = (validation_rows(store, self.border, at, min(batch_size, mine.stop - at)) for at in starts)
+        return self._batches(store, rows, batch_size)
+
+    def _batches(self, store: SampleStore, rows: Iterator[Rows], batch_size: int) -> Iterator[Batch]:
+        """Run the graph over rows; what the graph need not touch waits in a queue beside it."""
+        waiting: deque[Rows] = deque()
+        ahead: deque[Rows] = deque()
+
+        def feed() -> tuple[Any, ...]:
+            # The kernel is asked for a batch's pages as many batches early as DALI's own queue is long.
+            while len(ahead) <= self.config.prefetch and (row := next(rows, None)) is not None:
+                store.prefetch(row.locations)
+                ahead.append(row)
+            if not ahead:
+                raise StopIteration
+            waiting.append(ahead.popleft())
+            return self._inputs(store, waiting[-1])
+
+        graph = self._graph(feed, batch_size)
+        while True:
+            try:
+                (pictures,) = graph.run()
+            except StopIteration:
+                return
+            yield self._batch(pictures, waiting.popleft())
+
+    def _inputs(self, store: SampleStore, rows: Rows) -> tuple[Any, ...]:
+        """What the graph takes for a batch: JPEG files, crop corners, mirror flags and means to take off."""
+        mirror = rows.draws.mirror.astype(np.int32)
+        corner = rows.draws.crop.astype(np.float32)
+        mean = np.zeros_like(rows.draws.shift)
+        if self.output != "uint8":
+            mean = np.array(self.dataset.colour.mean, np.float32) - rows.draws.shift
+        return store.read(rows.locations), corner, mirror, mean
+
+    def _graph(self, feed: Any, batch_size: int) -> Pipeline:
+        graph = Pipeline(
+            batch_size=batch_size,
+            num_threads=self.config.threads or len(os.sched_getaffinity(0)),
+            device_id=None if self.device == "cpu" else torch.cuda.current_device(),
+            prefetch_queue_depth=self.config.prefetch,
+            seed=0,  # there is no random operator
+        )
+        crop = self.config.crop
+        with graph:
+            jpegs, corner, mirror, mean = fn.external_source(feed, num_outputs=4, batch=True)
+            pictures: Any = fn.decoders.image(
+                jpegs,
+                device="mixed" if self.decoder == "gpu" else "cpu",
+                output_type=DALIImageType.RGB,
+                jpeg_fancy_upsampling=True,
+            )
+            if self.decoder != self.device:
+                pictures = pictures.gpu()
+            if self.dataset.size:
+                position = corner / max(self.border, 1)
+            else:
+                pictures = fn.resize(
+                    pictures, size=FULL_SIDE, mode="not_smaller", interp_type=DALIInterpType.INTERP_TRIANGULAR
+                )
+                sides = pictures.shape(device="cpu")[:2]
+                position = (corner + (sides - FULL_SIDE) // 2) / fn.cast(sides - crop, dtype=DALIDataType.FLOAT)
+            pictures = fn.crop_mirror_normalize(
+                pictures,
+                crop=(crop, crop),
+                crop_pos_y=position[0],
+                crop_pos_x=position[1],
+                mirror=mirror,
+                mean=mean,
+                dtype=DALI_TYPES[self.output],
+                output_layout="HWC",
+            )
+            graph.set_outputs(pictures)
+        graph.build()
+        return graph
+
+    def _batch(self, pictures: Any, rows: Rows) -> Batch:
+        tensor = torch.from_dlpack(pictures.as_tensor())
+        if self.device == "gpu":
+            tensor = tensor.clone()  # on torch's stream, in order with the step; DALI may then reuse its buffer
+        offset = rows.draws.shift
+        if self.output != "uint8":  # DALI has added the shift and taken off the mean RGB
+            offset = np.broadcast_to(np.array(self.dataset.colour.mean, np.float32), offset.shape)
+        host = (torch.from_numpy(np.array(v)) for v in (offset, rows.draws.scale, rows.labels, rows.positions))
+        return Batch(tensor, *(v.to(tensor.device, non_blocking=True) for v in host))
+
+
+def choose_device(device: Literal["auto", "cpu", "gpu"]) -> Device:
+    """auto is the GPU where there is one; InputError when a GPU is asked for and there is none."""
+    if device == "gpu" and not torch.cuda.is_available():
+        raise InputError("device is gpu, expected a CUDA GPU and its driver, found none; use --device cpu")
+    return "gpu" if device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _output(config: DataConfig, device: Device) -> Output:
+    if config.output != "auto":
+        return config.output
+    return "float16" if device == "gpu" else "uint8"
+
+
+def _decoder(config: DataConfig, device: Device) -> Device:
+    if config.decoder == "gpu" and device == "cpu":
+        raise InputError("decoder is gpu, expected cpu or auto where pictures stay on the CPU; set --data.decoder cpu")
+    if config.decoder != "auto":
+        return config.decoder
+    return "gpu" if device == "gpu" and gpu_decoder_works() else "cpu"

@@ -1,0 +1,48 @@
+"""Whether JPEG decoding on this GPU works, tried in a process of its own because a broken decoder ends its process.
+
+DALI 2.4 needs nvImageCodec 0.9.0, whose GPU decoder crashed on H100 and B200 (NVIDIA/nvImageCodec issue 55).
+"""
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+
+SECONDS = 120  # a first CUDA start can take a while
+
+
+def gpu_decoder_works() -> bool:
+    """Decode one picture on the GPU in a subprocess; a failure of any kind is a no, its last words go to stderr."""
+    try:
+        trial = subprocess.run([sys.executable, "-m", __name__], capture_output=True, text=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        why = f"no answer in {SECONDS} s"
+    else:
+        if trial.returncode == 0:
+            return True
+        why = (trial.stderr.strip().splitlines() or [f"exit status {trial.returncode}"])[-1]
+    sys.stderr.write(f"JPEG decoding on the GPU does not work here, decoding on the CPU: {why}\n")
+    return False
+
+
+def _decode_one() -> None:
+    from nvidia.dali import fn
+    from nvidia.dali.pipeline import Pipeline
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.new("RGB", (256, 256), (200, 100, 50)).save(stream, "JPEG", quality=95)
+    jpeg = np.frombuffer(stream.getvalue(), np.uint8)
+    graph = Pipeline(batch_size=8, num_threads=2, device_id=0)
+    with graph:
+        graph.set_outputs(fn.decoders.image(fn.external_source(lambda: [jpeg] * 8, batch=True), device="mixed"))
+    graph.build()
+    (pictures,) = graph.run()
+    decoded = np.asarray(pictures.as_cpu().as_tensor())
+    if abs(decoded.astype(int) - (200, 100, 50)).max() > 4:
+        raise SystemExit("decoded pixels are wrong")
+
+
+if __name__ == "__main__":
+    _decode_one()

@@ -1,0 +1,64 @@
+"""Sample indices -> JPEG bytes: the shards of a split, mapped into memory."""
+
+import mmap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.command import InputError
+from pipeline.manifest import Dataset, load_samples
+
+
+class Location(NamedTuple):
+    """Where a sample's JPEG bytes stand."""
+
+    shard: int
+    offset: int  # bytes
+    size: int  # bytes
+
+
+class SampleStore:
+    """The JPEG bytes and labels of a split, by sample index."""
+
+    def __init__(self, root: Path, dataset: Dataset, split: str):
+        self.table = load_samples(root, dataset, split)
+        self.labels: NDArray[np.int64] = self.table["label"].astype(np.int64)
+        shards = [(root / split / shard.name, shard.bytes) for shard in dataset.splits[split].shards]
+        self._maps = [_map(path, size) for path, size in shards]
+        self._bytes = [np.frombuffer(m, np.uint8) for m in self._maps]
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def locate(self, samples: NDArray[np.int64]) -> list[Location]:
+        """Locations of the samples, in their order."""
+        rows = self.table[samples]
+        return list(map(Location, rows["shard"].tolist(), rows["offset"].tolist(), rows["size"].tolist()))
+
+    def read(self, locations: Sequence[Location]) -> list[NDArray[np.uint8]]:
+        """The JPEG files there, as views of the mapped shards: nothing is copied, pages load when first touched."""
+        shards = self._bytes
+        return [shards[shard][offset : offset + size] for shard, offset, size in locations]
+
+    def prefetch(self, locations: Sequence[Location]) -> None:
+        """Ask the kernel to load these pages in the background; returns at once."""
+        page = mmap.PAGESIZE
+        for shard, offset, size in locations:
+            start = offset - offset % page
+            self._maps[shard].madvise(mmap.MADV_WILLNEED, start, offset + size - start)
+
+
+def _map(path: Path, size: int) -> mmap.mmap:
+    try:
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot map {path}: {error}; shard the data set again") from error
+    if len(mapped) != size:
+        raise InputError(f"{path} has {len(mapped)} bytes, expected {size} by dataset.json; shard the data set again")
+    # Samples are read in random order: the kernel's read-ahead beyond a sample would load what is not asked for.
+    mapped.madvise(mmap.MADV_RANDOM)
+    return mapped

@@ -1,0 +1,169 @@
+"""Checkpoints that lose nothing: written beside, fsynced, listed with their hashes, renamed; verified when read.
+
+RUN/checkpoints/step-00001000/  towers-0.safetensors towers-1.safetensors state.json run.json manifest.json
+RUN/checkpoints/LATEST          a hint for people and scripts; loading trusts only a manifest that verifies
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
+from torch import Tensor
+
+from model.alexnet import AlexNet
+from model.optim import Momentum
+from pipeline.command import InputError
+from pipeline.manifest import fsync_folder, sha256_of, write_atomic
+
+FOLDER: Final = "checkpoints"
+MANIFEST: Final = "manifest.json"
+MOMENTUM: Final = "momentum."  # before a velocity's name in a tower's file; weights have their plain names
+
+Tensors = dict[str, dict[str, Tensor]]  # by file name, then by tensor name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """The error on the whole validation set after an epoch."""
+
+    epoch: int
+    step: int
+    loss: float
+    top1: float  # error, 0..1
+    top5: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """Where a run stands; with the weights and velocities, all that a resume needs (there is no random state)."""
+
+    step: int = 0
+    position: int = 0  # the next training position
+    restarts: int = 0
+    history: tuple[Validation, ...] = ()
+    events: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint."""
+
+    path: Path
+    state: State
+    run: dict[str, Any]
+
+
+def copy_tensors(model: AlexNet, optimizer: Momentum) -> Tensors:
+    """Copies on the host of each tower's weights and velocities: what the training loop pays for a checkpoint."""
+    files: Tensors = {}
+    for name, weight in model.named_parameters():
+        file = files.setdefault(f"towers-{name.split('.')[1]}.safetensors", {})
+        file[name] = _host_copy(weight)
+        file[MOMENTUM + name] = _host_copy(optimizer.velocities[name])
+    return files
+
+
+def _host_copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+@torch.no_grad()
+def restore(checkpoint: Checkpoint, model: AlexNet, optimizer: Momentum) -> None:
+    """Copy a verified checkpoint's weights and velocities into the towers that this process holds."""
+    for tower in model.towers:
+        tensors = load_file(checkpoint.path / f"towers-{tower}.safetensors")
+        for name, weight in model.named_parameters():
+            if name.split(".")[1] == tower:
+                weight.copy_(tensors[name])
+                optimizer.velocities[name].copy_(tensors[MOMENTUM + name])
+
+
+def save(run_folder: Path, state: State, tensors: Tensors, run: dict[str, Any]) -> Path:
+    """Write a checkpoint; until the rename it has a name that no loading looks at, and after it is durable."""
+    parent = run_folder / FOLDER
+    final = parent / f"step-{state.step:08d}"
+    temporary = parent / f".tmp-{final.name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        for name, file in tensors.items():
+            write_atomic(temporary / name, serialise(file))
+        _write_json(temporary / "state.json", asdict(state))
+        _write_json(temporary / "run.json", run)
+        files = {path.name: [path.stat().st_size, sha256_of(path)] for path in sorted(temporary.iterdir())}
+        _write_json(temporary / MANIFEST, {"schema_version": 1, "files": files})
+        fsync_folder(temporary)
+        if final.exists():  # the same step again: a run whose newer checkpoints did not verify
+            shutil.rmtree(final)
+        temporary.rename(final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    fsync_folder(parent)
+    write_atomic(parent / "LATEST", f"{final.name}\n".encode())
+    return final
+
+
+def _write_json(path: Path, value: Any) -> None:
+    write_atomic(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def checkpoints(run_folder: Path) -> list[Path]:
+    """The folders of finished checkpoints, newest first, not yet verified."""
+    return sorted((run_folder / FOLDER).glob("step-*"), key=lambda path: path.name, reverse=True)
+
+
+def faults(path: Path) -> Iterator[str]:
+    """What is wrong with a checkpoint: nothing, if every file is there as the manifest lists it."""
+    try:
+        files = json.loads((path / MANIFEST).read_bytes())["files"].items()
+        for name, (size, sha256) in files:
+            if (path / name).stat().st_size != size:
+                yield f"{name} has another size than its manifest says"
+            elif sha256_of(path / name) != sha256:
+                yield f"{name} is damaged"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        yield f"its manifest does not hold ({error!r})"
+
+
+def read(path: Path) -> Checkpoint:
+    """Verify a checkpoint's folder and read its state; InputError says what is wrong with it."""
+    wrong = list(faults(path))
+    if wrong:
+        raise InputError(f"{path} is no sound checkpoint: {'; '.join(wrong)}; choose another one")
+    fields = json.loads((path / "state.json").read_bytes())
+    history = tuple(Validation(**entry) for entry in fields["history"])
+    state = State(**{**fields, "history": history, "events": tuple(fields["events"])})
+    return Checkpoint(path, state, json.loads((path / "run.json").read_bytes()))
+
+
+def newest(run_folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that verifies, or None where there is none; `warn` hears of those that do not."""
+    for path in checkpoints(run_folder):
+        try:
+            return read(path)
+        except InputError as error:
+            warn(str(error))
+    return None
+
+
+def prune(run_folder: Path, keep: int, resumed_from: Path | None) -> list[Path]:
+    """Remove old checkpoints and return them; the newest `keep` that verify, the best and the one resumed from stay."""
+    sound = [path for path in checkpoints(run_folder) if not any(faults(path))]
+    best = min(sound, key=_lowest_error, default=None)
+    stay = {*sound[:keep], best, resumed_from}
+    removed = [path for path in sound if path not in stay]
+    for path in removed:
+        shutil.rmtree(path)
+    return removed
+
+
+def _lowest_error(path: Path) -> float:
+    history = json.loads((path / "state.json").read_bytes())["history"]
+    return history[-1]["top1"] if history else float("inf")

@@ -1,0 +1,164 @@
+"""What a run is: its parts composed, the recipes, and `run.json`, which a resume must agree with."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import tyro
+
+from model.alexnet import ModelConfig
+from model.lrn import LRNConfig
+from model.optim import OptimConfig
+from pipeline.augment import AugmentConfig
+from pipeline.command import InputError
+from pipeline.loader import DataConfig
+from pipeline.manifest import write_atomic
+
+RUN_FILE: Final = "run.json"
+
+# A resume may change these: they say where and how, not what is computed.
+MAY_CHANGE: Final = frozenset(
+    {
+        "data.shards",
+        "data.decoder",
+        "data.output",
+        "data.threads",
+        "data.prefetch",
+        "out",
+        "epochs",
+        "max_steps",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "log_every",
+        "device",
+        "compile",
+        "port",
+        "stall_seconds",
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A training run; the defaults are the paper's."""
+
+    recipe: Annotated[str, tyro.conf.Suppress] = "paper"
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    out: Path = Path("run")
+    """Folder of the run: checkpoints, log.jsonl, events.jsonl; a run that is there goes on where it stopped."""
+    batch_size: int = 128
+    """Pictures a step, over all ranks; section 5."""
+    epochs: int = 90
+    """Passes over the training set; section 5 took roughly 90."""
+    max_steps: int = 0
+    """End cleanly after this many steps; 0 means after the epochs."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints to keep, at least 2; the best and the one resumed from stay besides."""
+    log_every: int = 1
+    """Steps between lines of log.jsonl."""
+    seed: int = 0
+    """Of the order, the augmentation, the initial weights and the dropout masks."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto: the GPU where there is one."""
+    compile: bool = True
+    """Compile the step; without, the first step comes sooner and each one is slower."""
+    port: int = 8000
+    """Loopback port of /metrics and /healthz; 0 picks a free one and prints it."""
+    stall_seconds: float = 600.0
+    """/healthz reports a stall when no step or validation batch has ended for so long; compiling may take 5 times."""
+
+    def __post_init__(self) -> None:
+        minimum = {"batch_size": 1, "epochs": 1, "max_steps": 0, "checkpoint_every": 1, "keep_checkpoints": 2}
+        minimum |= {"log_every": 1, "seed": 0, "port": 0}
+        for name, least in minimum.items():
+            if (value := getattr(self, name)) < least:
+                raise InputError(f"{name} is {value}, expected at least {least}; set --{name.replace('_', '-')}")
+        if self.port > 65535:
+            raise InputError(f"port is {self.port}, expected at most 65535; set --port")
+
+
+RECIPES: Final[dict[str, tuple[str, Run]]] = {
+    "paper": ("The paper's text.", Run()),
+    "source": (
+        "Run 145 of the 2012 code, as its configuration and log have it.",
+        Run(
+            recipe="source",
+            data=DataConfig(augment=AugmentConfig(colour="deviations", colour_epochs=67)),
+            model=ModelConfig(layer_order="source", init="source", lrn=LRNConfig(alpha=1e-4 / 5)),
+            optim=OptimConfig(
+                bias_lr_factor=2.0,
+                decay_biases=False,
+                schedule="steps",
+                drop_epochs=(23, 51, 78),
+                conv1_lr=((68, 1e-5), (72, 0.0)),
+            ),
+            epochs=93,
+        ),
+    ),
+    "demo": (
+        "The same network on 112-pixel crops, with a small head and He's initialisation: learns on a laptop.",
+        Run(
+            recipe="demo",
+            data=DataConfig(crop=112),
+            model=ModelConfig(fc_width=512, init="he", pixel_std=58.0),
+            optim=OptimConfig(schedule="steps", drop_epochs=(12, 15)),
+            batch_size=64,
+            epochs=16,
+            checkpoint_every=200,
+        ),
+    ),
+}
+
+
+def run_fields(run: Run, dataset_sha256: str) -> dict[str, Any]:
+    """The run as plain JSON values, with the hash of the data set's `dataset.json`."""
+    fields = json.loads(json.dumps(asdict(run), default=str))
+    return {**fields, "dataset_sha256": dataset_sha256}
+
+
+def flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"data": {"crop": 224}} -> {"data.crop": 224}."""
+    pairs: dict[str, Any] = {}
+    for name, value in fields.items():
+        pairs |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return pairs
+
+
+def check_same_run(folder: Path, ours: dict[str, Any]) -> None:
+    """InputError naming the fields in which `folder`'s run.json and this call disagree, but for MAY_CHANGE."""
+    path = folder / RUN_FILE
+    if not path.is_file():
+        return
+    try:
+        theirs = flat(json.loads(path.read_bytes()))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}), expected JSON; restore it from a checkpoint's") from error
+    mine = flat(ours)
+    allowed = MAY_CHANGE | ({"optim.lr"} if mine["optim.schedule"] == "manual" else set())
+    differing = [name for name in sorted(theirs.keys() | mine.keys()) if theirs.get(name) != mine.get(name)]
+    differing = [name for name in differing if name not in allowed]
+    if differing:
+        values = ", ".join(f"{name} {theirs.get(name)} there, {mine.get(name)} here" for name in differing)
+        raise InputError(f"{folder} holds another run ({values}); give the same options or another --out")
+
+
+def write_run(folder: Path, fields: dict[str, Any]) -> None:
+    """Write `folder`/run.json durably."""
+    write_atomic(folder / RUN_FILE, (json.dumps(fields, indent=1) + "\n").encode())
+
+
+def parse_run(arguments: list[str]) -> Run:
+    """The run that a command line asks for; without a recipe it is `paper`."""
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        arguments = ["paper", *arguments]
+    return tyro.extras.overridable_config_cli(
+        RECIPES,
+        args=arguments,
+        prog="python -m service.train",
+        description="Train AlexNet on shards, resuming what is in --out. RECIPE is paper unless named.",
+    )

@@ -1,0 +1,73 @@
+"""What a person sees of a run: a bar on a terminal, a line now and then anywhere else."""
+
+import time
+from collections import deque
+from typing import Final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+WINDOW_SECONDS: Final = 10.0
+
+
+class Speed:
+    """Pictures a second and the share of time spent waiting for data, over about the last ten seconds."""
+
+    def __init__(self) -> None:
+        self._steps: deque[tuple[float, int, float]] = deque()  # (end, pictures, seconds waited)
+
+    def add(self, end: float, pictures: int, waited: float) -> None:
+        """A step ended at `end` (monotonic seconds)."""
+        self._steps.append((end, pictures, waited))
+        while len(self._steps) > 2 and end - self._steps[0][0] > WINDOW_SECONDS:
+            self._steps.popleft()
+
+    def rates(self) -> tuple[float, float]:
+        """(pictures a second, share waited 0..1); zeros before the second step."""
+        seconds = self._steps[-1][0] - self._steps[0][0] if self._steps else 0.0
+        if seconds <= 0:
+            return 0.0, 0.0
+        counted = list(self._steps)[1:]  # the first only says when the window began
+        return sum(n for _, n, _ in counted) / seconds, sum(w for _, _, w in counted) / seconds
+
+
+class Display:
+    """Steps done of all, images/s, loss, data-wait share and time left."""
+
+    def __init__(self, done: int, total: int):
+        self.console = Console(stderr=True, highlight=False)
+        self._total, self._said = total, time.monotonic()
+        columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+        self._bar = Progress(*columns, console=self.console) if self.console.is_terminal else None
+        if self._bar:
+            self._task = self._bar.add_task("compiling", total=total, completed=done)
+            self._bar.start()
+
+    def say(self, message: str) -> None:
+        """A line that stays."""
+        self.console.print(message, markup=False, soft_wrap=True)
+
+    def update(self, step: int, loss: float, pictures_per_second: float, wait_share: float, batch_size: int) -> None:
+        """Show where the run is."""
+        left = (self._total - step) * batch_size / pictures_per_second if pictures_per_second else float("nan")
+        text = (
+            f"{pictures_per_second:,.0f} images/s, loss {loss:.4f}, data wait {wait_share:.0%}, {_duration(left)} left"
+        )
+        if self._bar:
+            self._bar.update(self._task, completed=step, description=text)
+        elif time.monotonic() - self._said >= WINDOW_SECONDS:
+            self._said = time.monotonic()
+            self.say(f"step {step} of {self._total}: {text}")
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar:
+            self._bar.stop()
+
+
+def _duration(seconds: float) -> str:
+    if seconds != seconds:
+        return "?"
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

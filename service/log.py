@@ -1,0 +1,37 @@
+"""log.jsonl and events.jsonl: one JSON object a line, appended; cut back to the step that a resume starts from."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.manifest import write_atomic
+
+
+class JsonLines:
+    """An append-only file of records that each have a "step"; every line reaches the kernel when it is written."""
+
+    def __init__(self, path: Path, last_step: int):
+        """Open `path` without what lies after `last_step`: steps that a resume is about to do again."""
+        kept = [line for line in _lines(path) if _step(line) <= last_step]
+        write_atomic(path, b"".join(kept))
+        self._file = path.open("a", buffering=1)
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add a record."""
+        self._file.write(json.dumps(record) + "\n")
+
+    def close(self) -> None:
+        """No more records."""
+        self._file.close()
+
+
+def _lines(path: Path) -> list[bytes]:
+    return path.read_bytes().splitlines(keepends=True) if path.exists() else []
+
+
+def _step(line: bytes) -> float:
+    """The record's step; a line that a crash cut short comes after everything."""
+    try:
+        return json.loads(line)["step"] if line.endswith(b"\n") else float("inf")
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
