@@ -171,7 +171,8 @@ def initialise(model: nn.Module, init: str, seed: int) -> None:
         if kind == "bias":
             parameter.fill_(1.0 if init != "he" and layer in BIAS_OF_ONE else 0.0)
         else:
-            generator = torch.Generator().manual_seed((seed << 32) + zlib.crc32(name.encode()))
+            # Hashed together: torch's CPU generator ignores all but 32 bits of its seed.
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * _weight_std(init, layer, parameter))
             if parameter.dim() == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

@@ -74,18 +74,19 @@ def train_step(
     return apply_gradients(optimizer, rates, healthy, loss, gradients)
 
 
-def compiled_train_step() -> TrainStep:
+def compiled_train_step(backend: str = "inductor") -> TrainStep:
     """`train_step` compiled: one graph where the compiler traces `torch.autograd.grad`, else two without breaks."""
-    if hasattr(torch._dynamo.config, "trace_autograd_ops"):
-        torch._dynamo.config.trace_autograd_ops = True
-        return torch.compile(train_step, fullgraph=True, dynamic=False)
-    return _two_graphs(
-        torch.compile(training_loss, fullgraph=True, dynamic=False),
-        torch.compile(apply_gradients, fullgraph=True, dynamic=False),
-    )
+    if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
+        return two_graphs(backend)
+    torch._dynamo.config.trace_autograd_ops = True
+    return torch.compile(train_step, backend=backend, fullgraph=True, dynamic=False)
 
 
-def _two_graphs(loss_of: Callable[..., Tensor], apply: Callable[..., StepResult]) -> TrainStep:
+def two_graphs(backend: str = "inductor") -> TrainStep:
+    """`train_step` as a graph of forward and loss with its backward, and a graph of the update."""
+    loss_of = torch.compile(training_loss, backend=backend, fullgraph=True, dynamic=False)
+    apply = torch.compile(apply_gradients, backend=backend, fullgraph=True, dynamic=False)
+
     def step(
         model: AlexNet, optimizer: Momentum, mean: Tensor, rates: Tensor, healthy: Tensor, examples: Examples
     ) -> StepResult:

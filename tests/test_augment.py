@@ -19,7 +19,10 @@ COLOUR = ColourStatistics(
 )
 
 
-def drawn(config: AugmentConfig = AugmentConfig(), first: int = 0, count: int = 2000, samples: int = 1000):
+PAPER = AugmentConfig()
+
+
+def drawn(config: AugmentConfig = PAPER, first: int = 0, count: int = 2000, samples: int = 1000):
     return draw(config, COLOUR, seed=4, border=32, samples=samples, first=first, count=count)
 
 

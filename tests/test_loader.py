@@ -5,11 +5,13 @@ Tolerances on pixels of 0..255:
   copy, and the mean and shift are added in float32 in the same order.
 - FLOAT32 2e-4: DALI takes off `mean - shift` as one product, in another order of rounding.
 - FLOAT16 0.13: half a unit in the last place of a float16 below 256 is 0.0625, once for DALI, once for the shift.
-- RESIZED 2.5 at most and 0.4 on average: pictures of original size are resized by DALI in floating point and by Pillow in
-  fixed point with rounded weights, and each rounds to whole pixels between its two passes.
+- RESIZED 2.5 at most and 0.4 on average: pictures of original size are resized by DALI in floating point and by Pillow
+  in fixed point with rounded weights, and each rounds to whole pixels between its two passes.
 """
 
 import io
+import json
+import shutil
 import tarfile
 from dataclasses import replace
 from itertools import islice
@@ -19,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pictures import photo, encoded, write_tree
+from pictures import write_tree
 
 from model.step import Examples, prepare
 from pipeline.augment import AugmentConfig
@@ -79,8 +81,6 @@ def square_256(jpeg: bytes) -> np.ndarray:
 
 def reference_input(root: Path, position: int, augment: AugmentConfig) -> tuple[np.ndarray, int]:
     """What the first layer should see at a training position, (224, 224, 3), and its label: numpy and Pillow alone."""
-    import json
-
     jpegs = jpegs_by_reading_tars(root, "train")
     colour = json.loads((root / "dataset.json").read_text())["colour"]
     sample = int(epoch_order(SEED, position // len(jpegs), len(jpegs))[position % len(jpegs)])
@@ -226,8 +226,6 @@ def test_wrong_calls_say_what_is_expected(square: Path, tmp_path: Path) -> None:
 
 
 def test_a_shard_cut_short_is_refused(square: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "shards"
     shutil.copytree(square, copy)
     tar = copy / "train/000001.tar"

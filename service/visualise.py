@@ -1,0 +1,58 @@
+"""COMMAND  The first-layer filters of both towers as a PNG (figure 3)."""
+
+import io
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from PIL import Image
+from safetensors.torch import load_file
+
+from model.filters import towers_picture
+from pipeline.command import DONE, InputError, run_command
+from pipeline.manifest import write_atomic
+from service.checkpoint import MANIFEST, newest, read
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisualiseOptions:
+    """Draw the 96 kernels of conv1, tower 0 above tower 1, each stretched to its own range."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """A checkpoint's folder, or a run's, of which the newest sound checkpoint is taken."""
+    out: Path = Path("filters.png")
+    """The PNG to write."""
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(message + "\n")
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The folder of a verified checkpoint: `path` itself or its newest; InputError where there is none."""
+    if (path / MANIFEST).exists():
+        return read(path).path
+    checkpoint = newest(path, _say)
+    if not checkpoint:
+        raise InputError(f"{path} holds no sound checkpoint, expected one or a run with one; train first")
+    return checkpoint.path
+
+
+def main() -> int:
+    """Draw as the command line says."""
+    options = tyro.cli(VisualiseOptions, prog="python -m service.visualise")
+    folder = find_checkpoint(options.checkpoint)
+    towers = [load_file(folder / f"towers-{t}.safetensors")[f"towers.{t}.conv1.weight"] for t in (0, 1)]
+    stream = io.BytesIO()
+    Image.fromarray(towers_picture(towers)).save(stream, "PNG")
+    try:
+        write_atomic(options.out, stream.getvalue())
+    except OSError as error:
+        raise InputError(f"cannot write {options.out} ({error.strerror}); give another --out") from error
+    _say(f"{options.out}: conv1 filters of {folder}")
+    return DONE
+
+
+if __name__ == "__main__":
+    run_command(main)

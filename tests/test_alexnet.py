@@ -1,0 +1,161 @@
+"""The network: its size, its shapes, its equality with the same network written plainly, and its initial weights."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.alexnet import AlexNet, ModelConfig, map_side
+from model.dropout import keep_mask
+from model.lrn import LRNConfig
+
+
+def small(config: ModelConfig, **options) -> AlexNet:
+    """The network on the smallest pictures that it takes, with a small head: quick in float64."""
+    return AlexNet(config, classes=10, crop=67, **options).double()
+
+
+def plain(weights: dict[str, Tensor], config: ModelConfig, x: Tensor, positions: Tensor | None, seed: int) -> Tensor:
+    """AlexNet without towers: grouped convolutions over joined weights, torch's own norm and pooling."""
+
+    def joined(name: str) -> tuple[Tensor, Tensor]:
+        return tuple(torch.cat([weights[f"towers.{t}.{name}.{kind}"] for t in "01"]) for kind in ("weight", "bias"))  # type: ignore[return-value]
+
+    act = F.relu if config.activation == "relu" else torch.tanh
+
+    def norm(x: Tensor) -> Tensor:
+        if not config.normalise:
+            return x
+        halves = x.chunk(2, 1)  # each tower's own channels
+        return torch.cat([F.local_response_norm(h, 5, config.lrn.alpha * 5, 0.75, 2.0) for h in halves], 1)
+
+    def pool(x: Tensor) -> Tensor:
+        return F.max_pool2d(x, 3, 2)
+
+    def dropped(x: Tensor, layer: int) -> Tensor:
+        if positions is None:
+            return x
+        return x * keep_mask(seed, layer, positions, 0, x.shape[1], config.dropout) / (1 - config.dropout)
+
+    source = config.layer_order == "source"
+    x = F.conv2d(x, *joined("conv1"), stride=4, padding=2)
+    x = act(pool(norm(x))) if source else pool(norm(act(x)))
+    x = pool(norm(act(F.conv2d(x, *joined("conv2"), padding=2, groups=2))))
+    x = act(F.conv2d(x, *joined("conv3"), padding=1))
+    x = act(F.conv2d(x, *joined("conv4"), padding=1, groups=2))
+    x = F.conv2d(x, *joined("conv5"), padding=1, groups=2)
+    x = act(pool(x)) if source else pool(act(x))
+    x = x.flatten(1)
+    x = dropped(act(F.linear(x, *joined("fc6"))), 6)
+    x = dropped(act(F.linear(x, *joined("fc7"))), 7)
+    return F.linear(x, *joined("fc8"))
+
+
+CONFIGS = {
+    "paper": ModelConfig(fc_width=64, init="he", pixel_std=50.0),
+    "source": ModelConfig(fc_width=64, init="he", layer_order="source", lrn=LRNConfig(alpha=2e-5)),
+    "tanh without norm": ModelConfig(fc_width=64, init="he", activation="tanh", normalise=False, dropout=0.2),
+}
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_outputs_and_gradients_equal_the_network_written_plainly(name: str, train: bool) -> None:
+    config = CONFIGS[name]
+    model = small(config, seed=3)
+    x = torch.randn(4, 3, 67, 67, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 50
+    x = x.contiguous(memory_format=torch.channels_last)
+    positions = torch.tensor([7, 2**33, 9, 10]) if train else None
+    ours = model(x, positions)
+    theirs = plain(dict(model.named_parameters()), config, x, positions, seed=3)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    labels = torch.tensor([0, 3, 9, 5])
+    parameters = list(model.parameters())
+    ours_grads, theirs_grads = (torch.autograd.grad(F.cross_entropy(o, labels), parameters) for o in (ours, theirs))
+    for ours_grad, theirs_grad in zip(ours_grads, theirs_grads, strict=True):
+        torch.testing.assert_close(ours_grad, theirs_grad, rtol=1e-9, atol=1e-11)
+
+
+def test_it_has_the_papers_60_965_224_parameters_and_659_272_neurons() -> None:
+    model = AlexNet(ModelConfig())
+    assert sum(p.numel() for p in model.parameters()) == 60_965_224
+    sizes: list[int] = []
+
+    def count_neurons(module: torch.nn.Module, inputs: object, output: Tensor) -> None:
+        sizes.append(output[0].numel())
+
+    for tower in model.towers.values():
+        for layer in ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"):
+            getattr(tower, layer).register_forward_hook(count_neurons)
+    logits = model(torch.zeros(1, 3, 224, 224))
+    assert logits.shape == (1, 1000)
+    assert sum(sizes) == 659_272
+
+
+def test_map_sides_are_those_of_the_convolutions() -> None:
+    for crop in range(67, 300, 7):
+        x = torch.zeros(1, 1, crop, crop)
+        x = F.max_pool2d(F.max_pool2d(F.conv2d(x, torch.zeros(1, 1, 11, 11), stride=4, padding=2), 3, 2), 3, 2)
+        assert map_side(crop) == F.max_pool2d(x, 3, 2).shape[-1]
+    assert map_side(224) == 6
+
+
+def test_too_small_a_crop_is_refused() -> None:
+    with pytest.raises(ValueError, match="crop is 50 pixels"):
+        AlexNet(ModelConfig(), crop=50)
+
+
+@pytest.mark.parametrize("classes", [2, 7, 10])
+def test_towers_share_the_classes_and_the_odd_one_is_tower_0s(classes: int) -> None:
+    model = AlexNet(ModelConfig(fc_width=8), classes=classes, crop=67)
+    assert [tower.fc8.out_features for tower in model.towers.values()] == [classes - classes // 2, classes // 2]  # type: ignore[union-attr]
+    assert model(torch.zeros(1, 3, 67, 67)).shape == (1, classes)
+
+
+@pytest.mark.parametrize(("init", "deviation"), [("paper", 0.01), ("source", 0.03)])
+def test_initial_weights_and_biases_are_the_recipes(init, deviation: float) -> None:
+    model = AlexNet(ModelConfig(init=init))
+    for name, parameter in model.named_parameters():
+        layer, kind = name.split(".")[2:]
+        if kind == "bias":
+            assert (parameter == (1.0 if layer in {"conv2", "conv4", "conv5", "fc6", "fc7"} else 0.0)).all()
+            continue
+        expected = deviation if layer in {"conv3", "conv4", "conv5"} else 0.01
+        n = parameter.numel()
+        assert abs(parameter.std().item() / expected - 1) < 5 / (2 * n) ** 0.5
+        assert abs(parameter.mean().item()) < 5 * expected / n**0.5
+
+
+def test_he_keeps_the_scale_of_the_signal() -> None:
+    model = AlexNet(ModelConfig(init="he", fc_width=512, normalise=False), classes=10, crop=112)
+    x = torch.randn(16, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    assert 0.1 < model(x).std() < 10
+
+
+def test_a_tower_alone_starts_as_it_does_beside_the_other() -> None:
+    both, alone = (AlexNet(ModelConfig(fc_width=16), crop=67, seed=5, towers=t) for t in ((0, 1), (1,)))
+    weights = dict(both.named_parameters())
+    for name, parameter in alone.named_parameters():
+        assert name.startswith("towers.1.")
+        assert torch.equal(parameter, weights[name])
+    other = AlexNet(ModelConfig(fc_width=16), crop=67, seed=6)
+    assert not torch.equal(other.towers["0"].conv1.weight, both.towers["0"].conv1.weight)  # type: ignore[union-attr]
+    assert not torch.equal(both.towers["0"].conv1.weight, both.towers["1"].conv1.weight)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("precision", ["mixed", "bfloat16"])
+def test_lower_precisions_are_near_float32(precision) -> None:
+    x = torch.randn(8, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    exact, low = (
+        AlexNet(ModelConfig(init="he", fc_width=256, precision=p), classes=10, crop=112)(x)
+        for p in ("float32", precision)
+    )
+    assert low.dtype == torch.float32
+    assert ((low - exact).norm() / exact.norm()) < 0.03  # eight roundings to 8 bits, each 0.2% to 0.4%
+
+
+def test_wrong_options_say_what_is_expected() -> None:
+    with pytest.raises(ValueError, match="fc_width is 7, expected a positive even number"):
+        ModelConfig(fc_width=7)
+    with pytest.raises(ValueError, match="dropout is 1"):
+        ModelConfig(dropout=1)

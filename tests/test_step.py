@@ -1,0 +1,138 @@
+"""The step: one graph, no recompiles, equal to eager; and a NaN that reaches nothing."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from model.alexnet import AlexNet, ModelConfig
+from model.optim import Momentum, OptimConfig
+from model.step import Examples, StepResult, compiled_train_step, eval_step, prepare, train_step, two_graphs
+
+CROP = 67
+CONFIG = ModelConfig(fc_width=64, init="he", pixel_std=58.0, precision="float32")
+
+
+def examples(batch_size: int = 8, first: int = 0, classes: int = 10) -> Examples:
+    generator = torch.Generator().manual_seed(first)
+    return Examples(
+        torch.randint(0, 256, (batch_size, CROP, CROP, 3), dtype=torch.uint8, generator=generator),
+        torch.randn(batch_size, 3, generator=generator),
+        torch.ones(batch_size),
+        torch.randint(0, classes, (batch_size,), generator=generator),
+        torch.arange(first, first + batch_size),
+    )
+
+
+class Bench:
+    """A network, its velocities and the tensors around a step."""
+
+    def __init__(self, config: ModelConfig = CONFIG) -> None:
+        self.model = AlexNet(config, classes=10, crop=CROP, seed=1)
+        self.optimizer = Momentum(OptimConfig(), dict(self.model.named_parameters()))
+        self.mean = torch.full((CROP, CROP, 3), 110.0)
+        self.healthy = torch.tensor(True)
+
+    def run(self, step, batch: Examples, lr: float = 0.01) -> StepResult:
+        rates = torch.tensor([lr, lr])
+        return step(self.model, self.optimizer, self.mean, rates, self.healthy, batch)
+
+    def tensors(self) -> list[Tensor]:
+        return [t.detach().clone() for t in (*self.optimizer.parameters.values(), *self.optimizer.velocities.values())]
+
+
+def test_prepare_is_the_formula_and_channels_last() -> None:
+    batch = examples()._replace(scale=torch.linspace(0.5, 1, 8))
+    mean = torch.rand(CROP, CROP, 3) * 255
+    found = prepare(batch, mean, 58.0)
+    expected = (batch.pictures.double() + batch.offset[:, None, None].double() - mean.double()) / 58
+    expected = expected * batch.scale.double()[:, None, None, None]
+    assert found.shape == (8, 3, CROP, CROP) and found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found.permute(0, 2, 3, 1).double(), expected, rtol=1e-5, atol=1e-5)  # float32
+
+
+# Generating code takes a minute; the other precisions' graphs are traced, counted and run without it.
+@pytest.mark.parametrize(
+    ("precision", "backend"), [("float32", "inductor"), ("mixed", "aot_eager"), ("bfloat16", "aot_eager")]
+)
+def test_the_compiled_step_is_one_graph_compiled_once_and_equals_eager(precision, backend: str) -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    config = ModelConfig(fc_width=64, init="he", pixel_std=58.0, precision=precision)
+    compiled, eager = Bench(config), Bench(config)
+    step = compiled_train_step(backend)
+    # float32: the order of sums. bfloat16: max-pooling picks other winners where 8 bits round to ties.
+    tolerance = 1e-4 if precision == "float32" else 0.05
+    for i, lr in enumerate((0.01, 0.01, 0.001, 0.0)):  # a new rate compiles nothing
+        ours, theirs = compiled.run(step, examples(first=8 * i), lr), eager.run(train_step, examples(first=8 * i), lr)
+        torch.testing.assert_close(ours.loss, theirs.loss, rtol=tolerance, atol=0)
+        torch.testing.assert_close(ours.grad_norm, theirs.grad_norm, rtol=tolerance, atol=0)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+    if precision == "float32":
+        for a, b in zip(compiled.tensors(), eager.tensors(), strict=True):
+            assert (a - b).norm() <= 1e-3 * b.norm() + 1e-7
+
+
+def test_ten_steps_learn_ten_pictures() -> None:
+    bench, batch = Bench(), examples(10)
+    losses = [bench.run(train_step, batch).loss.item() for _ in range(30)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def poisoned(batch: Examples) -> Examples:
+    offset = batch.offset.clone()
+    offset[3, 1] = float("nan")
+    return batch._replace(offset=offset)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_nothing_not_finite_ever_reaches_the_weights(compile: bool) -> None:
+    bench = Bench()
+    step = compiled_train_step("aot_eager") if compile else train_step
+    assert bench.run(step, examples()).healthy
+    before = bench.tensors()
+    result = bench.run(step, poisoned(examples(first=8)))
+    assert not torch.isfinite(result.loss) and not result.healthy
+    # The host has not looked yet: a good step after the bad one changes nothing either.
+    assert not bench.run(step, examples(first=16)).healthy
+    assert all(torch.equal(a, b) for a, b in zip(before, bench.tensors(), strict=True))
+
+
+def test_an_infinite_gradient_under_a_finite_loss_is_caught() -> None:
+    bench = Bench()
+    with torch.no_grad():
+        bench.model.towers["1"].fc8.weight.mul_(1e38)  # type: ignore[union-attr]
+    before = bench.tensors()
+    result = bench.run(train_step, examples())
+    assert not torch.isfinite(result.grad_norm) and not result.healthy
+    assert all(torch.equal(a, b) for a, b in zip(before, bench.tensors(), strict=True))
+
+
+def test_two_graphs_do_what_one_does() -> None:
+    one, two = Bench(), Bench()
+    whole, apart = compiled_train_step("aot_eager"), two_graphs("aot_eager")
+    for i in range(2):
+        a, b = one.run(whole, examples(first=8 * i)), two.run(apart, examples(first=8 * i))
+        torch.testing.assert_close(a.loss, b.loss, rtol=1e-4, atol=0)
+
+
+def test_validation_counts_as_sorting_does() -> None:
+    bench = Bench()
+    batch = examples(64)
+    loss, top1, top5 = eval_step(bench.model, bench.mean, batch).tolist()
+    with torch.no_grad():
+        logits = bench.model(prepare(batch, bench.mean, 58.0))
+    order = logits.argsort(1, descending=True)
+    assert top1 == (order[:, 0] != batch.labels).sum()
+    assert top5 == (order[:, :5] != batch.labels[:, None]).all(1).sum()
+    assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, batch.labels).item() * 64, rel=1e-5)
+
+
+def test_ties_and_nan_count_as_errors() -> None:
+    bench = Bench()
+    for value in (0.0, float("nan")):
+        with torch.no_grad():
+            for tower in bench.model.towers.values():
+                tower.fc8.weight.fill_(value)  # type: ignore[union-attr]
+        assert eval_step(bench.model, bench.mean, examples(16))[1:].tolist() == [16, 16]
