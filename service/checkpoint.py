@@ -99,7 +99,9 @@ def save(run_folder: Path, state: State, tensors: Tensors, run: dict[str, Any]) 
         files = {path.name: [path.stat().st_size, sha256_of(path)] for path in sorted(temporary.iterdir())}
         _write_json(temporary / MANIFEST, {"schema_version": 1, "files": files})
         fsync_folder(temporary)
-        if final.exists():  # the same step again: a run whose newer checkpoints did not verify
+        if (
+            final.exists()
+        ):  # the same step again: its checkpoint did not verify, or lacks a validation made up for since
             shutil.rmtree(final)
         temporary.rename(final)
     except BaseException:

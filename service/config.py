@@ -160,5 +160,8 @@ def parse_run(arguments: list[str]) -> Run:
         RECIPES,
         args=arguments,
         prog="python -m service.train",
-        description="Train AlexNet on shards, resuming what is in --out. RECIPE is paper unless named.",
+        description=(
+            "Train AlexNet on shards, resuming what is in --out. Without a recipe it is paper. "
+            "A recipe's options: python -m service.train RECIPE --help."
+        ),
     )

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from model.filters import towers_picture
 from pipeline.command import DONE, InputError, run_command
 from pipeline.manifest import write_atomic
-from service.checkpoint import MANIFEST, newest, read
+from service.checkpoint import MANIFEST, Checkpoint, newest, read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,28 +29,36 @@ def _say(message: str) -> None:
     sys.stderr.write(message + "\n")
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The folder of a verified checkpoint: `path` itself or its newest; InputError where there is none."""
+def find_checkpoint(path: Path) -> Checkpoint:
+    """The verified checkpoint that `path` is, or the newest of the run that it is; InputError where there is none."""
     if (path / MANIFEST).exists():
-        return read(path).path
+        return read(path)
     checkpoint = newest(path, _say)
     if not checkpoint:
         raise InputError(f"{path} holds no sound checkpoint, expected one or a run with one; train first")
-    return checkpoint.path
+    return checkpoint
+
+
+def _error(checkpoint: Checkpoint) -> str:
+    """How good the network is, as far as it was measured."""
+    if not checkpoint.state.history:
+        return "not validated"
+    last = checkpoint.state.history[-1]
+    return f"validation top-1 error {last.top1:.2%}, top-5 error {last.top5:.2%} after epoch {last.epoch}"
 
 
 def main() -> int:
     """Draw as the command line says."""
     options = tyro.cli(VisualiseOptions, prog="python -m service.visualise")
-    folder = find_checkpoint(options.checkpoint)
-    towers = [load_file(folder / f"towers-{t}.safetensors")[f"towers.{t}.conv1.weight"] for t in (0, 1)]
+    checkpoint = find_checkpoint(options.checkpoint)
+    towers = [load_file(checkpoint.path / f"towers-{t}.safetensors")[f"towers.{t}.conv1.weight"] for t in (0, 1)]
     stream = io.BytesIO()
     Image.fromarray(towers_picture(towers)).save(stream, "PNG")
     try:
         write_atomic(options.out, stream.getvalue())
     except OSError as error:
         raise InputError(f"cannot write {options.out} ({error.strerror}); give another --out") from error
-    _say(f"{options.out}: conv1 filters of {folder}")
+    _say(f"{options.out}: conv1 filters of {checkpoint.path}, {_error(checkpoint)}")
     return DONE
 
 

@@ -103,7 +103,7 @@ class Worker:
 
     LAG = 2  # steps that may be under way on the device before the host looks at a result
 
-    def __init__(self, run: Run, display: Display, metrics: Metrics, heart: Heart, setup: "Setup"):
+    def __init__(self, run: Run, display: Display, metrics: Metrics, heart: Heart, setup: Setup):
         self.run, self.display, self.metrics, self.heart = run, display, metrics, heart
         self.loader, self.state = setup.loader, setup.state
         self.device = torch.device("cuda" if setup.loader.device == "gpu" else "cpu")
@@ -124,7 +124,7 @@ class Worker:
             resumed_from=setup.resumed_from,
             say=display.say,
         )
-        self.saved_step = self.state.step if setup.resumed_from else -1
+        self.saved: State | None = self.state if setup.resumed_from else None
         self.pending: deque[Late] = deque()
         self.speed = Speed()
 
@@ -237,14 +237,14 @@ class Worker:
 
     def save(self) -> None:
         """Copy the state off the device and hand it to the writer."""
-        if self.state.step == self.saved_step:
+        if self.state == self.saved:
             return
         self.read_results(0)  # nothing that a NaN has touched is ever saved
         start = time.monotonic()
         tensors = copy_tensors(self.model, self.optimizer)
         self.metrics.step_seconds.labels("checkpoint_copy").observe(time.monotonic() - start)
         self.saver.submit(self.state, tensors)
-        self.saved_step = self.state.step
+        self.saved = self.state
 
     def close(self) -> bool:
         """Wait for the writer and close the files; whether the last checkpoint was written."""

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from pictures import write_tree
+from PIL import Image
 
 from model.step import Examples, prepare
 from pipeline.augment import AugmentConfig

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from runs import command, losses, records, run, small_shards, start, wait_until
 from safetensors.torch import load_file
 
-from service.checkpoint import FOLDER, checkpoints, newest
+from service.checkpoint import FOLDER, checkpoints, newest, save
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,20 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_still_ends_the_same(sha
     status, output = run(command(shards, broken, *options, "--max-steps", "6"))
     assert status == 0 and "towers-1.safetensors is damaged" in output and "step-00000002, restart 1" in output
     assert_same_end(broken, whole, 6)
+
+
+def test_a_stop_during_validation_leaves_it_to_the_resume(shards: Path, tmp_path: Path) -> None:
+    """The last step done, its validation not: a checkpoint without the last error, made by taking it out."""
+    arguments = command(shards, tmp_path, "--no-compile", "--epochs", "1")
+    assert run(arguments)[0] == 0
+    checkpoint = newest(tmp_path, print)
+    assert checkpoint and len(checkpoint.state.history) == 1
+    tensors = {f.name: load_file(f) for f in sorted(checkpoint.path.glob("*.safetensors"))}
+    save(tmp_path, replace(checkpoint.state, history=()), tensors, checkpoint.run)
+    status, output = run(arguments)
+    assert status == 0 and "epoch 1: validation" in output
+    again = newest(tmp_path, print)
+    assert again and again.state.history == checkpoint.state.history
 
 
 def test_a_finished_run_is_not_trained_further(shards: Path, tmp_path: Path) -> None:
