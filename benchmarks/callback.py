@@ -1,0 +1,257 @@
+"""Samples/s of what the loader does in Python: from a training position to JPEG bytes and drawn parameters.
+
+    python benchmarks/callback.py [--batch-size 1024] [--samples 100000]
+
+DALI calls this for each batch, so it is the part of the pipeline that holds Python's lock and that no thread can share.
+It runs here on one core, alone and beside a thread that never leaves Python, over a generated data set. Nothing
+decodes, so the pictures are random bytes laid out as tars are. With a cold page cache a byte of every page is read too.
+"""
+
+import gc
+import os
+import statistics
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+
+from pipeline.loader import DataConfig, Loader
+from pipeline.manifest import (
+    MEAN_FILE,
+    SAMPLE_DTYPE,
+    SAMPLES_FILE,
+    ColourStatistics,
+    Dataset,
+    PictureClass,
+    Shard,
+    Split,
+    write_array,
+    write_dataset,
+)
+from pipeline.rows import TrainRows
+from pipeline.storage import SampleStore
+
+SHARD_SAMPLES = 2500
+BLOCK = 512  # bytes: a tar's members and their headers stand at multiples of it
+PAGE = 4096  # bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to measure."""
+
+    batch_size: int = 1024
+    samples: int = 100_000
+    """Pictures of the generated data set."""
+    picture_bytes: int = 26_000
+    """Mean size of a picture; 26,000 is ImageNet's at 256 pixels and quality 92."""
+    rounds: int = 5
+    seconds: float = 3.0
+    """Length of a window."""
+    folder: Path | None = None
+    """Where to make the data set, on the disk to be measured; a temporary folder if not given."""
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__)
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        root = Path(folder)
+        print(f"writing {options.samples:,} pictures of about {options.picture_bytes:,} bytes", flush=True)
+        write_data_set(root, options)
+        print(
+            f"numpy {np.__version__}, batch {options.batch_size}, one core, load {os.getloadavg()[0]:.1f}", flush=True
+        )
+        print(f"{'':32} {'samples/s median':>16} {'range':>20}   n = {options.rounds}", flush=True)
+        in_memory(root, options)
+        from_disk(root, options)
+
+
+def write_data_set(root: Path, options: Options) -> None:
+    """A data set folder whose pictures are random bytes."""
+    generator = np.random.default_rng(0)
+    least, most = options.picture_bytes // 2, options.picture_bytes * 3 // 2
+    sizes = generator.integers(least, most, options.samples, endpoint=True)
+    (root / "train").mkdir()
+    made = [write_shard(root, number, part) for number, part in enumerate(_shares(sizes))]
+    table = np.concatenate([rows for _, rows in made])
+    split = Split(
+        samples=len(table),
+        shards=tuple(shard for shard, _ in made),
+        table_sha256=write_array(root / "train" / SAMPLES_FILE, table),
+    )
+    mean_sha256 = write_array(root / MEAN_FILE, np.full((256, 256, 3), 110, np.float32))
+    write_dataset(root, _dataset(split, mean_sha256))
+
+
+def _shares(sizes: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    return [sizes[first : first + SHARD_SAMPLES] for first in range(0, len(sizes), SHARD_SAMPLES)]
+
+
+def write_shard(root: Path, number: int, sizes: NDArray[np.int64]) -> tuple[Shard, NDArray[np.void]]:
+    """One file as large as the tar of such pictures, and its rows of the sample table."""
+    members = BLOCK + -(-sizes // BLOCK) * BLOCK + 2 * BLOCK  # header, picture, the label's header and block
+    ends = np.cumsum(members)
+    rows = np.zeros(len(sizes), SAMPLE_DTYPE)
+    rows["shard"], rows["size"], rows["offset"] = number, sizes, ends - members + BLOCK
+    path = root / "train" / f"{number:06d}.tar"
+    with path.open("wb") as stream:
+        stream.write(np.random.default_rng(number).bytes(int(ends[-1])))
+        stream.flush()
+        os.fsync(stream.fileno())  # a page is only dropped from memory when it is on disk
+    return Shard(name=path.name, samples=len(sizes), bytes=int(ends[-1]), sha256=""), rows
+
+
+def _dataset(split: Split, mean_sha256: str) -> Dataset:
+    return Dataset(
+        encoder="random bytes",
+        size=256,
+        quality=92,
+        seed=0,
+        shard_samples=SHARD_SAMPLES,
+        val_fraction=0.0,
+        source_sha256="",
+        classes=(PictureClass(index=0, id="n00000000", words="noise"),),
+        splits={"train": split},
+        rejected=0,
+        colour=ColourStatistics(
+            mean=(110.0, 110.0, 110.0),
+            eigenvalues=(9000.0, 500.0, 100.0),
+            eigenvectors=((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
+            standard_deviations=(9000.0**0.5, 500.0**0.5, 10.0),
+        ),
+        mean_sha256=mean_sha256,
+    )
+
+
+def batches(root: Path, batch_size: int, output: Any = "uint8") -> Iterator[list[NDArray[np.uint8]]]:
+    """The JPEG files of batch after batch; the parameters are drawn and laid out for the graph as well."""
+    loader = Loader(DataConfig(shards=root, output=output))
+    store = SampleStore(root, loader.dataset, "train")
+    augment = loader.config.augment
+    rows = TrainRows(store, augment, loader.dataset.colour, seed=loader.seed, border=loader.border)
+    ahead: deque[Any] = deque()
+    first = 0
+    while True:
+        while len(ahead) <= loader.config.prefetch:
+            ahead.append(rows(first, batch_size))
+            store.prefetch(ahead[-1].locations)
+            first += batch_size
+        jpegs, _, _, _ = loader._inputs(store, ahead.popleft())
+        yield jpegs
+
+
+def touching(source: Iterator[list[NDArray[np.uint8]]]) -> Iterator[list[NDArray[np.uint8]]]:
+    """The same, with a byte of every page read, so that the page must be there."""
+    for jpegs in source:
+        for jpeg in jpegs:
+            int(jpeg[::PAGE].sum())
+            int(jpeg[-1])
+        yield jpegs
+
+
+def rate(source: Iterator[Any], batch_size: int, seconds: float) -> float:
+    """Samples/s over a window of whole batches."""
+    start, count = time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - start) < seconds:
+        next(source)
+        count += batch_size
+    return count / elapsed
+
+
+@contextmanager
+def busy_thread() -> Iterator[None]:
+    """A thread that computes in Python and gives up the lock only when it must."""
+    stop = threading.Event()
+
+    def spin() -> None:
+        while not stop.is_set():
+            for _ in range(1000):
+                pass
+
+    thread = threading.Thread(target=spin)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def in_memory(root: Path, options: Options) -> None:
+    """The callback alone and beside a busy thread, for both kinds of output, in turn."""
+    sources = {output: batches(root, options.batch_size, output) for output in ("uint8", "float32")}
+    for source in sources.values():
+        rate(source, options.batch_size, 1.0)
+    rates: dict[str, list[float]] = {}
+    for _ in range(options.rounds):
+        for output, source in sources.items():
+            alone = rate(source, options.batch_size, options.seconds)
+            with busy_thread():
+                beside = rate(source, options.batch_size, options.seconds)
+            rates.setdefault(f"{output}, alone", []).append(alone)
+            rates.setdefault(f"{output}, beside a busy thread", []).append(beside)
+    for name, values in rates.items():
+        report(name, values)
+
+
+def from_disk(root: Path, options: Options) -> None:
+    """An epoch's first pictures with a warm and with a cold page cache, every page read, in turn."""
+    count = max(min(options.samples // options.batch_size, 20), 1)
+    kinds: dict[str, Callable[[Path], None]] = {"warm": load_pages, "cold": drop_pages}
+    rates: dict[str, list[float]] = {f"pages read, {kind}": [] for kind in kinds}
+    read: list[float] = []
+    for _ in range(options.rounds):
+        for kind, ready in kinds.items():
+            ready(root)
+            before = disk_bytes()
+            source = touching(batches(root, options.batch_size))
+            start = time.perf_counter()
+            touched = sum(jpeg.nbytes for _ in range(count) for jpeg in next(source))
+            rates[f"pages read, {kind}"].append(count * options.batch_size / (time.perf_counter() - start))
+            del source
+            if kind == "cold":
+                read.append((disk_bytes() - before) / touched)
+    for name, values in rates.items():
+        report(name, values)
+    ratios = [cold / warm for warm, cold in zip(*rates.values(), strict=True)]
+    print(f"cold / warm {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})", end="; ")
+    print(f"cold, the disk gave {statistics.median(read):.2f} bytes for each byte of the pictures")
+
+
+def load_pages(root: Path) -> None:
+    """Bring every shard into the page cache."""
+    for path in (root / "train").glob("*.tar"):
+        path.read_bytes()
+
+
+def drop_pages(root: Path) -> None:
+    """Take every shard out of the page cache."""
+    gc.collect()  # what is still mapped would stay
+    for path in (root / "train").glob("*.tar"):
+        with path.open("rb") as stream:
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def disk_bytes() -> int:
+    """Bytes that this process has had read from disk."""
+    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(fields["read_bytes"])
+
+
+def report(name: str, rates: list[float]) -> None:
+    low, high = min(rates), max(rates)
+    print(f"{name:32} {statistics.median(rates):16,.0f} {f'{low:,.0f}-{high:,.0f}':>20}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
