@@ -102,7 +102,9 @@ class Tower(nn.Module):
         return x.flatten(1)
 
     def normalise(self, x: Tensor) -> Tensor:
-        return local_response_norm(x, self.config.lrn) if self.config.normalise else x
+        if not self.config.normalise:
+            return x
+        return local_response_norm(x, self.config.lrn, None if self.config.precision == "float32" else torch.bfloat16)
 
     def activate(self, x: Tensor) -> Tensor:
         return x.relu() if self.config.activation == "relu" else x.tanh()

@@ -7,6 +7,7 @@ there). Everything else is pointwise and fuses.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,16 +27,16 @@ class LRNConfig:
     """Added to the sum."""
 
 
-def band(channels: int, size: int, like: Tensor) -> Tensor:
-    """(channels, channels) of `like`'s dtype and device: 1 where two channels are at most size // 2 apart."""
-    channel = torch.arange(channels, device=like.device)
-    return ((channel[:, None] - channel[None, :]).abs() <= size // 2).to(like.dtype)
+def band(channels: int, size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(channels, channels): 1 where two channels are at most size // 2 apart."""
+    channel = torch.arange(channels, device=device)
+    return ((channel[:, None] - channel[None, :]).abs() <= size // 2).to(dtype)
 
 
-def _window_sum(x: Tensor, size: int) -> Tensor:
-    """Sum over each channel's window, (B, C, H, W) channels-last; the sum is accumulated in float32 or better."""
-    rows = x.permute(0, 2, 3, 1)  # (B, H, W, C): for channels-last pictures a view, and one tall matrix
-    return (rows @ band(x.shape[1], size, x)).permute(0, 3, 1, 2)
+def _window_sum(x: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """Sum over each channel's window, (B, C, H, W) channels-last; terms in `dtype`, added in float32 or better."""
+    rows = x.permute(0, 2, 3, 1).to(dtype)  # (B, H, W, C): for channels-last pictures a view, and one tall matrix
+    return (rows @ band(x.shape[1], size, x.device, dtype)).permute(0, 3, 1, 2)
 
 
 def _accurate(x: Tensor) -> Tensor:
@@ -53,26 +54,32 @@ def _inverse_power(scale: Tensor, beta: float) -> Tensor:
 
 class _LRN(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, size: int, alpha: float, beta: float, k: float) -> tuple[Tensor, Tensor]:
-        total = _window_sum(x * x, size)
-        return (x * _inverse_power(k + alpha * _accurate(total), beta)).to(x.dtype), total
+    def forward(x: Tensor, config: LRNConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        total = _window_sum(x * x, config.size, dtype)
+        scale = config.k + config.alpha * _accurate(total)
+        return (x * _inverse_power(scale, config.beta)).to(x.dtype), total
 
     @staticmethod
-    def setup_context(ctx, inputs, output):  # type: ignore
-        x, ctx.size, ctx.alpha, ctx.beta, ctx.k = inputs
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, ctx.config, ctx.dtype = inputs
         ctx.save_for_backward(x, output[1])
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
-    def backward(ctx, grad, _):  # type: ignore
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         x, total = ctx.saved_tensors
-        scale = ctx.k + ctx.alpha * _accurate(total)
-        power = _inverse_power(scale, ctx.beta)
+        config: LRNConfig = ctx.config
+        scale = config.k + config.alpha * _accurate(total)
+        power = _inverse_power(scale, config.beta)
         # d b_j / d a_i = [i = j] scale_j^-beta - 2 alpha beta a_i a_j scale_j^-(beta+1) for i in j's window
-        spread = _window_sum((grad * x * power / scale).to(x.dtype), ctx.size)
-        return (grad * power - 2 * ctx.alpha * ctx.beta * x * spread).to(x.dtype), None, None, None, None
+        spread = _window_sum(grad * x * power / scale, config.size, ctx.dtype)
+        return (grad * power - 2 * config.alpha * config.beta * x * spread).to(x.dtype), None, None
 
 
-def local_response_norm(x: Tensor, config: LRNConfig) -> Tensor:
-    """Normalise (B, C, H, W) across channels; the window stays inside x, so a tower's channels are normalised alone."""
-    return _LRN.apply(x, config.size, config.alpha, config.beta, config.k)[0]
+def local_response_norm(x: Tensor, config: LRNConfig, sum_dtype: torch.dtype | None = None) -> Tensor:
+    """Normalise (B, C, H, W) across channels; the window stays inside x, so a tower's channels are normalised alone.
+
+    The squares may be summed in a lower precision than x has, `sum_dtype`: alpha makes the sum a small part of the
+    scale, so that rounding it to bfloat16 changes b by 0.6% at most, and far less where the sum is small beside k.
+    """
+    return _LRN.apply(x, config, sum_dtype or x.dtype)[0]

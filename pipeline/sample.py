@@ -16,11 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import numpy as np
 import tyro
 from PIL import Image
 
 from pipeline.command import DONE, InputError, run_command
+from pipeline.memory import keep_freed_memory
 from pipeline.progress import progress
 from pipeline.scene import GENERATOR, picture
 from pipeline.textures import TEXTURES
@@ -34,7 +34,6 @@ RECORD: Final = "sample.json"
 SYNSETS: Final = "LOC_synset_mapping.txt"  # the name that ILSVRC's Kaggle edition gives it
 
 _PICTURES_A_TASK = 25
-_KEPT_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,14 +110,6 @@ def write_pictures(task: Task, root: Path, seed: int, side: tuple[int, int]) -> 
         pixels = picture(seed, task.split, task.label, index, side)
         Image.fromarray(pixels).save(root / picture_path(task.split, task.label, index), "JPEG", quality=JPEG_QUALITY)
     return len(task.indices)
-
-
-def keep_freed_memory() -> None:
-    """Make glibc keep the arrays that are freed: it does once it has freed a block as large.
-
-    Without it every array is paged in anew, a fifth of the whole time.
-    """
-    np.empty(_KEPT_BYTES, np.uint8)
 
 
 def write_tree(root: Path, config: SampleConfig) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from pipeline.command import DONE, FAULTS, InputError, run_command
+from pipeline.memory import keep_freed_memory
 from service.api import COMPILE_FACTOR, Heart, application, listen, serving
 from service.config import parse_run, write_run
 from service.console import Display
@@ -56,6 +57,7 @@ def locked(folder: Path) -> Iterator[None]:
 def main() -> int:
     """Train as the command line says."""
     run = parse_run(sys.argv[1:])
+    keep_freed_memory()
     stop = Stop()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop.request)

@@ -52,9 +52,11 @@ def plain(weights: dict[str, Tensor], config: ModelConfig, x: Tensor, positions:
 
 
 CONFIGS = {
-    "paper": ModelConfig(fc_width=64, init="he", pixel_std=50.0),
-    "source": ModelConfig(fc_width=64, init="he", layer_order="source", lrn=LRNConfig(alpha=2e-5)),
-    "tanh without norm": ModelConfig(fc_width=64, init="he", activation="tanh", normalise=False, dropout=0.2),
+    "paper": ModelConfig(fc_width=64, init="he", precision="float32", pixel_std=50.0),
+    "source": ModelConfig(fc_width=64, init="he", precision="float32", layer_order="source", lrn=LRNConfig(alpha=2e-5)),
+    "tanh without norm": ModelConfig(
+        fc_width=64, init="he", precision="float32", activation="tanh", normalise=False, dropout=0.2
+    ),
 }
 
 

@@ -48,3 +48,16 @@ def test_lower_precisions_lose_only_their_own_rounding(dtype: torch.dtype, toler
     x = picture(48, dtype)
     exact = local_response_norm(x.detach().double(), LRNConfig())
     torch.testing.assert_close(local_response_norm(x, LRNConfig()).double(), exact, rtol=tolerance, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [10.0, 300.0])
+def test_a_sum_in_bfloat16_errs_by_no_more_than_its_roundings(scale: float) -> None:
+    x = picture(48, torch.float32, scale)
+    exact, rounded = local_response_norm(x, LRNConfig()), local_response_norm(x, LRNConfig(), torch.bfloat16)
+    assert rounded.dtype == torch.float32
+    # The terms and their sum are each rounded by 2^-8 at most, which the power takes to this share of b.
+    share = 1e-4 * 5 * x.detach().square().max() / (2 + 1e-4 * 5 * x.detach().square().max())
+    tolerance = 1.05 * 0.75 * share.item() * 2**-7
+    torch.testing.assert_close(rounded, exact, rtol=tolerance, atol=0)
+    grads = [torch.autograd.grad(y.sum(), x)[0] for y in (exact, rounded)]
+    assert (grads[1] - grads[0]).norm() < 3 * tolerance * grads[0].norm()

@@ -1,0 +1,23 @@
+"""Keep the memory of large arrays in the process, instead of asking the system for each one anew."""
+
+import ctypes
+from typing import Final
+
+# glibc's mallopt, <malloc.h>
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
+_MOST: Final = 2**31 - 1
+
+
+def keep_freed_memory() -> None:
+    """Make glibc's malloc reuse freed blocks of any size; elsewhere nothing changes.
+
+    By default each block over 32 MB is mapped for its use alone and paged in, zeroed, again: a fifth of a training step
+    on a CPU. The process stays as large as it has ever been.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # not glibc
+        return
+    mallopt(_M_MMAP_THRESHOLD, _MOST)
+    mallopt(_M_TRIM_THRESHOLD, _MOST)
