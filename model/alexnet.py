@@ -44,7 +44,7 @@ class ModelConfig:
     pixel_std: float = 1.0
     """Pictures (0..255, mean subtracted) are divided by this; 1 is the paper's."""
     precision: Precision = "mixed"
-    """float32; bfloat16: autocast throughout; mixed: float32 through the second pooling, bfloat16 after it."""
+    """float32; bfloat16: autocast throughout, fastest; mixed: float32 through the second pooling, bfloat16 after it."""
 
     def __post_init__(self) -> None:
         if self.fc_width < 2 or self.fc_width % 2:
