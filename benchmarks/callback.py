@@ -24,7 +24,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from pipeline.loader import DataConfig, Loader
+from pipeline.loader import DataConfig, Loader, graph_inputs
 from pipeline.manifest import (
     MEAN_FILE,
     SAMPLE_DTYPE,
@@ -138,7 +138,7 @@ def batches(root: Path, batch_size: int, output: Any = "uint8") -> Iterator[list
     loader = Loader(DataConfig(shards=root, output=output))
     store = SampleStore(root, loader.dataset, "train")
     augment = loader.config.augment
-    rows = TrainRows(store, augment, loader.dataset.colour, seed=loader.seed, border=loader.border)
+    rows = TrainRows(store, augment, loader.dataset.colour, seed=loader.seed, border=loader.border, mean=loader.mean)
     ahead: deque[Any] = deque()
     first = 0
     while True:
@@ -146,7 +146,7 @@ def batches(root: Path, batch_size: int, output: Any = "uint8") -> Iterator[list
             ahead.append(rows(first, batch_size))
             store.prefetch(ahead[-1].locations)
             first += batch_size
-        jpegs, _, _, _ = loader._inputs(store, ahead.popleft())
+        jpegs, _, _, _ = graph_inputs(store, ahead.popleft())
         yield jpegs
 
 

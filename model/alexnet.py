@@ -127,7 +127,9 @@ class AlexNet(nn.Module):
         if map_side(crop) < 1:
             raise ValueError(f"crop is {crop} pixels, expected at least 63: three poolings leave nothing of less")
         self.config, self.seed, self.join = config, seed, join
-        # Tower 0 takes the odd class: tower t owns its half of fc8.
+        if classes < 2:
+            raise ValueError(f"classes is {classes}, expected at least 2: each tower holds half of them")
+        # Tower 0 takes the odd class.
         self.towers = nn.ModuleDict({str(t): Tower(config, (classes + 1 - t) // 2, crop) for t in towers})
         initialise(self, config.init, seed)
 

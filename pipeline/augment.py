@@ -22,11 +22,11 @@ class AugmentConfig:
     paper's text), or times the standard deviations, the sum then divided by 1 + colour_std (the 2012 source)."""
     colour_std: float = 0.1
     """Standard deviation of the shift's random factors."""
-    colour_epochs: float = float("inf")
+    colour_epochs: float | None = None
     """The colour shift ends after this many epochs; 67 in the 2012 source."""
 
     def __post_init__(self) -> None:
-        if self.colour_std < 0 or self.colour_epochs < 0:
+        if self.colour_std < 0 or (self.colour_epochs or 0) < 0:
             raise InputError(
                 f"colour_std is {self.colour_std} and colour_epochs {self.colour_epochs}, expected at least 0"
             )
@@ -49,7 +49,8 @@ def draw(
     crop = (uniform(words[:, 0:2]) * (border + 1)).astype(np.int64)
     mirror = (words[:, 2] >> np.uint64(63)).astype(bool) & config.mirror
     epochs = np.arange(first, first + count) / samples
-    on = (epochs < config.colour_epochs) & (config.colour != "off")
+    until = np.inf if config.colour_epochs is None else config.colour_epochs
+    on = (epochs < until) & (config.colour != "off")
     alpha = normal(words[:, 3:7])[:, :3] * config.colour_std * on[:, None]
     shift = (alpha * _shift_lengths(config, colour)) @ np.array(colour.eigenvectors).T
     scale = np.where(on & (config.colour == "deviations"), 1 / (1 + config.colour_std), 1.0)

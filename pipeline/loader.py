@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 import torch
 from nvidia.dali import fn
+from nvidia.dali import math as dali_math
 from nvidia.dali.pipeline import Pipeline
 from nvidia.dali.types import DALIDataType, DALIImageType, DALIInterpType
 
@@ -95,11 +96,16 @@ class Loader:
         self.border = border(self.dataset, config)
         self.output: Output = _output(config, device)
         self.decoder: Device = _decoder(config, device)
+        # uint8 cannot hold a mean or a shift: the step adds the shift then.
+        self.mean = None if self.output == "uint8" else np.array(self.dataset.colour.mean, np.float32)
+        self._copied: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
 
     def train(self, batch_size: int, first: int = 0) -> Iterator[Batch]:
         """This rank's part of each global batch from position `first` on, without end."""
         store = SampleStore(self.config.shards, self.dataset, "train")
-        rows = TrainRows(store, self.config.augment, self.dataset.colour, seed=self.seed, border=self.border)
+        rows = TrainRows(
+            store, self.config.augment, self.dataset.colour, seed=self.seed, border=self.border, mean=self.mean
+        )
         mine = rank_slice(batch_size, self.rank, self.ranks)
         starts = (first + step * batch_size + mine.start for step in count())
         ours = mine.stop - mine.start
@@ -110,7 +116,7 @@ class Loader:
         store = SampleStore(self.config.shards, self.dataset, "val")
         mine = rank_slice(len(store), self.rank, self.ranks)
         starts = range(mine.start, mine.stop, batch_size)
-        rows = (validation_rows(store, self.border, at, min(batch_size, mine.stop - at)) for at in starts)
+        rows = (validation_rows(store, self.border, self.mean, at, min(batch_size, mine.stop - at)) for at in starts)
         return self._batches(store, rows, batch_size)
 
     def _batches(self, store: SampleStore, rows: Iterator[Rows], batch_size: int) -> Iterator[Batch]:
@@ -126,7 +132,7 @@ class Loader:
             if not ahead:
                 raise StopIteration
             waiting.append(ahead.popleft())
-            return self._inputs(store, waiting[-1])
+            return graph_inputs(store, waiting[-1])
 
         graph = self._graph(feed, batch_size)
         while True:
@@ -135,15 +141,6 @@ class Loader:
             except StopIteration:
                 return
             yield self._batch(pictures, waiting.popleft())
-
-    def _inputs(self, store: SampleStore, rows: Rows) -> tuple[Any, ...]:
-        """What the graph takes for a batch: JPEG files, crop corners, mirror flags and means to take off."""
-        mirror = rows.draws.mirror.astype(np.int32)
-        corner = rows.draws.crop.astype(np.float32)
-        mean = np.zeros_like(rows.draws.shift)
-        if self.output != "uint8":
-            mean = np.array(self.dataset.colour.mean, np.float32) - rows.draws.shift
-        return store.read(rows.locations), corner, mirror, mean
 
     def _graph(self, feed: Any, batch_size: int) -> Pipeline:
         graph = Pipeline(
@@ -171,7 +168,8 @@ class Loader:
                     pictures, size=FULL_SIDE, mode="not_smaller", interp_type=DALIInterpType.INTERP_TRIANGULAR
                 )
                 sides = pictures.shape(device="cpu")[:2]
-                position = (corner + (sides - FULL_SIDE) // 2) / fn.cast(sides - crop, dtype=DALIDataType.FLOAT)
+                spare = fn.cast(dali_math.max(sides - crop, 1), dtype=DALIDataType.FLOAT)
+                position = (corner + (sides - FULL_SIDE) // 2) / spare
             pictures = fn.crop_mirror_normalize(
                 pictures,
                 crop=(crop, crop),
@@ -189,12 +187,23 @@ class Loader:
     def _batch(self, pictures: Any, rows: Rows) -> Batch:
         tensor = torch.from_dlpack(pictures.as_tensor())
         if self.device == "gpu":
-            tensor = tensor.clone()  # on torch's stream, in order with the step; DALI may then reuse its buffer
-        offset = rows.draws.shift
-        if self.output != "uint8":  # DALI has added the shift and taken off the mean RGB
-            offset = np.broadcast_to(np.array(self.dataset.colour.mean, np.float32), offset.shape)
-        host = (torch.from_numpy(np.array(v)) for v in (offset, rows.draws.scale, rows.labels, rows.positions))
+            tensor = self._copy(tensor)
+        host = (torch.from_numpy(np.array(v)) for v in (rows.offset, rows.scale, rows.labels, rows.positions))
         return Batch(tensor, *(v.to(tensor.device, non_blocking=True) for v in host))
+
+    def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy in the order of torch's stream; DALI's buffer is held until that copy has been made."""
+        copy, made = tensor.clone(), torch.cuda.Event()
+        made.record()
+        self._copied.append((tensor, made))
+        while self._copied[0][1].query() and len(self._copied) > 1:
+            self._copied.popleft()
+        return copy
+
+
+def graph_inputs(store: SampleStore, rows: Rows) -> tuple[Any, ...]:
+    """What the graph takes for a batch: JPEG files, crop corners, mirror flags, and RGB to take off."""
+    return store.read(rows.locations), rows.corner, rows.mirror, rows.taken
 
 
 def choose_device(device: Literal["auto", "cpu", "gpu"]) -> Device:

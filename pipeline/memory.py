@@ -19,5 +19,6 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:  # not glibc
         return
-    mallopt(_M_MMAP_THRESHOLD, _MOST)
-    mallopt(_M_TRIM_THRESHOLD, _MOST)
+    # Before 2.35 glibc refuses so large a threshold (and returns 0); the trimming alone would make matters worse.
+    if mallopt(_M_MMAP_THRESHOLD, _MOST):
+        mallopt(_M_TRIM_THRESHOLD, _MOST)

@@ -45,6 +45,8 @@ def to_jpeg(data: bytes, size: int, quality: int) -> tuple[bytes, NDArray[np.uin
         try:
             jpeg = _square_jpeg(data, size, quality) if size else _own_size_jpeg(data, quality)
             return jpeg, _central_pixels(jpeg, size or STATISTICS_SIZE)
+        except MemoryError:
+            raise  # this machine's fault, not the picture's
         except Exception as error:  # Pillow raises a dozen unrelated types on damaged data
             raise UnusablePicture(_reason(data, error)) from error
 

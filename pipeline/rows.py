@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.augment import AugmentConfig, Draws, draw
+from pipeline.augment import AugmentConfig, draw
 from pipeline.manifest import ColourStatistics
 from pipeline.order import samples_at
 from pipeline.storage import Location, SampleStore
@@ -17,23 +17,48 @@ BLOCK = 1 << 15
 
 
 class Rows(NamedTuple):
-    """One row a position."""
+    """One row a position, each column as its user takes it, so that a batch is slices and no arithmetic."""
 
-    positions: NDArray[np.int64]
-    labels: NDArray[np.int64]
     locations: list[Location]
-    draws: Draws
+    corner: NDArray[np.float32]  # (n, 2): row and column of the crop's corner, pixels
+    mirror: NDArray[np.int32]  # (n,): 1 to mirror
+    taken: NDArray[np.float32]  # (n, 3): RGB that the graph takes off every pixel
+    offset: NDArray[np.float32]  # (n, 3): RGB that the step adds to every pixel
+    scale: NDArray[np.float32]  # (n,): multiplies the picture after that
+    labels: NDArray[np.int64]  # (n,)
+    positions: NDArray[np.int64]  # (n,)
 
     def part(self, start: int, stop: int) -> "Rows":
-        draws = Draws._make(values[start:stop] for values in self.draws)
-        return Rows(self.positions[start:stop], self.labels[start:stop], self.locations[start:stop], draws)
+        """The rows start .. stop - 1."""
+        return Rows._make(column[start:stop] for column in self)
+
+
+def join(parts: list[Rows]) -> Rows:
+    """The rows of all parts."""
+    if len(parts) == 1:
+        return parts[0]
+    locations = [location for part in parts for location in part.locations]
+    return Rows(locations, *(np.concatenate(columns) for columns in zip(*(part[1:] for part in parts), strict=True)))
 
 
 class TrainRows:
-    """Rows of training positions: the order, the augmentation, and where the bytes stand."""
+    """Rows of training positions: the order, the augmentation, and where the bytes stand.
 
-    def __init__(self, store: SampleStore, config: AugmentConfig, colour: ColourStatistics, *, seed: int, border: int):
-        self.store, self.config, self.colour, self.seed, self.border = store, config, colour, seed, border
+    mean: (3,) RGB that the graph takes off together with the colour shift, or None where the step adds the shift.
+    """
+
+    def __init__(
+        self,
+        store: SampleStore,
+        config: AugmentConfig,
+        colour: ColourStatistics,
+        *,
+        seed: int,
+        border: int,
+        mean: NDArray[np.float32] | None,
+    ):
+        self.store, self.config, self.colour = store, config, colour
+        self.seed, self.border, self.mean = seed, border, mean
         self._block = lru_cache(maxsize=2)(self._draw_block)
 
     def __call__(self, first: int, count: int) -> Rows:
@@ -41,8 +66,7 @@ class TrainRows:
         stop = first + count
         blocks = range(first // BLOCK, (stop - 1) // BLOCK + 1)
         spans = [(max(first - b * BLOCK, 0), min(stop - b * BLOCK, BLOCK)) for b in blocks]
-        parts = [self._block(b).part(*span) for b, span in zip(blocks, spans, strict=True)]
-        return parts[0] if len(parts) == 1 else _join(parts)
+        return join([self._block(b).part(*span) for b, span in zip(blocks, spans, strict=True)])
 
     def _draw_block(self, block: int) -> Rows:
         first, n = block * BLOCK, len(self.store)
@@ -56,27 +80,35 @@ class TrainRows:
             first=first,
             count=BLOCK,
         )
-        positions = np.arange(first, first + BLOCK)
-        return Rows(positions, self.store.labels[samples], self.store.locate(samples), draws)
+        return Rows(
+            self.store.locate(samples),
+            draws.crop.astype(np.float32),
+            draws.mirror.astype(np.int32),
+            *shares(draws.shift, self.mean),
+            draws.scale,
+            self.store.labels[samples],
+            np.arange(first, first + BLOCK),
+        )
 
 
-def _join(parts: list[Rows]) -> Rows:
-    draws = Draws._make(np.concatenate(values) for values in zip(*(part.draws for part in parts), strict=True))
-    return Rows(
-        np.concatenate([part.positions for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-        [location for part in parts for location in part.locations],
-        draws,
-    )
+def shares(
+    shift: NDArray[np.float32], mean: NDArray[np.float32] | None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What the graph takes off and what the step adds, (n, 3) each: together the shift, whoever applies it."""
+    if mean is None:
+        return np.zeros_like(shift), shift
+    return mean - shift, np.tile(mean, (len(shift), 1))
 
 
-def validation_rows(store: SampleStore, border: int, first: int, count: int) -> Rows:
+def validation_rows(store: SampleStore, border: int, mean: NDArray[np.float32] | None, first: int, count: int) -> Rows:
     """Centre crops of the samples first .. first + count - 1, as they are."""
     samples = np.arange(first, first + count)
-    draws = Draws(
-        np.full((count, 2), border // 2),
-        np.zeros(count, bool),
-        np.zeros((count, 3), np.float32),
+    return Rows(
+        store.locate(samples),
+        np.full((count, 2), border // 2, np.float32),
+        np.zeros(count, np.int32),
+        *shares(np.zeros((count, 3), np.float32), mean),
         np.ones(count, np.float32),
+        store.labels[samples],
+        samples,
     )
-    return Rows(samples, store.labels[samples], store.locate(samples), draws)

@@ -53,7 +53,7 @@ class SampleConfig:
     """Every picture follows from it."""
     side: tuple[int, int] = (140, 260)
     """Least and greatest length of a picture's sides, pixels."""
-    workers: int = min(os.cpu_count() or 1, 16)
+    workers: int = min(len(os.sched_getaffinity(0)), 16)
     """Processes that draw; the pictures do not depend on it."""
 
     def __post_init__(self) -> None:
@@ -178,7 +178,7 @@ def make(config: SampleConfig) -> None:
 
 
 def main() -> int:
-    config = tyro.cli(SampleConfig)
+    config = tyro.cli(SampleConfig, prog="python -m pipeline.sample")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the temporary folder goes
     if already_made(config):
         sys.stdout.write(f"{config.dir}: already there\n")

@@ -3,7 +3,6 @@
 import mmap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,13 +10,9 @@ from numpy.typing import NDArray
 from pipeline.command import InputError
 from pipeline.manifest import Dataset, load_samples
 
-
-class Location(NamedTuple):
-    """Where a sample's JPEG bytes stand."""
-
-    shard: int
-    offset: int  # bytes
-    size: int  # bytes
+# Where a sample's JPEG bytes stand: shard, offset and size in bytes. A plain tuple, because a named one takes longer to
+# make, and there is one for each sample of an epoch.
+Location = tuple[int, int, int]
 
 
 class SampleStore:
@@ -27,8 +22,9 @@ class SampleStore:
         self.table = load_samples(root, dataset, split)
         self.labels: NDArray[np.int64] = self.table["label"].astype(np.int64)
         shards = [(root / split / shard.name, shard.bytes) for shard in dataset.splits[split].shards]
-        self._maps = [_map(path, size) for path, size in shards]
-        self._bytes = [np.frombuffer(m, np.uint8) for m in self._maps]
+        maps = [_map(path, size) for path, size in shards]
+        self._bytes = [np.frombuffer(m, np.uint8) for m in maps]
+        self._advise = [m.madvise for m in maps]
 
     def __len__(self) -> int:
         return len(self.table)
@@ -36,7 +32,7 @@ class SampleStore:
     def locate(self, samples: NDArray[np.int64]) -> list[Location]:
         """Locations of the samples, in their order."""
         rows = self.table[samples]
-        return list(map(Location, rows["shard"].tolist(), rows["offset"].tolist(), rows["size"].tolist()))
+        return list(zip(rows["shard"].tolist(), rows["offset"].tolist(), rows["size"].tolist(), strict=True))
 
     def read(self, locations: Sequence[Location]) -> list[NDArray[np.uint8]]:
         """The JPEG files there, as views of the mapped shards: nothing is copied, pages load when first touched."""
@@ -45,10 +41,9 @@ class SampleStore:
 
     def prefetch(self, locations: Sequence[Location]) -> None:
         """Ask the kernel to load these pages in the background; returns at once."""
-        page = mmap.PAGESIZE
         for shard, offset, size in locations:
-            start = offset - offset % page
-            self._maps[shard].madvise(mmap.MADV_WILLNEED, start, offset + size - start)
+            start = offset & -mmap.PAGESIZE
+            self._advise[shard](mmap.MADV_WILLNEED, start, offset + size - start)
 
 
 def _map(path: Path, size: int) -> mmap.mmap:

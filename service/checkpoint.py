@@ -23,6 +23,7 @@ from pipeline.manifest import fsync_folder, sha256_of, write_atomic
 
 FOLDER: Final = "checkpoints"
 MANIFEST: Final = "manifest.json"
+SCHEMA_VERSION: Final = 1
 MOMENTUM: Final = "momentum."  # before a velocity's name in a tower's file; weights have their plain names
 
 Tensors = dict[str, dict[str, Tensor]]  # by file name, then by tensor name
@@ -97,13 +98,14 @@ def save(run_folder: Path, state: State, tensors: Tensors, run: dict[str, Any]) 
         _write_json(temporary / "state.json", asdict(state))
         _write_json(temporary / "run.json", run)
         files = {path.name: [path.stat().st_size, sha256_of(path)] for path in sorted(temporary.iterdir())}
-        _write_json(temporary / MANIFEST, {"schema_version": 1, "files": files})
+        _write_json(temporary / MANIFEST, {"schema_version": SCHEMA_VERSION, "files": files})
         fsync_folder(temporary)
-        if (
-            final.exists()
-        ):  # the same step again: its checkpoint did not verify, or lacks a validation made up for since
-            shutil.rmtree(final)
+        # The same step again: its checkpoint did not verify, or lacks a validation that was made up for since.
+        replaced = parent / f".replaced-{final.name}"
+        if final.exists():
+            final.rename(replaced)
         temporary.rename(final)
+        shutil.rmtree(replaced, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -124,8 +126,10 @@ def checkpoints(run_folder: Path) -> list[Path]:
 def faults(path: Path) -> Iterator[str]:
     """What is wrong with a checkpoint: nothing, if every file is there as the manifest lists it."""
     try:
-        files = json.loads((path / MANIFEST).read_bytes())["files"].items()
-        for name, (size, sha256) in files:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        if manifest["schema_version"] != SCHEMA_VERSION or "state.json" not in manifest["files"]:
+            yield f"its manifest is of another kind, expected schema version {SCHEMA_VERSION}"
+        for name, (size, sha256) in manifest["files"].items():
             if (path / name).stat().st_size != size:
                 yield f"{name} has another size than its manifest says"
             elif sha256_of(path / name) != sha256:
@@ -146,19 +150,38 @@ def read(path: Path) -> Checkpoint:
 
 
 def newest(run_folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that verifies, or None where there is none; `warn` hears of those that do not."""
-    for path in checkpoints(run_folder):
+    """The newest checkpoint that verifies, or None where there is none; `warn` hears of those that do not.
+
+    InputError when there are some and none verifies: to start afresh would then lose what could be mended.
+    """
+    paths = checkpoints(run_folder)
+    for path in paths:
         try:
             return read(path)
         except InputError as error:
             warn(str(error))
+    if paths:
+        raise InputError(f"{run_folder} holds {len(paths)} checkpoints, none sound; restore one or give another --out")
     return None
 
 
-def prune(run_folder: Path, keep: int, resumed_from: Path | None) -> list[Path]:
-    """Remove old checkpoints and return them; the newest `keep` that verify, the best and the one resumed from stay."""
-    sound = [path for path in checkpoints(run_folder) if not any(faults(path))]
-    best = min(sound, key=_lowest_error, default=None)
+def clear_unfinished(run_folder: Path) -> None:
+    """Remove what saves that were cut off left behind; for the one worker that holds the run's folder."""
+    for path in (run_folder / FOLDER).glob(".*"):
+        if path.name.startswith(".replaced-") and not path.with_name(path.name.removeprefix(".replaced-")).exists():
+            path.rename(path.with_name(path.name.removeprefix(".replaced-")))  # cut off between two renames
+        elif path.is_dir():
+            shutil.rmtree(path)
+
+
+def prune(run_folder: Path, keep: int, resumed_from: Path | None, verified: set[Path]) -> list[Path]:
+    """Remove old checkpoints and return them; the newest `keep` that verify, the best and the one resumed from stay.
+
+    verified: those that this process has already read in full, kept up to date.
+    """
+    sound = [path for path in checkpoints(run_folder) if path in verified or not any(faults(path))]
+    verified.update(sound)
+    best = min(sound, key=_error_measured, default=None)
     stay = {*sound[:keep], best, resumed_from}
     removed = [path for path in sound if path not in stay]
     for path in removed:
@@ -166,6 +189,8 @@ def prune(run_folder: Path, keep: int, resumed_from: Path | None) -> list[Path]:
     return removed
 
 
-def _lowest_error(path: Path) -> float:
-    history = json.loads((path / "state.json").read_bytes())["history"]
-    return history[-1]["top1"] if history else float("inf")
+def _error_measured(path: Path) -> float:
+    """The validation error of exactly this checkpoint's weights; infinite where they were not measured."""
+    state = json.loads((path / "state.json").read_bytes())
+    measured = [entry["top1"] for entry in state["history"] if entry["step"] == state["step"]]
+    return measured[-1] if measured else float("inf")

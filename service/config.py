@@ -17,7 +17,7 @@ from pipeline.manifest import write_atomic
 
 RUN_FILE: Final = "run.json"
 
-# A resume may change these: they say where and how, not what is computed.
+# A resume may change these: they say where, how long and on what, and leave what is computed the same up to rounding.
 MAY_CHANGE: Final = frozenset(
     {
         "data.shards",
@@ -78,8 +78,10 @@ class Run:
         for name, least in minimum.items():
             if (value := getattr(self, name)) < least:
                 raise InputError(f"{name} is {value}, expected at least {least}; set --{name.replace('_', '-')}")
-        if self.port > 65535:
-            raise InputError(f"port is {self.port}, expected at most 65535; set --port")
+        maximum = {"port": 65535, "seed": 2**64 - 1}
+        for name, most in maximum.items():
+            if (value := getattr(self, name)) > most:
+                raise InputError(f"{name} is {value}, expected at most {most}; set --{name}")
 
 
 RECIPES: Final[dict[str, tuple[str, Run]]] = {
@@ -129,22 +131,15 @@ def flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return pairs
 
 
-def check_same_run(folder: Path, ours: dict[str, Any]) -> None:
-    """InputError naming the fields in which `folder`'s run.json and this call disagree, but for MAY_CHANGE."""
-    path = folder / RUN_FILE
-    if not path.is_file():
-        return
-    try:
-        theirs = flat(json.loads(path.read_bytes()))
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}), expected JSON; restore it from a checkpoint's") from error
-    mine = flat(ours)
-    allowed = MAY_CHANGE | ({"optim.lr"} if mine["optim.schedule"] == "manual" else set())
-    differing = [name for name in sorted(theirs.keys() | mine.keys()) if theirs.get(name) != mine.get(name)]
+def check_same_run(out: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    """InputError naming the fields in which a checkpoint in `out` and this call disagree, but for MAY_CHANGE."""
+    there, here = flat(theirs), flat(ours)
+    allowed = MAY_CHANGE | ({"optim.lr"} if here["optim.schedule"] == "manual" else set())
+    differing = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
     differing = [name for name in differing if name not in allowed]
     if differing:
-        values = ", ".join(f"{name} {theirs.get(name)} there, {mine.get(name)} here" for name in differing)
-        raise InputError(f"{folder} holds another run ({values}); give the same options or another --out")
+        values = ", ".join(f"{name} {there.get(name)} there, {here.get(name)} here" for name in differing)
+        raise InputError(f"{out} holds another run ({values}); give the same options or another --out")
 
 
 def write_run(folder: Path, fields: dict[str, Any]) -> None:

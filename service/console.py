@@ -40,7 +40,7 @@ class Display:
         columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
         self._bar = Progress(*columns, console=self.console) if self.console.is_terminal else None
         if self._bar:
-            self._task = self._bar.add_task("compiling", total=total, completed=done)
+            self._task = self._bar.add_task("starting", total=total, completed=done)
             self._bar.start()
 
     def say(self, message: str) -> None:

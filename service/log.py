@@ -1,6 +1,8 @@
 """log.jsonl and events.jsonl: one JSON object a line, appended; cut back to the step that a resume starts from."""
 
 import json
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,23 @@ class JsonLines:
         write_atomic(path, b"".join(kept))
         self._file = path.open("a", buffering=1)
 
+    @classmethod
+    def holding(cls, path: Path, records: Iterable[dict[str, Any]]) -> "JsonLines":
+        """Open `path` with just these records in it."""
+        write_atomic(path, b"".join(_line(record) for record in records))
+        return cls(path, sys.maxsize)
+
     def append(self, record: dict[str, Any]) -> None:
         """Add a record."""
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(_line(record).decode())
 
     def close(self) -> None:
         """No more records."""
         self._file.close()
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return json.dumps(record).encode() + b"\n"
 
 
 def _lines(path: Path) -> list[bytes]:

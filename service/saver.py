@@ -26,6 +26,7 @@ class Saver:
         self.last_good = resumed_from
         self._folder, self._run, self._metrics, self._say = folder, run, metrics, say
         self._keep, self._resumed_from = keep, resumed_from
+        self._verified: set[Path] = set()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._pending: Future[bool] | None = None
 
@@ -50,7 +51,7 @@ class Saver:
         start = time.monotonic()
         try:
             self.last_good = save(self._folder, state, tensors, self._run)
-            prune(self._folder, self._keep, self._resumed_from)
+            prune(self._folder, self._keep, self._resumed_from, self._verified)
         except OSError as error:
             self._metrics.failures.inc()
             self._say(

@@ -1,5 +1,6 @@
 """A run in progress: opened or resumed, stepped, validated, saved, and everyone told."""
 
+import gc
 import signal
 import time
 from collections import deque
@@ -14,10 +15,11 @@ from torch import Tensor
 from model.alexnet import AlexNet
 from model.optim import Momentum, Rates, rates_at
 from model.step import Examples, StepResult, compiled_train_step, eval_step, train_step
+from pipeline.command import InputError
 from pipeline.loader import Batch, Loader, choose_device, mean_crop
 from pipeline.manifest import DATASET_FILE, sha256_of
 from service.api import Heart
-from service.checkpoint import State, Validation, copy_tensors, newest, restore
+from service.checkpoint import Checkpoint, State, Validation, copy_tensors, newest, restore
 from service.config import Run, check_same_run, run_fields
 from service.console import Display, Speed
 from service.log import JsonLines
@@ -43,21 +45,40 @@ def set_up(run: Run, say: Callable[[str], None]) -> Setup:
     loader = Loader(run.data, seed=run.seed, device=choose_device(run.device))
     dataset = loader.dataset
     fields = run_fields(run, sha256_of(run.data.shards / DATASET_FILE))
-    check_same_run(run.out, fields)
-    model = AlexNet(run.model, classes=len(dataset.classes), crop=run.data.crop, seed=run.seed)
+    checkpoint = newest(run.out, say)
+    if checkpoint:
+        check_same_run(run.out, checkpoint.run, fields)
+    try:
+        model = AlexNet(run.model, classes=len(dataset.classes), crop=run.data.crop, seed=run.seed)
+    except ValueError as error:
+        raise InputError(str(error)) from error
     model.to("cuda" if loader.device == "gpu" else "cpu")
     optimizer = Momentum(run.optim, dict(model.named_parameters()))
-    checkpoint = newest(run.out, say)
     state = State()
     if checkpoint:
         restore(checkpoint, model, optimizer)
-        state = replace(checkpoint.state, restarts=checkpoint.state.restarts + 1)
+        state = resumed(checkpoint, run)
         say(f"resumed from {checkpoint.path}, restart {state.restarts}")
     if "val" not in dataset.splits:
         say(f"{run.data.shards} has no validation split: training without it; a plateau schedule keeps its rate")
     steps = -(-run.epochs * dataset.splits["train"].samples // run.batch_size)
     total = min(steps, run.max_steps or steps)
     return Setup(loader, model, optimizer, state, checkpoint.path if checkpoint else None, fields, total)
+
+
+def resumed(checkpoint: Checkpoint, run: Run) -> State:
+    """The checkpoint's state, once more restarted; a rate that was changed by hand since is an event."""
+    state = replace(checkpoint.state, restarts=checkpoint.state.restarts + 1)
+    old, new = checkpoint.run["optim"]["lr"], run.optim.lr
+    if old == new:
+        return state
+    event = {
+        "step": state.step,
+        "kind": "learning-rate",
+        "old": asdict(Rates(old, old)),
+        "new": asdict(Rates(new, new)),
+    }
+    return replace(state, events=(*state.events, {**event, "author": "command line"}))
 
 
 class NonFinite(Exception):
@@ -115,7 +136,8 @@ class Worker:
         self.validates = "val" in self.loader.dataset.splits
         self.total_steps = setup.total_steps
         self.log = JsonLines(run.out / "log.jsonl", self.state.step)
-        self.events = JsonLines(run.out / "events.jsonl", self.state.step)
+        self.events = JsonLines.holding(run.out / "events.jsonl", self.state.events)
+        self.rates_tensor: tuple[Rates, Tensor] | None = None
         self.saver = Saver(
             run.out,
             setup.fields,
@@ -141,8 +163,9 @@ class Worker:
         """Train on a batch, and read what has arrived of earlier ones."""
         start = time.monotonic()
         rates = self.rates()
-        tensor = torch.tensor([rates.base, rates.conv1], device=self.device)
-        result = self.train_step(self.model, self.optimizer, self.mean, tensor, self.healthy, Examples(*batch))
+        result = self.train_step(
+            self.model, self.optimizer, self.mean, self.on_device(rates), self.healthy, Examples(*batch)
+        )
         position = self.state.position + self.run.batch_size
         self.state = replace(self.state, step=self.state.step + 1, position=position)
         self.pending.append(send(self.state.step, position, rates, result))
@@ -163,6 +186,12 @@ class Worker:
             self.add_event({"kind": "learning-rate", "old": asdict(old), "new": asdict(rates)})
             self.display.say(f"step {self.state.step}: learning rate {old} -> {rates}")
         return rates
+
+    def on_device(self, rates: Rates) -> Tensor:
+        """(2,) tensor of the rates; made anew only at a change, because the copy would wait for the device."""
+        if not self.rates_tensor or self.rates_tensor[0] != rates:
+            self.rates_tensor = rates, torch.tensor([rates.base, rates.conv1], device=self.device)
+        return self.rates_tensor[1]
 
     def add_event(self, fields: dict[str, Any]) -> None:
         """An act, with when and by whom; it goes into the checkpoint and events.jsonl."""
@@ -222,6 +251,7 @@ class Worker:
             self.heart.beat("validating")
             if stop.signal is not None:
                 return
+        gc.collect()  # a DALI pipeline is part of reference cycles, and holds the device's memory
         loss, top1, top5 = (totals / self.loader.dataset.splits["val"].samples).tolist()
         entry = Validation(epoch=epoch, step=self.state.step, loss=loss, top1=top1, top5=top5)
         self.state = replace(self.state, history=(*self.state.history, entry))
@@ -231,8 +261,9 @@ class Worker:
         self.display.say(f"epoch {epoch}: validation loss {loss:.4f}, top-1 error {top1:.2%}, top-5 error {top5:.2%}")
 
     def save_if_due(self) -> None:
-        """A checkpoint every `checkpoint_every` steps."""
-        if self.state.step % self.run.checkpoint_every == 0:
+        """A checkpoint every `checkpoint_every` steps, and of the weights that were just validated."""
+        validated = self.state.history[-1].step if self.state.history else 0
+        if self.state.step % self.run.checkpoint_every == 0 or self.state.step == validated:
             self.save()
 
     def save(self) -> None:

@@ -25,8 +25,20 @@ def small_shards(folder: Path, val: bool = True) -> Path:
 
 def command(shards: Path, out: Path, *options: str) -> list[str]:
     """The command line of a small run, eager and on a free port unless `options` say otherwise."""
-    base = ["demo", "--data.shards", str(shards), "--out", str(out), "--data.crop", "67", "--model.fc-width", "64"]
-    return [sys.executable, "-m", "service.train", *base, "--batch-size", "8", "--port", "0", *options]
+    base = [
+        "demo",
+        "--data.shards",
+        str(shards),
+        "--out",
+        str(out),
+        "--data.crop",
+        "67",
+        "--model.fc-width",
+        "64",
+        "--no-compile",
+    ]
+    arguments = [*base, "--batch-size", "8", "--port", "0", *options]
+    return [sys.executable, "-m", "service.train", *arguments]
 
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:

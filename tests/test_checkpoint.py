@@ -12,7 +12,19 @@ from model.optim import Momentum, OptimConfig
 from pipeline.command import InputError
 from pipeline.manifest import fsync_folder
 from service import checkpoint
-from service.checkpoint import FOLDER, State, Validation, checkpoints, copy_tensors, newest, prune, read, restore, save
+from service.checkpoint import (
+    FOLDER,
+    State,
+    Validation,
+    checkpoints,
+    clear_unfinished,
+    copy_tensors,
+    newest,
+    prune,
+    read,
+    restore,
+    save,
+)
 
 RUN = {"recipe": "test"}
 
@@ -23,12 +35,14 @@ def network(seed: int = 0) -> tuple[AlexNet, Momentum]:
 
 
 def history(*errors: float) -> tuple[Validation, ...]:
-    return tuple(Validation(epoch=i + 1, step=i, loss=1.0, top1=e, top5=0.0) for i, e in enumerate(errors))
+    return tuple(Validation(epoch=i + 1, step=i + 1, loss=1.0, top1=e, top5=0.0) for i, e in enumerate(errors))
 
 
 def save_step(out: Path, step: int, *errors: float) -> Path:
     tensors = {"towers-0.safetensors": {"w": torch.full((4,), float(step))}}
-    return save(out, State(step=step, position=8 * step, history=history(*errors)), tensors, RUN)
+    return save(
+        out, State(step=step, position=8 * step, history=history(*errors)), tensors, RUN
+    )  # errors of steps 1, 2…
 
 
 def test_what_is_saved_comes_back_exactly(tmp_path: Path) -> None:
@@ -89,6 +103,9 @@ def test_loading_falls_back_to_the_newest_that_verifies_whatever_latest_says(tmp
     assert found and found.state.step == 1
     assert len(said) == 2 and "step-00000003" in said[0] and "another size" in said[1]
     assert newest(tmp_path / "nothing", said.append) is None
+    (tmp_path / FOLDER / "step-00000001/manifest.json").write_text('{"schema_version": 9, "files": {}}')
+    with pytest.raises(InputError, match="holds 3 checkpoints, none sound"):
+        newest(tmp_path, said.append)
 
 
 @pytest.mark.parametrize("kill_at", range(8))
@@ -120,6 +137,8 @@ def test_a_save_that_dies_anywhere_leaves_the_last_good_one(
     except PowerCut:
         pass
     monkeypatch.undo()
+    clear_unfinished(tmp_path)
+    assert not list((tmp_path / FOLDER).glob(".*"))
     found = newest(tmp_path, print)
     assert found and found.state.step in (1, 2)
     save_step(tmp_path, 3)
@@ -130,7 +149,7 @@ def test_a_save_that_dies_anywhere_leaves_the_last_good_one(
 def test_pruning_keeps_the_newest_the_best_and_the_one_resumed_from(tmp_path: Path) -> None:
     errors = [0.9, 0.5, 0.8, 0.8, 0.8, 0.8]
     paths = [save_step(tmp_path, i + 1, *errors[: i + 1]) for i in range(6)]
-    removed = prune(tmp_path, 2, paths[0])
+    removed = prune(tmp_path, 2, paths[0], set())
     assert set(removed) == {paths[2], paths[3]}
     assert set(checkpoints(tmp_path)) == {paths[0], paths[1], paths[4], paths[5]}
 
@@ -138,5 +157,31 @@ def test_pruning_keeps_the_newest_the_best_and_the_one_resumed_from(tmp_path: Pa
 def test_pruning_does_not_count_a_damaged_checkpoint(tmp_path: Path) -> None:
     paths = [save_step(tmp_path, step) for step in (1, 2, 3)]
     (paths[2] / "state.json").write_bytes(b"{}")
-    assert prune(tmp_path, 2, None) == []
+    assert prune(tmp_path, 2, None, set()) == []
     assert set(checkpoints(tmp_path)) == set(paths)
+
+
+@pytest.mark.parametrize("cut", ["before the second rename", "after it", "never"])
+def test_a_step_saved_again_is_never_missing(tmp_path: Path, cut: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_step(tmp_path, 4)
+    rename, renames = Path.rename, []
+
+    def counted(self: Path, target: Path) -> Path:
+        renames.append(target)
+        if len(renames) == {"before the second rename": 2}.get(cut):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", counted)
+    if cut != "never":
+        monkeypatch.setattr(shutil, "rmtree", lambda *a, **k: None)
+    try:
+        save_step(tmp_path, 4, 0.9, 0.8, 0.7, 0.6)
+    except KeyboardInterrupt:
+        pass
+    monkeypatch.undo()
+    clear_unfinished(tmp_path)
+    found = newest(tmp_path, print)
+    assert found and found.state.step == 4
+    assert len(found.state.history) == (0 if cut == "before the second rename" else 4)
+    assert not list((tmp_path / FOLDER).glob(".*"))

@@ -16,13 +16,14 @@ from model.filters import filter_grid, towers_picture
 from pipeline.command import InputError
 from service import saver, visualise
 from service.api import COMPILE_FACTOR, Heart, application, listen, serving
-from service.checkpoint import State, newest, save
-from service.config import RECIPES, Run, check_same_run, parse_run, run_fields, write_run
+from service.checkpoint import Checkpoint, State, newest, save
+from service.config import RECIPES, Run, check_same_run, parse_run, run_fields
 from service.console import Speed
 from service.log import JsonLines
 from service.metrics import Metrics
 from service.saver import Saver
 from service.train import locked
+from service.worker import resumed
 
 
 def test_the_paper_and_the_source_are_what_the_papers_text_and_run_145_say() -> None:
@@ -68,6 +69,7 @@ def test_the_promised_flags_are_there() -> None:
     [
         ("--epochs 0", "epochs is 0, expected at least 1"),
         ("--keep-checkpoints 1", "keep_checkpoints is 1, expected at least 2"),
+        ("--seed 18446744073709551616", "seed is 18446744073709551616, expected at most"),
         ("--port 70000", "port is 70000, expected at most 65535"),
         ("--data.augment.colour-std -1", "colour_std is -1.0"),
     ],
@@ -78,26 +80,34 @@ def test_wrong_values_are_refused_in_a_line(option: str, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_a_resume_may_change_where_and_how_but_not_what(tmp_path: Path) -> None:
-    write_run(tmp_path, run_fields(Run(), "hash"))
+def test_a_resume_may_change_where_and_how_but_not_what() -> None:
+    theirs, out = run_fields(Run(), "hash"), Path("run")
     moved = parse_run(words("--out elsewhere --data.shards there --port 1 --epochs 5 --no-compile --data.threads 3"))
-    check_same_run(tmp_path, run_fields(moved, "hash"))
+    check_same_run(out, theirs, run_fields(moved, "hash"))
     for option, named in [("--seed 1", "seed 0 there, 1 here"), ("--data.crop 200", "data.crop 224 there, 200 here")]:
         with pytest.raises(InputError, match=named):
-            check_same_run(tmp_path, run_fields(parse_run(option.split()), "hash"))
-    with pytest.raises(InputError, match=r"optim\.lr 0\.01 there, 0.02 here"):
-        check_same_run(tmp_path, run_fields(parse_run(["--optim.lr", "0.02"]), "hash"))
+            check_same_run(out, theirs, run_fields(parse_run(option.split()), "hash"))
+    with pytest.raises(InputError, match=r"optim\.lr 0\.01 there, 0\.02 here"):
+        check_same_run(out, theirs, run_fields(parse_run(["--optim.lr", "0.02"]), "hash"))
     with pytest.raises(InputError, match="dataset_sha256 hash there, other here"):
-        check_same_run(tmp_path, run_fields(Run(), "other"))
-    (tmp_path / "run.json").write_text("{")
-    with pytest.raises(InputError, match="is damaged"):
-        check_same_run(tmp_path, run_fields(Run(), "hash"))
+        check_same_run(out, theirs, run_fields(Run(), "other"))
 
 
-def test_with_the_manual_schedule_a_resume_may_change_the_rate(tmp_path: Path) -> None:
-    manual = ["--optim.schedule", "manual"]
-    write_run(tmp_path, run_fields(parse_run(manual), "hash"))
-    check_same_run(tmp_path, run_fields(parse_run([*manual, "--optim.lr", "0.001"]), "hash"))
+def test_with_the_manual_schedule_a_resume_may_change_the_rate_and_that_is_an_event() -> None:
+    manual = parse_run(["--optim.schedule", "manual"])
+    lower = parse_run(["--optim.schedule", "manual", "--optim.lr", "0.001"])
+    fields = run_fields(manual, "hash")
+    check_same_run(Path("run"), fields, run_fields(lower, "hash"))
+    state = resumed(Checkpoint(Path("step"), State(step=7), fields), lower)
+    (event,) = state.events
+    assert (event["step"], event["author"]) == (7, "command line")
+    assert (event["old"]["base"], event["new"]["base"]) == (0.01, 0.001)
+    assert not resumed(Checkpoint(Path("step"), State(step=7), fields), manual).events
+
+
+def test_run_fields_are_strict_json() -> None:
+    for _, run in RECIPES.values():
+        json.dumps(run_fields(run, "hash"), allow_nan=False)
 
 
 def test_a_log_is_cut_back_to_the_step_resumed_from_and_a_torn_line_goes(tmp_path: Path) -> None:
@@ -107,6 +117,15 @@ def test_a_log_is_cut_back_to_the_step_resumed_from_and_a_torn_line_goes(tmp_pat
     log.append({"step": 3, "loss": 0.1})
     log.close()
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3, "loss": 0.1}\n'
+
+
+def test_events_are_those_of_the_state_alone(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"step": 3, "kind": "lost"}\n')
+    log = JsonLines.holding(path, [{"step": 1}, {"step": 2}])
+    log.append({"step": 5})
+    log.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 5]
 
 
 def test_speed_is_pictures_and_waiting_over_the_window() -> None:
