@@ -19,6 +19,8 @@ from model.pool import max_pool
 BIAS_OF_ONE = ("conv2", "conv4", "conv5", "fc6", "fc7")  # section 5: gives the ReLUs positive inputs early on
 CONV_PARTS = (48, 128, 192, 192, 128)  # kernels of one tower, figure 2
 
+PICTURE_STD = 58.0  # of the RGB values of ImageNet's pictures about their mean, on 0..255
+
 Join = Callable[[list[Tensor]], Tensor]
 Precision = Literal["float32", "mixed", "bfloat16"]
 
@@ -42,7 +44,7 @@ class ModelConfig:
     init: Literal["paper", "source", "he"] = "paper"
     """paper: std 0.01, biases 1 where section 5 says; source: 0.03 in conv3 to conv5; he: He's, biases 0."""
     pixel_std: float = 1.0
-    """Pictures (0..255, mean subtracted) are divided by this; 1 is the paper's."""
+    """Pictures (0..255, mean subtracted) are divided by this; 1 is the paper's. Less makes conv1 learn faster."""
     precision: Precision = "mixed"
     """float32; bfloat16: autocast throughout, fastest; mixed: float32 through the second pooling, bfloat16 after it."""
 
@@ -131,7 +133,7 @@ class AlexNet(nn.Module):
             raise ValueError(f"classes is {classes}, expected at least 2: each tower holds half of them")
         # Tower 0 takes the odd class.
         self.towers = nn.ModuleDict({str(t): Tower(config, (classes + 1 - t) // 2, crop) for t in towers})
-        initialise(self, config.init, seed)
+        initialise(self, config, seed)
 
     def forward(self, pictures: Tensor, positions: Tensor | None = None) -> Tensor:
         """Logits (B, classes), float32 or better, of (B, 3, crop, crop) pictures.
@@ -165,7 +167,7 @@ def _autocast(pictures: Tensor, on: bool) -> torch.autocast:
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, init: str, seed: int) -> None:
+def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
     """Draw each weight from its own generator, so that a tower starts the same whichever process holds it.
 
     Kernels become channels-last, as the pictures are.
@@ -173,16 +175,17 @@ def initialise(model: nn.Module, init: str, seed: int) -> None:
     for name, parameter in model.named_parameters():
         layer, kind = name.split(".")[-2:]
         if kind == "bias":
-            parameter.fill_(1.0 if init != "he" and layer in BIAS_OF_ONE else 0.0)
+            parameter.fill_(1.0 if config.init != "he" and layer in BIAS_OF_ONE else 0.0)
         else:
             # Hashed together: torch's CPU generator ignores all but 32 bits of its seed.
             generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * _weight_std(init, layer, parameter))
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * _weight_std(config, layer, parameter))
             if parameter.dim() == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
-def _weight_std(init: str, layer: str, weight: Tensor) -> float:
-    if init == "he":
-        return (2 / weight[0].numel()) ** 0.5
-    return 0.03 if init == "source" and layer in ("conv3", "conv4", "conv5") else 0.01
+def _weight_std(config: ModelConfig, layer: str, weight: Tensor) -> float:
+    if config.init == "he":
+        input_std = PICTURE_STD / config.pixel_std if layer == "conv1" else 1.0
+        return (2 / weight[0].numel()) ** 0.5 / input_std
+    return 0.03 if config.init == "source" and layer in ("conv3", "conv4", "conv5") else 0.01

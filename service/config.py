@@ -107,10 +107,10 @@ RECIPES: Final[dict[str, tuple[str, Run]]] = {
         Run(
             recipe="demo",
             data=DataConfig(crop=112),
-            model=ModelConfig(fc_width=512, init="he", pixel_std=58.0),
-            optim=OptimConfig(schedule="steps", drop_epochs=(9, 10.5)),
+            model=ModelConfig(fc_width=512, init="he", pixel_std=10.0),
+            optim=OptimConfig(schedule="steps", drop_epochs=(10.5, 12.5)),
             batch_size=64,
-            epochs=11,
+            epochs=13,
             checkpoint_every=200,
         ),
     ),

@@ -128,9 +128,10 @@ def test_initial_weights_and_biases_are_the_recipes(init, deviation: float) -> N
         assert abs(parameter.mean().item()) < 5 * expected / n**0.5
 
 
-def test_he_keeps_the_scale_of_the_signal() -> None:
-    model = AlexNet(ModelConfig(init="he", fc_width=512, normalise=False), classes=10, crop=112)
-    x = torch.randn(16, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("pixel_std", [1.0, 10.0, 58.0])
+def test_he_keeps_the_scale_of_the_signal(pixel_std: float) -> None:
+    model = AlexNet(ModelConfig(init="he", fc_width=512, normalise=False, pixel_std=pixel_std), classes=10, crop=112)
+    x = torch.randn(16, 3, 112, 112, generator=torch.Generator().manual_seed(0)) * 58 / pixel_std
     assert 0.1 < model(x).std() < 10
 
 
