@@ -1,8 +1,8 @@
 from pathlib import Path
 
 import pytest
-from pictures import write_tree
 
+from pictures import write_tree
 from pipeline.command import InputError
 from pipeline.ilsvrc import find_pictures, hold_out
 

@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pictures import write_tree
 from PIL import Image
 
 from model.step import Examples, prepare
+from pictures import write_tree
 from pipeline.augment import AugmentConfig
 from pipeline.command import InputError
 from pipeline.loader import Batch, DataConfig, Loader, mean_crop

@@ -2,9 +2,9 @@ import io
 
 import numpy as np
 import pytest
-from pictures import encoded, photo
 from PIL import ExifTags, Image
 
+from pictures import encoded, photo
 from pipeline.picture import UnusablePicture, to_jpeg
 
 SIZE = 32

@@ -20,10 +20,10 @@ import numpy as np
 import nvidia.dali.fn as fn
 import pytest
 from nvidia.dali.pipeline import Pipeline
-from pictures import decoded, encoded, photo, tree_bytes, write_tree
 from wds2idx import IndexCreator  # DALI's own index writer
 from webdataset.compat import WebDataset
 
+from pictures import decoded, encoded, photo, tree_bytes, write_tree
 from pipeline import picture
 from pipeline.command import InputError
 from pipeline.manifest import load_dataset, load_mean, load_samples

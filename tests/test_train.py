@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
-from runs import command, losses, records, run, small_shards, start, wait_until
 from safetensors.torch import load_file
 
+from processes import command, losses, records, run, small_shards, start, wait_until
 from service.checkpoint import FOLDER, checkpoints, newest, save
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from pictures import write_tree
-
 from pipeline.shard import ShardOptions, shard
 
 PATIENCE = 240.0  # seconds; only a failing test waits so long
