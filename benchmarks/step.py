@@ -14,14 +14,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 import tyro
 from torch import Tensor
 
-from model.alexnet import AlexNet, ModelConfig, Precision
+from model.alexnet import AlexNet, ModelConfig, Precision, Tower
 from model.optim import Momentum, OptimConfig
 from model.step import Examples, compiled_train_step
 from pipeline.memory import keep_freed_memory
@@ -68,16 +68,16 @@ def eager(examples: Examples) -> Callable[[], Tensor]:
         parameter.data = parameter.data.contiguous()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9, weight_decay=0.0005)
 
-    def half(t: Any, x: Tensor) -> Tensor:
+    def half(t: Tower, x: Tensor) -> Tensor:
         for conv in (t.conv1, t.conv2):
             x = F.max_pool2d(F.local_response_norm(F.relu(conv(x)), 5, alpha=5e-4, beta=0.75, k=2.0), 3, 2)
         return x
 
-    def tail(t: Any, x: Tensor) -> Tensor:
+    def tail(t: Tower, x: Tensor) -> Tensor:
         return F.max_pool2d(F.relu(t.conv5(F.relu(t.conv4(F.relu(t.conv3(x)))))), 3, 2).flatten(1)
 
     def step() -> Tensor:
-        towers: list[Any] = list(model.towers.values())
+        towers = list(model.held().values())
         x = examples.pictures.permute(0, 3, 1, 2).float().contiguous() - 110.0
         x = torch.cat([half(t, x) for t in towers], 1)
         x = torch.cat([tail(t, x) for t in towers], 1)
@@ -99,7 +99,8 @@ def serve(connection: Connection, side: str, options: Options) -> None:
     if side != EAGER:
         keep_freed_memory()
     examples = synthetic(options.batch_size)
-    step = eager(examples) if side in (EAGER, EAGER_KEPT) else ours(side.removeprefix("compiled "), examples)  # type: ignore[arg-type]
+    precision = cast(Precision, side.removeprefix("compiled "))
+    step = eager(examples) if side in (EAGER, EAGER_KEPT) else ours(precision, examples)
     step()
     step()
     connection.send(torch.get_num_threads())

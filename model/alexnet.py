@@ -7,7 +7,7 @@ GPUs exchange them; a process that holds one tower passes a `join` that gathers 
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -140,19 +140,20 @@ class AlexNet(nn.Module):
 
         With the pictures' training positions (B,) int64 this is a training pass: dropout is on. Without, it is off.
         """
-        towers: list[Tower] = list(self.towers.values())  # type: ignore[arg-type]
+        towers = self.held()
         with _autocast(pictures, self.config.precision == "bfloat16"):
-            parts = [tower.conv1_and_2(pictures) for tower in towers]
+            parts = [tower.conv1_and_2(pictures) for tower in towers.values()]
         with _autocast(pictures, self.config.precision != "float32"):
             maps = self.join(parts)  # (B, 256, 13, 13): the GPUs talk
-            x = self.join([tower.conv3_to_5(maps) for tower in towers])  # (B, 9216)
-            x = self.join([self._drop(t, 6, tower.activate(tower.fc6(x)), positions) for t, tower in self._named()])
-            x = self.join([self._drop(t, 7, tower.activate(tower.fc7(x)), positions) for t, tower in self._named()])
-            logits = self.join([tower.fc8(x) for tower in towers])  # (B, classes)
+            x = self.join([tower.conv3_to_5(maps) for tower in towers.values()])  # (B, 9216)
+            x = self.join([self._drop(t, 6, tower.activate(tower.fc6(x)), positions) for t, tower in towers.items()])
+            x = self.join([self._drop(t, 7, tower.activate(tower.fc7(x)), positions) for t, tower in towers.items()])
+            logits = self.join([tower.fc8(x) for tower in towers.values()])  # (B, classes)
         return logits if logits.dtype == torch.float64 else logits.float()
 
-    def _named(self) -> list[tuple[int, Tower]]:
-        return [(int(name), tower) for name, tower in self.towers.items()]  # type: ignore[misc]
+    def held(self) -> dict[int, Tower]:
+        """The towers that this process holds, by number."""
+        return {int(name): cast(Tower, tower) for name, tower in self.towers.items()}
 
     def _drop(self, tower: int, layer: int, x: Tensor, positions: Tensor | None) -> Tensor:
         """Inverted dropout: the same function as 2012's halving at test time."""

@@ -1,5 +1,6 @@
 """The edge that every command shares: one line for a wrong call, and honest exit codes."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -25,5 +26,9 @@ def run_command(main: Callable[[], int]) -> NoReturn:
         sys.stderr.write(f"error: {error}\n")
         status = WRONG_CALL
     except KeyboardInterrupt:
-        status = 128 + signal.SIGINT
+        # At once: what is left has been cleaned up on the way here, and an orderly exit would wait for threads that
+        # may wait for workers that are gone.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(128 + signal.SIGINT)
     sys.exit(status)

@@ -31,19 +31,19 @@ def results_in_order(
         return
     # Spawned, not forked: a caller may have threads, and a fork would copy the locks that they hold.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(tasks)), context, initializer=_follow_parent) as executor:
+    executor = ProcessPoolExecutor(min(workers, len(tasks)), context, initializer=_follow_parent)
+    try:
         # Not executor.map: it cancels what is left, and Python 3.11's executor trips over that when its workers go.
         futures = deque(executor.submit(function, task) for task in tasks)
-        try:
-            yield (futures.popleft().result() for _ in tasks)
-        except BaseException as error:
-            for worker in multiprocessing.active_children():
-                worker.terminate()
-            if isinstance(error, BrokenProcessPool):
-                raise InputError(
-                    "a worker was killed, expected memory for all of them; give fewer --workers"
-                ) from error
-            raise
+        yield (futures.popleft().result() for _ in tasks)
+    except BaseException as error:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        executor.shutdown(wait=False)  # a worker may have died with a queue's lock: waiting could be for ever
+        if isinstance(error, BrokenProcessPool):
+            raise InputError("a worker was killed, expected memory for all of them; give fewer --workers") from error
+        raise
+    executor.shutdown()
 
 
 def _follow_parent() -> None:

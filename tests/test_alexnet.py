@@ -110,7 +110,7 @@ def test_too_small_a_crop_is_refused() -> None:
 @pytest.mark.parametrize("classes", [2, 7, 10])
 def test_towers_share_the_classes_and_the_odd_one_is_tower_0s(classes: int) -> None:
     model = AlexNet(ModelConfig(fc_width=8), classes=classes, crop=67)
-    assert [tower.fc8.out_features for tower in model.towers.values()] == [classes - classes // 2, classes // 2]  # type: ignore[union-attr]
+    assert [tower.fc8.out_features for tower in model.held().values()] == [classes - classes // 2, classes // 2]
     assert model(torch.zeros(1, 3, 67, 67)).shape == (1, classes)
 
 
@@ -142,8 +142,8 @@ def test_a_tower_alone_starts_as_it_does_beside_the_other() -> None:
         assert name.startswith("towers.1.")
         assert torch.equal(parameter, weights[name])
     other = AlexNet(ModelConfig(fc_width=16), crop=67, seed=6)
-    assert not torch.equal(other.towers["0"].conv1.weight, both.towers["0"].conv1.weight)  # type: ignore[union-attr]
-    assert not torch.equal(both.towers["0"].conv1.weight, both.towers["1"].conv1.weight)  # type: ignore[union-attr]
+    assert not torch.equal(other.held()[0].conv1.weight, both.held()[0].conv1.weight)
+    assert not torch.equal(both.held()[0].conv1.weight, both.held()[1].conv1.weight)
 
 
 @pytest.mark.parametrize("precision", ["mixed", "bfloat16"])

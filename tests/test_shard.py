@@ -248,7 +248,7 @@ def test_a_changed_source_is_another_data_set(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
 def test_a_stopped_run_is_not_finished_and_its_rerun_is_identical(tmp_path: Path, sent: int, status: int) -> None:
-    root = write_tree(tmp_path / "source", {"train": {"a": 20, "b": 20}}, width=512, height=512)
+    root = write_tree(tmp_path / "source", {"train": {"a": 60, "b": 60}}, width=512, height=512)
     out = tmp_path / "out"
     arguments = command(root, out, "--workers", "2", "--shard-samples", "1")
     with subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as run:
