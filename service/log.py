@@ -1,7 +1,6 @@
 """log.jsonl and events.jsonl: one JSON object a line, appended; cut back to the step that a resume starts from."""
 
 import json
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,20 @@ from pipeline.manifest import write_atomic
 class JsonLines:
     """An append-only file of records that each have a "step"; every line reaches the kernel when it is written."""
 
-    def __init__(self, path: Path, last_step: int):
-        """Open `path` without what lies after `last_step`: steps that a resume is about to do again."""
-        kept = [line for line in _lines(path) if _step(line) <= last_step]
-        write_atomic(path, b"".join(kept))
+    def __init__(self, path: Path, lines: Iterable[bytes]):
+        """Open `path` with just these lines in it."""
+        write_atomic(path, b"".join(lines))
         self._file = path.open("a", buffering=1)
+
+    @classmethod
+    def cut(cls, path: Path, last_step: int) -> "JsonLines":
+        """Open `path` without what lies after `last_step`: steps that a resume is about to do again."""
+        return cls(path, [line for line in _lines(path) if _step(line) <= last_step])
 
     @classmethod
     def holding(cls, path: Path, records: Iterable[dict[str, Any]]) -> "JsonLines":
         """Open `path` with just these records in it."""
-        write_atomic(path, b"".join(_line(record) for record in records))
-        return cls(path, sys.maxsize)
+        return cls(path, map(_line, records))
 
     def append(self, record: dict[str, Any]) -> None:
         """Add a record."""

@@ -57,7 +57,7 @@ def set_up(run: Run, say: Callable[[str], None]) -> Setup:
     state = State()
     if checkpoint:
         restore(checkpoint, model, optimizer)
-        state = resumed(checkpoint, run)
+        state = resumed(checkpoint, run, dataset.splits["train"].samples)
         say(f"resumed from {checkpoint.path}, restart {state.restarts}")
     if "val" not in dataset.splits:
         say(f"{run.data.shards} has no validation split: training without it; a plateau schedule keeps its rate")
@@ -66,19 +66,20 @@ def set_up(run: Run, say: Callable[[str], None]) -> Setup:
     return Setup(loader, model, optimizer, state, checkpoint.path if checkpoint else None, fields, total)
 
 
-def resumed(checkpoint: Checkpoint, run: Run) -> State:
+def resumed(checkpoint: Checkpoint, run: Run, samples: int) -> State:
     """The checkpoint's state, once more restarted; a rate that was changed by hand since is an event."""
     state = replace(checkpoint.state, restarts=checkpoint.state.restarts + 1)
     old, new = checkpoint.run["optim"]["lr"], run.optim.lr
     if old == new:
         return state
-    event = {
-        "step": state.step,
-        "kind": "learning-rate",
-        "old": asdict(Rates(old, old)),
-        "new": asdict(Rates(new, new)),
-    }
-    return replace(state, events=(*state.events, {**event, "author": "command line"}))
+    event = rate_event(state, samples, Rates(old, old), Rates(new, new), "command line")
+    return replace(state, events=(*state.events, event))
+
+
+def rate_event(state: State, samples: int, old: Rates, new: Rates, author: str) -> dict[str, Any]:
+    """A change of the learning rate: when, from what to what, and by whom; samples: an epoch's."""
+    where = {"kind": "learning-rate", "step": state.step, "epoch": state.position / samples}
+    return {**where, "old": asdict(old), "new": asdict(new), "author": author}
 
 
 class NonFinite(Exception):
@@ -135,7 +136,7 @@ class Worker:
         self.samples = self.loader.dataset.splits["train"].samples
         self.validates = "val" in self.loader.dataset.splits
         self.total_steps = setup.total_steps
-        self.log = JsonLines(run.out / "log.jsonl", self.state.step)
+        self.log = JsonLines.cut(run.out / "log.jsonl", self.state.step)
         self.events = JsonLines.holding(run.out / "events.jsonl", self.state.events)
         self.rates_tensor: tuple[Rates, Tensor] | None = None
         self.saver = Saver(
@@ -148,7 +149,7 @@ class Worker:
         )
         self.saved: State | None = self.state if setup.resumed_from else None
         self.pending: deque[Late] = deque()
-        self.speed = Speed()
+        self.speed, self.waited = Speed(), 0.0
 
     def batches(self, stop: Stop) -> Iterator[Batch]:
         """Batches from where the run stands, until it is done or told to stop."""
@@ -183,7 +184,9 @@ class Worker:
         past = [Rates(**event["new"]) for event in self.state.events if event["kind"] == "learning-rate"]
         old = past[-1] if past else Rates(self.run.optim.lr, self.run.optim.lr)
         if rates != old:
-            self.add_event({"kind": "learning-rate", "old": asdict(old), "new": asdict(rates)})
+            event = rate_event(self.state, self.samples, old, rates, f"schedule {self.run.optim.schedule}")
+            self.state = replace(self.state, events=(*self.state.events, event))
+            self.events.append(event)
             self.display.say(f"step {self.state.step}: learning rate {old} -> {rates}")
         return rates
 
@@ -192,13 +195,6 @@ class Worker:
         if not self.rates_tensor or self.rates_tensor[0] != rates:
             self.rates_tensor = rates, torch.tensor([rates.base, rates.conv1], device=self.device)
         return self.rates_tensor[1]
-
-    def add_event(self, fields: dict[str, Any]) -> None:
-        """An act, with when and by whom; it goes into the checkpoint and events.jsonl."""
-        where = {"step": self.state.step, "epoch": self.state.position / self.samples}
-        event = {**where, **fields, "author": f"schedule {self.run.optim.schedule}"}
-        self.state = replace(self.state, events=(*self.state.events, event))
-        self.events.append(event)
 
     def read_results(self, lag: int) -> None:
         """Read all but the last `lag` results; NonFinite at the first that is not healthy."""

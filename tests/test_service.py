@@ -98,11 +98,11 @@ def test_with_the_manual_schedule_a_resume_may_change_the_rate_and_that_is_an_ev
     lower = parse_run(["--optim.schedule", "manual", "--optim.lr", "0.001"])
     fields = run_fields(manual, "hash")
     check_same_run(Path("run"), fields, run_fields(lower, "hash"))
-    state = resumed(Checkpoint(Path("step"), State(step=7), fields), lower)
+    state = resumed(Checkpoint(Path("step"), State(step=7), fields), lower, samples=10)
     (event,) = state.events
     assert (event["step"], event["author"]) == (7, "command line")
     assert (event["old"]["base"], event["new"]["base"]) == (0.01, 0.001)
-    assert not resumed(Checkpoint(Path("step"), State(step=7), fields), manual).events
+    assert not resumed(Checkpoint(Path("step"), State(step=7), fields), manual, samples=10).events
 
 
 def test_run_fields_are_strict_json() -> None:
@@ -113,7 +113,7 @@ def test_run_fields_are_strict_json() -> None:
 def test_a_log_is_cut_back_to_the_step_resumed_from_and_a_torn_line_goes(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\nnonsense\n{"step": 3}\n{"step": 4')
-    log = JsonLines(path, last_step=2)
+    log = JsonLines.cut(path, last_step=2)
     log.append({"step": 3, "loss": 0.1})
     log.close()
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3, "loss": 0.1}\n'
@@ -237,7 +237,7 @@ def test_visualise_draws_the_newest_checkpoint_and_says_what_is_wrong(
 
 
 def test_the_log_is_json(tmp_path: Path) -> None:
-    log = JsonLines(tmp_path / "log.jsonl", 0)
+    log = JsonLines.cut(tmp_path / "log.jsonl", 0)
     log.append({"step": 1, "loss": 0.30000001192092896})
     assert json.loads((tmp_path / "log.jsonl").read_text())["loss"] == 0.30000001192092896  # at once, and exactly
     log.close()
