@@ -23,7 +23,7 @@ from torch import Tensor
 
 from model.alexnet import AlexNet, ModelConfig, Precision, Tower
 from model.optim import Momentum, OptimConfig
-from model.step import Examples, compiled_train_step
+from model.step import Controls, Examples, Training, compiled_train_step
 from pipeline.memory import keep_freed_memory
 
 EAGER = "eager fp32 NCHW"
@@ -49,6 +49,7 @@ def synthetic(batch_size: int, crop: int = 224) -> Examples:
         torch.ones(batch_size),
         torch.randint(0, 1000, (batch_size,), generator=generator),
         torch.arange(batch_size),
+        torch.full((batch_size,), 1 / batch_size),
     )
 
 
@@ -56,9 +57,10 @@ def ours(precision: Precision, examples: Examples) -> Callable[[], Tensor]:
     """Our step, compiled."""
     model = AlexNet(ModelConfig(precision=precision))
     optimizer = Momentum(OptimConfig(), dict(model.named_parameters()))
-    mean, rates, healthy = torch.full((224, 224, 3), 110.0), torch.full((2,), 0.001), torch.tensor(True)
+    training = Training(model, optimizer, torch.full((224, 224, 3), 110.0), torch.tensor(True))
+    controls = Controls(torch.full((2,), 0.001), torch.tensor(0.0))
     step = compiled_train_step()
-    return lambda: step(model, optimizer, mean, rates, healthy, examples).loss
+    return lambda: step(training, controls, examples).loss
 
 
 def eager(examples: Examples) -> Callable[[], Tensor]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.dropout import keep_mask
@@ -128,7 +129,7 @@ class AlexNet(nn.Module):
         super().__init__()
         if map_side(crop) < 1:
             raise ValueError(f"crop is {crop} pixels, expected at least 63: three poolings leave nothing of less")
-        self.config, self.seed, self.join = config, seed, join
+        self.config, self.classes, self.seed, self.join = config, classes, seed, join
         if classes < 2:
             raise ValueError(f"classes is {classes}, expected at least 2: each tower holds half of them")
         # Tower 0 takes the odd class.
@@ -143,13 +144,20 @@ class AlexNet(nn.Module):
         towers = self.held()
         with _autocast(pictures, self.config.precision == "bfloat16"):
             parts = [tower.conv1_and_2(pictures) for tower in towers.values()]
+        if self.config.precision == "mixed":
+            parts = [part.bfloat16() for part in parts]  # as conv3 would, but for half the bytes on the way to it
         with _autocast(pictures, self.config.precision != "float32"):
             maps = self.join(parts)  # (B, 256, 13, 13): the GPUs talk
             x = self.join([tower.conv3_to_5(maps) for tower in towers.values()])  # (B, 9216)
             x = self.join([self._drop(t, 6, tower.activate(tower.fc6(x)), positions) for t, tower in towers.items()])
             x = self.join([self._drop(t, 7, tower.activate(tower.fc7(x)), positions) for t, tower in towers.items()])
-            logits = self.join([tower.fc8(x) for tower in towers.values()])  # (B, classes)
+            logits = self.join([self._padded(tower.fc8(x)) for tower in towers.values()])[:, : self.classes]
         return logits if logits.dtype == torch.float64 else logits.float()
+
+    def _padded(self, logits: Tensor) -> Tensor:
+        """Both towers' logits are as wide, for those who join them: of an odd count, tower 1's last one is none."""
+        missing = (self.classes + 1) // 2 - logits.shape[1]
+        return F.pad(logits, (0, missing)) if missing else logits
 
     def held(self) -> dict[int, Tower]:
         """The towers that this process holds, by number."""

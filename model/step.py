@@ -1,6 +1,7 @@
 """One training step and one validation step, each a single graph under `torch.compile`."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from model.alexnet import AlexNet
 from model.optim import Momentum
+from model.parallel import Parallel
 
 
 class Examples(NamedTuple):
@@ -21,17 +23,37 @@ class Examples(NamedTuple):
     scale: Tensor  # (B,) float32, multiplies the pictures after that
     labels: Tensor  # (B,) int64
     positions: Tensor  # (B,) int64 training positions
+    weights: Tensor  # (B,) float32, what each picture's loss counts: 1 / the global batch; 0 for one that fills a row
+
+
+class Controls(NamedTuple):
+    """What the host asks of a step, tensors on the device, so that another value compiles nothing."""
+
+    rates: Tensor  # (2,) float32: the base learning rate and conv1's
+    stop: Tensor  # float32 scalar: 1 when this process was told to end the run
 
 
 class StepResult(NamedTuple):
-    """What a step says about itself, scalars on the device."""
+    """What a step says about itself, scalars on the device, the same on every rank."""
 
     loss: Tensor
     grad_norm: Tensor
     healthy: Tensor  # bool: loss and gradients were finite, in this step and in every one before it
+    stops: Tensor  # how many ranks were told to end the run
 
 
-TrainStep = Callable[[AlexNet, Momentum, Tensor, Tensor, Tensor, Examples], StepResult]
+@dataclass(frozen=True)
+class Training:
+    """What steps work on, and change in place."""
+
+    model: AlexNet
+    optimizer: Momentum
+    mean: Tensor  # (crop, crop, 3), the central crop of the mean picture
+    healthy: Tensor  # bool scalar: every step so far was
+    parallel: Parallel = field(default_factory=Parallel)
+
+
+TrainStep = Callable[[Training, Controls, Examples], StepResult]
 
 
 def prepare(examples: Examples, mean: Tensor, pixel_std: float) -> Tensor:
@@ -47,34 +69,44 @@ def prepare(examples: Examples, mean: Tensor, pixel_std: float) -> Tensor:
     return x.permute(0, 3, 1, 2)  # rows of RGB pixels are what channels-last means, so this moves nothing
 
 
-def training_loss(model: AlexNet, mean: Tensor, examples: Examples) -> Tensor:
-    """Mean cross-entropy of a training pass, dropout on."""
-    logits = model(prepare(examples, mean, model.config.pixel_std), examples.positions)
-    return F.cross_entropy(logits, examples.labels)
+def own_logits(training: Training, examples: Examples, *, train: bool) -> Tensor:
+    """(B, classes) of the pictures that this rank brought; a pair of ranks works on both ranks' pictures."""
+    model, parallel = training.model, training.parallel
+    pictures, offset, scale, positions = parallel.exchange(
+        examples.pictures, examples.offset, examples.scale, examples.positions
+    )
+    x = prepare(examples._replace(pictures=pictures, offset=offset, scale=scale), training.mean, model.config.pixel_std)
+    return parallel.own(parallel.shared(model)(x, positions if train else None))
+
+
+def training_loss(training: Training, examples: Examples) -> Tensor:
+    """This rank's part of the batch's mean cross-entropy, dropout on."""
+    logits = own_logits(training, examples, train=True)
+    return F.cross_entropy(logits, examples.labels, reduction="none") @ examples.weights.to(logits.dtype)
 
 
 @torch.no_grad()
-def apply_gradients(
-    optimizer: Momentum, rates: Tensor, healthy: Tensor, loss: Tensor, gradients: Sequence[Tensor]
-) -> StepResult:
-    """Update in place, unless loss or gradients are not finite or `healthy` (bool scalar, updated) already says no."""
-    grad_norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
-    finite = healthy & torch.isfinite(loss) & torch.isfinite(grad_norm)
-    optimizer.update(gradients, rates, finite)
+def apply_gradients(training: Training, controls: Controls, loss: Tensor, gradients: Sequence[Tensor]) -> StepResult:
+    """Update in place, unless a loss or gradient is not finite, of this step or (`healthy` says) of one before it."""
+    parallel, healthy = training.parallel, training.healthy
+    gradients = parallel.arrived(gradients)
+    # Replicas have the same gradients. The division is exact for powers of two, and a norm only where it is not.
+    squares = torch.stack([g.square().sum() for g in gradients]).sum() / parallel.replicas
+    loss, squares, stops = parallel.total(torch.stack([loss, squares, controls.stop])).unbind()
+    finite = healthy & torch.isfinite(loss) & torch.isfinite(squares)
+    training.optimizer.update(gradients, controls.rates, finite)
     healthy.copy_(finite)
-    return StepResult(loss.detach(), grad_norm, finite)
+    return StepResult(loss, squares.sqrt(), finite, stops)
 
 
-def train_step(
-    model: AlexNet, optimizer: Momentum, mean: Tensor, rates: Tensor, healthy: Tensor, examples: Examples
-) -> StepResult:
+def train_step(training: Training, controls: Controls, examples: Examples) -> StepResult:
     """Forward, backward and update in place; a non-finite loss or gradient leaves weights and velocities as they were.
 
     From then on `healthy` is false and every step leaves them so: the host may read it late, and no step waits for it.
     """
-    loss = training_loss(model, mean, examples)
-    gradients = torch.autograd.grad(loss, list(optimizer.parameters.values()))
-    return apply_gradients(optimizer, rates, healthy, loss, gradients)
+    loss = training_loss(training, examples)
+    gradients = torch.autograd.grad(loss, list(training.optimizer.parameters.values()))
+    return apply_gradients(training, controls, loss.detach(), gradients)
 
 
 def compiled_train_step(backend: str = "inductor") -> TrainStep:
@@ -90,22 +122,24 @@ def two_graphs(backend: str = "inductor") -> TrainStep:
     loss_of = torch.compile(training_loss, backend=backend, fullgraph=True, dynamic=False)
     apply = torch.compile(apply_gradients, backend=backend, fullgraph=True, dynamic=False)
 
-    def step(
-        model: AlexNet, optimizer: Momentum, mean: Tensor, rates: Tensor, healthy: Tensor, examples: Examples
-    ) -> StepResult:
-        loss = loss_of(model, mean, examples)
-        gradients = torch.autograd.grad(loss, list(optimizer.parameters.values()))
-        return apply(optimizer, rates, healthy, loss.detach(), gradients)
+    def step(training: Training, controls: Controls, examples: Examples) -> StepResult:
+        loss = loss_of(training, examples)
+        gradients = torch.autograd.grad(loss, list(training.optimizer.parameters.values()))
+        return apply(training, controls, loss.detach(), gradients)
 
     return step
 
 
 @torch.no_grad()
-def eval_step(model: AlexNet, mean: Tensor, examples: Examples) -> Tensor:
-    """(3,) float64: summed loss, top-1 errors and top-5 errors of the batch, section 6's measures."""
-    logits = model(prepare(examples, mean, model.config.pixel_std))
-    loss = F.cross_entropy(logits, examples.labels, reduction="sum")
+def eval_step(training: Training, stop: Tensor, examples: Examples) -> Tensor:
+    """(4,) float64: summed loss, top-1 and top-5 errors over all ranks' pictures, section 6's measures; and ranks told.
+
+    stop: as in `Controls`; the last number is how many ranks were told to end the run.
+    """
+    logits = own_logits(training, examples, train=False)
+    losses = F.cross_entropy(logits, examples.labels, reduction="none")
     # The label's rank by counting: a tie counts against it, so a network that says nothing scores nothing.
     at_label = logits.gather(1, examples.labels[:, None])
     ahead = (~(logits < at_label)).sum(1) - 1  # so written, NaN counts against it too
-    return torch.stack([loss.double(), (ahead >= 1).sum().double(), (ahead >= 5).sum().double()])
+    counted = torch.stack([losses.double(), (ahead >= 1).double(), (ahead >= 5).double()])
+    return training.parallel.total(torch.cat([counted @ examples.weights.double(), stop.double()[None]]))

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from nvidia.dali import fn
 from nvidia.dali import math as dali_math
 from nvidia.dali.pipeline import Pipeline
@@ -69,6 +70,9 @@ class Batch(NamedTuple):
     scale: torch.Tensor  # (B,) float32
     labels: torch.Tensor  # (B,) int64
     positions: torch.Tensor  # (B,) int64: training positions, or sample indices in validation
+    weights: (
+        torch.Tensor
+    )  # (B,) float32: 1 / the global batch (in validation 1), and 0 for a picture that only fills up
 
 
 def border(dataset: Dataset, config: DataConfig) -> int:
@@ -101,23 +105,34 @@ class Loader:
         self._copied: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
 
     def train(self, batch_size: int, first: int = 0) -> Iterator[Batch]:
-        """This rank's part of each global batch from position `first` on, without end."""
+        """This rank's part of each global batch from position `first` on, without end.
+
+        All ranks' parts are as long: one that the division leaves a picture short fills up with its neighbour's next.
+        """
         store = SampleStore(self.config.shards, self.dataset, "train")
         rows = TrainRows(
             store, self.config.augment, self.dataset.colour, seed=self.seed, border=self.border, mean=self.mean
         )
-        mine = rank_slice(batch_size, self.rank, self.ranks)
+        mine, rows_each = self._part(batch_size)
+        weights = _weights(mine, rows_each, 1 / batch_size)
         starts = (first + step * batch_size + mine.start for step in count())
-        ours = mine.stop - mine.start
-        return self._batches(store, (rows(start, ours) for start in starts), ours)
+        return self._batches(store, (rows(start, rows_each)._replace(weights=weights) for start in starts), rows_each)
 
     def validation(self, batch_size: int) -> Iterator[Batch]:
-        """This rank's part of the validation pictures, each once, in order; the last batch is as short as it comes."""
+        """This rank's part of each batch of validation pictures, in order; the last batch is as short as it comes."""
         store = SampleStore(self.config.shards, self.dataset, "val")
-        mine = rank_slice(len(store), self.rank, self.ranks)
-        starts = range(mine.start, mine.stop, batch_size)
-        rows = (validation_rows(store, self.border, self.mean, at, min(batch_size, mine.stop - at)) for at in starts)
-        return self._batches(store, rows, batch_size)
+        return self._batches(store, self._validation_rows(store, batch_size), self._part(batch_size)[1])
+
+    def _validation_rows(self, store: SampleStore, batch_size: int) -> Iterator[Rows]:
+        for start in range(0, len(store), batch_size):
+            mine, rows_each = self._part(min(batch_size, len(store) - start))
+            samples = np.minimum(np.arange(rows_each) + start + mine.start, len(store) - 1)
+            rows = validation_rows(store, self.border, self.mean, samples)
+            yield rows._replace(weights=_weights(mine, rows_each, 1.0))
+
+    def _part(self, batch_size: int) -> tuple[slice, int]:
+        """Which of a batch's rows are this rank's, and how many rows each rank takes."""
+        return rank_slice(batch_size, self.rank, self.ranks), -(-batch_size // self.ranks)
 
     def _batches(self, store: SampleStore, rows: Iterator[Rows], batch_size: int) -> Iterator[Batch]:
         """Run the graph over rows; what the graph need not touch waits in a queue beside it."""
@@ -188,7 +203,8 @@ class Loader:
         tensor = torch.from_dlpack(pictures.as_tensor())
         if self.device == "gpu":
             tensor = self._copy(tensor)
-        host = (torch.from_numpy(np.array(v)) for v in (rows.offset, rows.scale, rows.labels, rows.positions))
+        columns = rows.offset, rows.scale, rows.labels, rows.positions, rows.weights
+        host = (torch.from_numpy(np.array(column)) for column in columns)
         return Batch(tensor, *(v.to(tensor.device, non_blocking=True) for v in host))
 
     def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -199,6 +215,11 @@ class Loader:
         while self._copied[0][1].query() and len(self._copied) > 1:
             self._copied.popleft()
         return copy
+
+
+def _weights(mine: slice, rows: int, each: float) -> NDArray[np.float32]:
+    """What each of a rank's rows counts: `each`, and the rows beyond its own part nothing."""
+    return np.where(np.arange(rows) < mine.stop - mine.start, each, 0).astype(np.float32)
 
 
 def graph_inputs(store: SampleStore, rows: Rows) -> tuple[Any, ...]:

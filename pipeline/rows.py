@@ -27,6 +27,7 @@ class Rows(NamedTuple):
     scale: NDArray[np.float32]  # (n,): multiplies the picture after that
     labels: NDArray[np.int64]  # (n,)
     positions: NDArray[np.int64]  # (n,)
+    weights: NDArray[np.float32]  # (n,): what each counts; 1 unless its user says otherwise
 
     def part(self, start: int, stop: int) -> "Rows":
         """The rows start .. stop - 1."""
@@ -88,6 +89,7 @@ class TrainRows:
             draws.scale,
             self.store.labels[samples],
             np.arange(first, first + BLOCK),
+            np.ones(BLOCK, np.float32),
         )
 
 
@@ -100,9 +102,11 @@ def shares(
     return mean - shift, np.tile(mean, (len(shift), 1))
 
 
-def validation_rows(store: SampleStore, border: int, mean: NDArray[np.float32] | None, first: int, count: int) -> Rows:
-    """Centre crops of the samples first .. first + count - 1, as they are."""
-    samples = np.arange(first, first + count)
+def validation_rows(
+    store: SampleStore, border: int, mean: NDArray[np.float32] | None, samples: NDArray[np.int64]
+) -> Rows:
+    """Centre crops of these samples, as they are."""
+    count = len(samples)
     return Rows(
         store.locate(samples),
         np.full((count, 2), border // 2, np.float32),
@@ -111,4 +115,5 @@ def validation_rows(store: SampleStore, border: int, mean: NDArray[np.float32] |
         np.ones(count, np.float32),
         store.labels[samples],
         samples,
+        np.ones(count, np.float32),
     )

@@ -6,7 +6,7 @@ RUN/checkpoints/LATEST          a hint for people and scripts; loading trusts on
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -60,11 +60,16 @@ class Checkpoint:
     run: dict[str, Any]
 
 
+def tower_file(tower: int | str) -> str:
+    """The file with a tower's weights and velocities."""
+    return f"towers-{tower}.safetensors"
+
+
 def copy_tensors(model: AlexNet, optimizer: Momentum) -> Tensors:
     """Copies on the host of each tower's weights and velocities: what the training loop pays for a checkpoint."""
     files: Tensors = {}
     for name, weight in model.named_parameters():
-        file = files.setdefault(f"towers-{name.split('.')[1]}.safetensors", {})
+        file = files.setdefault(tower_file(name.split(".")[1]), {})
         file[name] = _host_copy(weight)
         file[MOMENTUM + name] = _host_copy(optimizer.velocities[name])
     return files
@@ -74,15 +79,20 @@ def _host_copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
+def read_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """A verified checkpoint's weights and velocities, of both towers."""
+    return {name: tensor for tower in (0, 1) for name, tensor in load_file(checkpoint.path / tower_file(tower)).items()}
+
+
 @torch.no_grad()
-def restore(checkpoint: Checkpoint, model: AlexNet, optimizer: Momentum) -> None:
-    """Copy a verified checkpoint's weights and velocities into the towers that this process holds."""
-    for tower in model.towers:
-        tensors = load_file(checkpoint.path / f"towers-{tower}.safetensors")
-        for name, weight in model.named_parameters():
-            if name.split(".")[1] == tower:
-                weight.copy_(tensors[name])
-                optimizer.velocities[name].copy_(tensors[MOMENTUM + name])
+def restore(tensors: Iterable[tuple[str, Tensor]], model: AlexNet, optimizer: Momentum) -> None:
+    """Copy named weights and velocities into the towers that this process holds; those of others pass by."""
+    held: dict[str, Tensor] = dict(model.named_parameters())
+    held |= {MOMENTUM + name: velocity for name, velocity in optimizer.velocities.items()}
+    for name, tensor in tensors:
+        if name in held:
+            held.pop(name).copy_(tensor)
+    assert not held, f"a checkpoint of the same run lacks {sorted(held)}"
 
 
 def save(run_folder: Path, state: State, tensors: Tensors, run: dict[str, Any]) -> Path:

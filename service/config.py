@@ -33,6 +33,7 @@ MAY_CHANGE: Final = frozenset(
         "log_every",
         "device",
         "compile",
+        "parallel",
         "port",
         "stall_seconds",
     }
@@ -67,8 +68,11 @@ class Run:
     """auto: the GPU where there is one."""
     compile: bool = True
     """Compile the step; without, the first step comes sooner and each one is slower."""
+    parallel: Literal["auto", "tower", "data", "tower+data"] = "auto"
+    """How torchrun's processes share the work: tower: two, a tower each; data: each has both; tower+data: pairs.
+    auto: two are the paper's GPUs, more are pairs where even."""
     port: int = 8000
-    """Loopback port of /metrics and /healthz; 0 picks a free one and prints it."""
+    """Loopback port of /metrics and /healthz, plus the local rank; 0 picks a free one and prints it."""
     stall_seconds: float = 600.0
     """/healthz reports a stall when no step or validation batch has ended for so long; compiling may take 5 times."""
 

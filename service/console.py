@@ -34,11 +34,12 @@ class Speed:
 class Display:
     """Steps done of all, images/s, loss, data-wait share and time left."""
 
-    def __init__(self, done: int, total: int):
-        self.console = Console(stderr=True, highlight=False)
+    def __init__(self, done: int, total: int, quiet: bool = False):
+        """quiet: show nothing; another process shows the same run."""
+        self.console = Console(stderr=True, highlight=False, quiet=quiet)
         self._total, self._said = total, time.monotonic()
         columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-        self._bar = Progress(*columns, console=self.console) if self.console.is_terminal else None
+        self._bar = Progress(*columns, console=self.console) if self.console.is_terminal and not quiet else None
         if self._bar:
             self._task = self._bar.add_task("starting", total=total, completed=done)
             self._bar.start()

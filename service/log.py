@@ -1,19 +1,23 @@
 """log.jsonl and events.jsonl: one JSON object a line, appended; cut back to the step that a resume starts from."""
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pipeline.manifest import write_atomic
+
+NOWHERE: Final = Path(os.devnull)  # what a process writes that does not lead
 
 
 class JsonLines:
     """An append-only file of records that each have a "step"; every line reaches the kernel when it is written."""
 
-    def __init__(self, path: Path, lines: Iterable[bytes]):
+    def __init__(self, path: Path, lines: Iterable[bytes] = ()):
         """Open `path` with just these lines in it."""
-        write_atomic(path, b"".join(lines))
+        if path != NOWHERE:
+            write_atomic(path, b"".join(lines))
         self._file = path.open("a", buffering=1)
 
     @classmethod

@@ -6,34 +6,25 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from service.checkpoint import State, Tensors, prune, save
+from model.parallel import Parallel
+from service.checkpoint import State, Tensors, prune, save, tower_file
 from service.metrics import Metrics
+from service.ranks import Ranks
 
 
 class Saver:
-    """One writer thread; a save that is asked for while another runs waits for it."""
+    """One thread that `write`s checkpoints; one that is asked for while another is under way waits for it."""
 
-    def __init__(
-        self,
-        folder: Path,
-        run: dict[str, Any],
-        metrics: Metrics,
-        *,
-        keep: int,
-        resumed_from: Path | None,
-        say: Callable[[str], None],
-    ):
-        self.last_good = resumed_from
-        self._folder, self._run, self._metrics, self._say = folder, run, metrics, say
-        self._keep, self._resumed_from = keep, resumed_from
-        self._verified: set[Path] = set()
+    def __init__(self, write: Callable[[State, Tensors], bool]):
+        """write: says whether it succeeded."""
+        self._write = write
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._pending: Future[bool] | None = None
 
     def submit(self, state: State, tensors: Tensors) -> None:
         """Write this checkpoint, after the one that may still be under way."""
         self.wait()
-        self._pending = self._executor.submit(self._save, state, tensors)
+        self._pending = self._executor.submit(self._write, state, tensors)
 
     def wait(self) -> bool:
         """Wait for the writer; whether its last save succeeded."""
@@ -45,14 +36,35 @@ class Saver:
         self._executor.shutdown()
         return succeeded
 
-    def _save(self, state: State, tensors: Tensors) -> bool:
+
+class Writer:
+    """Writes the whole network's checkpoints into a run's folder, and removes old ones; rank 0's alone."""
+
+    def __init__(
+        self,
+        folder: Path,
+        run: dict[str, Any],
+        metrics: Metrics,
+        *,
+        keep: int,
+        resumed_from: Path | None,
+        say: Callable[[str], None],
+        collect: Callable[[Tensors], Tensors] = lambda tensors: tensors,
+    ):
+        """collect: adds the files of towers that other processes hold."""
+        self.last_good = resumed_from
+        self._folder, self._run, self._metrics, self._say, self._collect = folder, run, metrics, say, collect
+        self._keep, self._resumed_from = keep, resumed_from
+        self._verified: set[Path] = set()
+
+    def __call__(self, state: State, tensors: Tensors) -> bool:
         """A full disk or a failing one ends no training: it is counted, said, and the last good checkpoint stays."""
         self._metrics.attempts.inc()
         start = time.monotonic()
         try:
-            self.last_good = save(self._folder, state, tensors, self._run)
+            self.last_good = save(self._folder, state, self._collect(tensors), self._run)
             prune(self._folder, self._keep, self._resumed_from, self._verified)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # of the disk, or of the exchange with a rank that is gone
             self._metrics.failures.inc()
             self._say(
                 f"checkpoint of step {state.step} failed ({error}); kept: {self.last_good}; make room or mend the disk"
@@ -61,3 +73,17 @@ class Saver:
         self._metrics.checkpoint_seconds.set(time.monotonic() - start)
         self._metrics.checkpoint_time.set_to_current_time()
         return True
+
+
+def collect_towers(ranks: Ranks, parallel: Parallel, tensors: Tensors) -> Tensors:
+    """On rank 0: the files of both towers; the other one's come from rank 1 where a pair shares the network."""
+    if not parallel.pair:
+        return tensors
+    return tensors | {tower_file(1): ranks.received_from(1)}
+
+
+def hand_over(ranks: Ranks, parallel: Parallel, tensors: Tensors) -> bool:
+    """On the other ranks: give rank 0 the tower that it lacks; replicas of its pair have nothing to add."""
+    if parallel.pair and ranks.rank == 1:
+        ranks.send_to_leader(tensors[tower_file(1)])
+    return True

@@ -1,64 +1,85 @@
 """COMMAND  The worker: trains, validates, checkpoints, resumes, stops when asked, and says how it is doing."""
 
 import fcntl
-import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from socket import socket
+from typing import Final, TextIO
 
 from prometheus_client import CollectorRegistry
 
+from model.parallel import arrange, choose_layout
 from pipeline.command import DONE, FAULTS, InputError, run_command
+from pipeline.loader import Device, choose_device
 from pipeline.memory import keep_freed_memory
 from service.api import COMPILE_FACTOR, Heart, application, listen, serving
 from service.checkpoint import clear_unfinished
-from service.config import parse_run, write_run
+from service.config import Run, parse_run, write_run
 from service.console import Display
 from service.metrics import Metrics
-from service.worker import NonFinite, Stop, Worker, set_up
+from service.ranks import Ranks, RanksLost, joined
+from service.setup import set_up
+from service.stop import Stop
+from service.worker import NonFinite, Worker
+
+# What a worker that torchrun has just replaced, perhaps on another host, may take to let go of the run's folder.
+REPLACED_SECONDS: Final = 60.0
 
 
-def train(worker: Worker, stop: Stop) -> int:
+def train(worker: Worker) -> int:
     """The training loop; the process's exit status."""
     try:
-        worker.validate_if_due(stop)
+        worker.validate_if_due()
         worker.heart.beat("compiling", COMPILE_FACTOR)
-        for batch in worker.batches(stop):
+        for batch in worker.batches():
             worker.step(batch)
-            worker.validate_if_due(stop)
+            worker.validate_if_due()
             worker.save_if_due()
         worker.save()
     except NonFinite as error:
         worker.close()
-        kept = worker.saver.last_good or "none yet"
         remedy = "train again with a lower --optim.lr into another --out"
-        worker.display.say(f"error: {error}; last good checkpoint: {kept}; {remedy}")
+        worker.display.say(f"error: {error}; last good checkpoint: {worker.writer.last_good}; {remedy}")
         return FAULTS
     if not worker.close():
         return FAULTS
-    if worker.state.step < worker.total_steps and stop.signal is not None:
-        worker.display.say(f"stopped by {signal.Signals(stop.signal).name} at step {worker.state.step}, saved")
-        return 128 + stop.signal
-    worker.display.say(f"done at step {worker.state.step}: {worker.saver.last_good}")
+    if worker.state.step < worker.total_steps:
+        worker.display.say(f"stopped by {worker.stop.name} at step {worker.state.step}, saved")
+        return worker.stop.status
+    worker.display.say(f"done at step {worker.state.step}: {worker.writer.last_good}")
     return DONE
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the run's folder alone; InputError when another worker does, or when it cannot be written."""
+def locked(folder: Path, patience_seconds: float = 0.0) -> Iterator[None]:
+    """Hold the run's folder alone; InputError when another worker does, or when it cannot be written.
+
+    patience_seconds: how long another worker may take to let go.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "w")
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror}), expected a folder; set --out") from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"another worker is training in {folder}, expected none; stop it first") from error
+        deadline = time.monotonic() + patience_seconds
+        while not _acquired(lock):
+            if time.monotonic() >= deadline:
+                raise InputError(f"another worker is training in {folder}, expected none; stop it first")
+            time.sleep(0.1)
         clear_unfinished(folder)
         yield
+
+
+def _acquired(lock: TextIO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def say(message: str) -> None:
@@ -66,26 +87,47 @@ def say(message: str) -> None:
     sys.stderr.write(message + "\n")
 
 
+def start(run: Run, device: Device, ranks: Ranks, stop: Stop, stack: ExitStack) -> Worker:
+    """A worker ready to train, serving its metrics; what it holds open is let go with the stack."""
+    metrics, heart = Metrics(CollectorRegistry()), Heart(run.stall_seconds)
+
+    def claim() -> socket:
+        if ranks.leads:
+            stack.enter_context(locked(run.out, REPLACED_SECONDS if ranks.ranks > 1 else 0.0))
+        return stack.enter_context(listen(run.port + ranks.local_rank if run.port else 0))
+
+    try:
+        layout = choose_layout(run.parallel, ranks.ranks)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    listener = ranks.together(claim)
+    stack.enter_context(serving(application(metrics, heart), listener))
+    parallel = arrange(layout, ranks.rank, ranks.ranks, "cuda" if device == "gpu" else "cpu")
+    setup = set_up(run, device, ranks, parallel, say if ranks.leads else lambda message: None)
+    if ranks.leads:
+        write_run(run.out, setup.fields)
+    metrics.restarts.set(setup.state.restarts)
+    display = Display(setup.state.step, setup.total_steps, quiet=not ranks.leads)
+    stack.callback(display.close)
+    host, port = listener.getsockname()
+    name = f"rank {ranks.rank} of {ranks.ranks}, {layout}, " if layout else ""
+    (display.say if ranks.leads else say)(f"{name}serving http://{host}:{port}/metrics and /healthz")
+    return Worker(run, display, metrics, heart, stop, setup)
+
+
 def main() -> int:
     """Train as the command line says."""
     run = parse_run(sys.argv[1:])
     keep_freed_memory()
     stop = Stop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop.request)
-    metrics, heart = Metrics(CollectorRegistry()), Heart(run.stall_seconds)
-    with ExitStack() as stack:
-        listener = stack.enter_context(listen(run.port))
-        stack.enter_context(locked(run.out))
-        stack.enter_context(serving(application(metrics, heart), listener))
-        setup = set_up(run, say)
-        write_run(run.out, setup.fields)
-        metrics.restarts.set(setup.state.restarts)
-        display = Display(setup.state.step, setup.total_steps)
-        stack.callback(display.close)
-        host, port = listener.getsockname()
-        display.say(f"serving http://{host}:{port}/metrics and /healthz")
-        return train(Worker(run, display, metrics, heart, setup), stop)
+    stop.listen()
+    device = choose_device(run.device)
+    try:
+        with joined(device, run.stall_seconds * COMPILE_FACTOR) as ranks, ExitStack() as stack:
+            return train(start(run, device, ranks, stop, stack))
+    except RanksLost as error:
+        say(f"error: {error}")
+        return FAULTS
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from service.checkpoint import (
     newest,
     prune,
     read,
+    read_tensors,
     restore,
     save,
 )
@@ -54,7 +55,7 @@ def test_what_is_saved_comes_back_exactly(tmp_path: Path) -> None:
     found = newest(tmp_path, print)
     assert found and found.path == path and found.state == state and found.run == RUN
     other, others = network(seed=2)
-    restore(found, other, others)
+    restore(read_tensors(found).items(), other, others)
     for (name, a), b in zip(model.named_parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b) and torch.equal(optimizer.velocities[name], others.velocities[name])
         assert b.stride() == a.stride()  # channels-last kernels stay so

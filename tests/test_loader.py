@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from model.step import Examples, prepare
 from pictures import write_tree
@@ -167,25 +168,36 @@ def take(loader: Loader, batch_size: int, first: int, count: int) -> list[Batch]
     return list(islice(loader.train(batch_size, first), count))
 
 
+def counted(batches: list[Batch]) -> list[Tensor]:
+    """The columns of all batches together, without the pictures that only fill up."""
+    whole = Batch(*(torch.cat(columns) for columns in zip(*batches, strict=True)))
+    return [column[whole.weights > 0] for column in whole]
+
+
 def test_any_number_of_ranks_sees_the_same_global_batches(square: Path) -> None:
     config = DataConfig(shards=square)
     whole = take(Loader(config, seed=SEED), 10, 0, 4)
-    for ranks in (2, 3):
+    for ranks in (2, 3, 4, 11):
         parts = [take(Loader(config, seed=SEED, rank=r, ranks=ranks), 10, 0, 4) for r in range(ranks)]
         for step, batch in enumerate(whole):
-            for field, expected in enumerate(batch):
-                assert torch.equal(torch.cat([part[step][field] for part in parts]), expected)
+            mine = [part[step] for part in parts]
+            assert {len(batch.labels) for batch in mine} == {-(-10 // ranks)}  # as even as can be, and all as long
+            assert all((batch.weights == 0).sum() <= 1 for batch in mine)
+            for found, expected in zip(counted(mine), batch, strict=True):
+                assert torch.equal(found, expected)
+            assert batch.weights.sum().item() == pytest.approx(1)  # float32
 
 
-def test_validation_ranks_partition_the_pictures(square: Path) -> None:
+def test_validation_ranks_partition_every_batch(square: Path) -> None:
     config = DataConfig(shards=square)
-    positions = [
-        position
-        for rank in range(4)
-        for batch in Loader(config, rank=rank, ranks=4).validation(2)
-        for position in batch.positions.tolist()
-    ]
-    assert positions == list(range(9))
+    whole = list(Loader(config).validation(5))
+    for ranks in (2, 3, 4):
+        parts = [list(Loader(config, rank=rank, ranks=ranks).validation(5)) for rank in range(ranks)]
+        assert {len(part) for part in parts} == {len(whole)}  # or some would wait for others in vain
+        for step, batch in enumerate(whole):
+            for found, expected in zip(counted([part[step] for part in parts]), batch, strict=True):
+                assert torch.equal(found, expected)
+    assert torch.cat([batch.weights for batch in whole]).tolist() == [1] * sum(len(b.labels) for b in whole)
 
 
 def test_a_resume_is_one_integer(square: Path) -> None:

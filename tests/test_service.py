@@ -21,9 +21,9 @@ from service.config import RECIPES, Run, check_same_run, parse_run, run_fields
 from service.console import Speed
 from service.log import JsonLines
 from service.metrics import Metrics
-from service.saver import Saver
+from service.saver import Saver, Writer
+from service.setup import resumed
 from service.train import locked
-from service.worker import resumed
 
 
 def test_the_paper_and_the_source_are_what_the_papers_text_and_run_145_say() -> None:
@@ -182,7 +182,7 @@ def test_a_full_disk_costs_a_checkpoint_but_neither_the_run_nor_the_last_good_on
 ) -> None:
     metrics, said = Metrics(CollectorRegistry()), []
     tensors = {"towers-0.safetensors": {"w": torch.ones(3)}}
-    writer = Saver(tmp_path, {}, metrics, keep=2, resumed_from=None, say=said.append)
+    writer = Saver(Writer(tmp_path, {}, metrics, keep=2, resumed_from=None, say=said.append))
     writer.submit(State(step=1), tensors)
     assert writer.wait()
 

@@ -7,9 +7,20 @@ from torch._dynamo.utils import counters
 
 from model.alexnet import AlexNet, ModelConfig
 from model.optim import Momentum, OptimConfig
-from model.step import Examples, StepResult, compiled_train_step, eval_step, prepare, train_step, two_graphs
+from model.step import (
+    Controls,
+    Examples,
+    StepResult,
+    Training,
+    compiled_train_step,
+    eval_step,
+    prepare,
+    train_step,
+    two_graphs,
+)
 
 CROP = 67
+STOP = torch.tensor(0.0)
 CONFIG = ModelConfig(fc_width=64, init="he", pixel_std=58.0, precision="float32")
 
 
@@ -21,7 +32,13 @@ def examples(batch_size: int = 8, first: int = 0, classes: int = 10) -> Examples
         torch.ones(batch_size),
         torch.randint(0, classes, (batch_size,), generator=generator),
         torch.arange(first, first + batch_size),
+        torch.full((batch_size,), 1 / batch_size),
     )
+
+
+def counting(batch: Examples) -> Examples:
+    """As in validation: each picture counts one."""
+    return batch._replace(weights=torch.ones(len(batch.labels)))
 
 
 class Bench:
@@ -31,11 +48,10 @@ class Bench:
         self.model = AlexNet(config, classes=10, crop=CROP, seed=1)
         self.optimizer = Momentum(OptimConfig(), dict(self.model.named_parameters()))
         self.mean = torch.full((CROP, CROP, 3), 110.0)
-        self.healthy = torch.tensor(True)
+        self.training = Training(self.model, self.optimizer, self.mean, torch.tensor(True))
 
     def run(self, step, batch: Examples, lr: float = 0.01) -> StepResult:
-        rates = torch.tensor([lr, lr])
-        return step(self.model, self.optimizer, self.mean, rates, self.healthy, batch)
+        return step(self.training, Controls(torch.tensor([lr, lr]), STOP), batch)
 
     def tensors(self) -> list[Tensor]:
         return [t.detach().clone() for t in (*self.optimizer.parameters.values(), *self.optimizer.velocities.values())]
@@ -119,8 +135,8 @@ def test_two_graphs_do_what_one_does() -> None:
 
 def test_validation_counts_as_sorting_does() -> None:
     bench = Bench()
-    batch = examples(64)
-    loss, top1, top5 = eval_step(bench.model, bench.mean, batch).tolist()
+    batch = counting(examples(64))
+    loss, top1, top5, _ = eval_step(bench.training, STOP, batch).tolist()
     with torch.no_grad():
         logits = bench.model(prepare(batch, bench.mean, 58.0))
     order = logits.argsort(1, descending=True)
@@ -135,4 +151,4 @@ def test_ties_and_nan_count_as_errors() -> None:
         with torch.no_grad():
             for tower in bench.model.held().values():
                 tower.fc8.weight.fill_(value)
-        assert eval_step(bench.model, bench.mean, examples(16))[1:].tolist() == [16, 16]
+        assert eval_step(bench.training, STOP, counting(examples(16)))[1:].tolist() == [16, 16, 0]

@@ -41,7 +41,16 @@ from torch._dynamo.utils import counters
 
 from model.alexnet import AlexNet, ModelConfig, Precision
 from model.optim import Momentum, OptimConfig
-from model.step import Examples, StepResult, TrainStep, compiled_train_step, prepare, train_step
+from model.step import (
+    Controls,
+    Examples,
+    StepResult,
+    Training,
+    TrainStep,
+    compiled_train_step,
+    prepare,
+    train_step,
+)
 from pipeline.loader import Batch, DataConfig, Device, Loader, mean_crop
 from pipeline.manifest import load_dataset
 from pipeline.probe import gpu_decoder_works
@@ -268,22 +277,22 @@ def validation(options: Options, decoder: Device) -> str:
     return f"{samples} pictures in batches of {size}"
 
 
-class Training:
+class Bench:
     """A network with its optimiser on a device."""
 
     def __init__(self, precision: Precision, device: torch.device, step: TrainStep):
         config = ModelConfig(init="he", pixel_std=PIXEL_STD, precision=precision)
-        self.model = AlexNet(config).to(device)
-        self.optimizer = Momentum(OptimConfig(), dict(self.model.named_parameters()))
-        self.mean = torch.full((224, 224, 3), 110.0, device=device)
-        self.healthy = torch.tensor(True, device=device)
-        self.rates = torch.full((2,), 0.001, device=device)
-        self.device, self.compiled = device, step
+        model = AlexNet(config).to(device)
+        optimizer = Momentum(OptimConfig(), dict(model.named_parameters()))
+        mean = torch.full((224, 224, 3), 110.0, device=device)
+        self.training = Training(model, optimizer, mean, torch.tensor(True, device=device))
+        self.controls = Controls(torch.full((2,), 0.001, device=device), torch.tensor(0.0, device=device))
+        self.device, self.step = device, step
 
     def run(self, examples: Examples, lr: float = 0.001) -> StepResult:
-        self.rates.fill_(lr)
+        self.controls.rates.fill_(lr)
         on_device = Examples(*(tensor.to(self.device) for tensor in examples))
-        return self.compiled(self.model, self.optimizer, self.mean, self.rates, self.healthy, on_device)
+        return self.step(self.training, self.controls, on_device)
 
 
 def synthetic(batch_size: int, seed: int = 0, dtype: torch.dtype = torch.uint8) -> Examples:
@@ -295,13 +304,14 @@ def synthetic(batch_size: int, seed: int = 0, dtype: torch.dtype = torch.uint8) 
         torch.ones(batch_size),
         torch.randint(0, 1000, (batch_size,), generator=generator),
         torch.arange(batch_size) + batch_size * seed,
+        torch.full((batch_size,), 1 / batch_size),
     )
 
 
 def step_parity(options: Options, precision: Precision) -> str:
     """Loss and gradient norm of the compiled step against the CPU's eager one; one compilation, no graph break."""
-    ours = Training(precision, torch_device(options), compiled_train_step())
-    eager = Training("float32", torch.device("cpu"), train_step)
+    ours = Bench(precision, torch_device(options), compiled_train_step())
+    eager = Bench("float32", torch.device("cpu"), train_step)
     errors, graphs = [], []
     for seed, lr in enumerate((1e-4, 1e-4, 1e-5, 0.0)):
         found, expected = ours.run(synthetic(16, seed), lr), eager.run(synthetic(16, seed), lr)
@@ -351,10 +361,10 @@ def step_speed(options: Options, precision: Precision) -> str:
     """Of the compiled step alone, on pictures that are on the device already."""
 
     def work(size: int) -> Callable[[], object]:
-        training = Training(precision, torch_device(options), compiled_train_step())
+        bench = Bench(precision, torch_device(options), compiled_train_step())
         dtype = torch.float16 if options.device == "gpu" else torch.uint8
-        examples = Examples(*(tensor.to(training.device) for tensor in synthetic(size, dtype=dtype)))
-        return lambda: training.run(examples)
+        examples = Examples(*(tensor.to(bench.device) for tensor in synthetic(size, dtype=dtype)))
+        return lambda: bench.run(examples)
 
     return speeds(options, work)
 
@@ -363,9 +373,9 @@ def whole_speed(options: Options, decoder: Device) -> str:
     """Of training: the loader's batches through the compiled step."""
 
     def work(size: int) -> Callable[[], object]:
-        training = Training("mixed", torch_device(options), compiled_train_step())
+        bench = Bench("mixed", torch_device(options), compiled_train_step())
         batches = Loader(data_config(options, decoder), device=options.device).train(size)
-        return lambda: training.run(Examples(*next(batches)))
+        return lambda: bench.run(Examples(*next(batches)))
 
     return speeds(options, work)
 

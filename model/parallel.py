@@ -1,0 +1,163 @@
+"""How ranks share network and batch: the paper's two towers, replicas of the network, or both; applied from outside.
+
+A replica is one whole network: a rank that holds both towers, or a pair of ranks with one tower each. Ranks are
+numbered replica by replica, so that a pair are neighbours. Every rank brings its own part of the global batch. A pair
+exchanges pictures, so that both towers see both parts, talks where the paper's GPUs talk, and each rank takes the loss
+of the pictures that it brought. So the loss of a step is one sum over all ranks, whatever the layout, and the gradient
+of an exchange is its plain transpose: a gather's is a reduce-scatter, and a weight's is summed over the replicas.
+
+The collectives are the functional operators that the compiler traces; each runs while the computation goes on, until
+it is waited for.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.func import functional_call
+
+from model.alexnet import concatenate
+
+Layout = Literal["tower", "data", "tower+data"]
+
+_collectives = torch.ops._c10d_functional
+
+
+class Group(NamedTuple):
+    """Ranks that talk: the process group's name, which a graph can hold, and how many they are."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """One rank's place; without arguments the only process, to which every exchange is nothing."""
+
+    rank: int = 0
+    ranks: int = 1
+    everyone: Group | None = None
+    pair: Group | None = None  # the ranks that hold the other tower of this one's replica, and itself
+    twins: Group | None = None  # the ranks that hold the same towers
+
+    @property
+    def replicas(self) -> int:
+        """Whole networks in all."""
+        return self.ranks // 2 if self.pair else self.ranks
+
+    @property
+    def towers(self) -> tuple[int, ...]:
+        """The towers that this rank holds."""
+        return (self.rank % 2,) if self.pair else (0, 1)
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """Both towers' channels (B, 2 C, H, W) or units (B, 2 U) from those that this rank computed."""
+        if not self.pair:
+            return concatenate(parts)
+        (part,) = parts
+        rows = part.movedim(1, -1).contiguous()  # (B, H, W, C): for channels-last maps a view
+        both = _Gather.apply(rows, *self.pair).unflatten(0, (2, -1))  # (2, B, H, W, C)
+        return both.movedim(0, -2).flatten(-2).movedim(-1, 1)
+
+    def exchange(self, *columns: Tensor) -> tuple[Tensor, ...]:
+        """The pair's rows of each (b, ...) column, (2 b, ...): the first rank's, then the second's."""
+        if not self.pair:
+            return columns
+        # One by one: gloo's coalesced gather garbles columns of different types (torch 2.13).
+        gathered = [_collectives.all_gather_into_tensor(c, self.pair.size, self.pair.name) for c in columns]
+        return tuple(_collectives.wait_tensor(column) for column in gathered)
+
+    def own(self, rows: Tensor) -> Tensor:
+        """Of a pair's rows (2 b, ...) those that this rank brought, (b, ...)."""
+        return rows.chunk(2)[self.rank % 2] if self.pair else rows
+
+    def shared(self, model: nn.Module) -> Callable[..., Tensor]:
+        """The model with weights whose gradients are summed over the replicas as soon as backward has made each.
+
+        The sums are under way when backward returns: `arrived` before use.
+        """
+        if not self.twins:
+            return model
+        name = self.twins.name
+        weights = {key: _SumOfGradients.apply(weight, name) for key, weight in model.named_parameters()}
+        return lambda *inputs: functional_call(model, weights, inputs)
+
+    def arrived(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """The gradients of `shared` weights, summed."""
+        return [_collectives.wait_tensor(g) for g in gradients] if self.twins else list(gradients)
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum of x over all ranks; no gradient."""
+        if not self.everyone:
+            return x
+        return _collectives.wait_tensor(_collectives.all_reduce(x, "sum", self.everyone.name))
+
+
+def choose_layout(wanted: Literal["auto", "tower", "data", "tower+data"], ranks: int) -> Layout | None:
+    """How so many ranks share the work, None for one; ValueError where they cannot do so as wanted.
+
+    auto: two ranks are the paper's GPUs; more are pairs of them where even.
+    """
+    if wanted == "auto":
+        choice: Layout | None = None if ranks == 1 else "tower" if ranks == 2 else "data" if ranks % 2 else "tower+data"
+        return choice
+    fits = {"tower": ranks == 2, "data": ranks > 1, "tower+data": ranks > 2 and ranks % 2 == 0}
+    if not fits[wanted]:
+        expected = {"tower": "exactly 2", "data": "at least 2", "tower+data": "an even number, at least 4,"}[wanted]
+        raise ValueError(
+            f"{ranks} processes with parallel {wanted}, expected {expected} of them; "
+            "set --parallel auto or torchrun's --nproc-per-node"
+        )
+    return wanted
+
+
+def arrange(layout: Layout | None, rank: int, ranks: int, device_type: str) -> Parallel:
+    """This rank's place; every rank calls it, once torch.distributed is initialised (for a layout other than None)."""
+    if layout is None:
+        return Parallel()
+    towers = 1 if layout == "data" else 2
+    mesh = init_device_mesh(device_type, (ranks // towers, towers), mesh_dim_names=("replica", "tower"))
+
+    def group(dimension: str) -> Group | None:
+        name, size = mesh.get_group(dimension).group_name, mesh[dimension].size()
+        return Group(name, size) if size > 1 else None
+
+    everyone = Group(torch.distributed.group.WORLD.group_name, ranks)  # type: ignore[union-attr]
+    return Parallel(rank, ranks, everyone, pair=group("tower"), twins=group("replica"))
+
+
+class _Gather(torch.autograd.Function):
+    """(n, ...) of each rank -> (size n, ...) on every rank, in their order."""
+
+    @staticmethod
+    def forward(x: Tensor, group: str, size: int) -> Tensor:
+        return _collectives.wait_tensor(_collectives.all_gather_into_tensor(x, size, group))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.group, ctx.size = inputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        # Each rank went on from all rows: what a row is worth is the sum of what it is worth to each.
+        sums = _collectives.reduce_scatter_tensor(grads[0].contiguous(), "sum", ctx.size, ctx.group)
+        return _collectives.wait_tensor(sums), None, None
+
+
+class _SumOfGradients(torch.autograd.Function):
+    """The weight as it is; its gradient summed over a group, not yet waited for."""
+
+    @staticmethod
+    def forward(weight: Tensor, group: str) -> Tensor:
+        return weight.view_as(weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.group = inputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _collectives.all_reduce(grads[0].contiguous(), "sum", ctx.group), None

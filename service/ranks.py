@@ -1,0 +1,124 @@
+"""torchrun's processes: who this one is, and what all must agree on; a process on its own is the same case."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeline.command import WRONG_CALL, InputError
+from pipeline.loader import Device
+
+T = TypeVar("T")
+NamedTensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of all processes this is; rank 0 leads: it alone reads and writes the run's folder."""
+
+    rank: int = 0
+    ranks: int = 1
+    local_rank: int = 0
+    local_ranks: int = 1
+    files: dist.ProcessGroup | None = None  # for checkpoints, which travel beside the loop's own exchanges
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def threads(self) -> int:
+        """This process's share of the cores that it may use."""
+        return max(1, len(os.sched_getaffinity(0)) // self.local_ranks)
+
+    def together(self, action: Callable[[], T]) -> T:
+        """Do what may find the call wrong; where it does on one rank all end, and the first of them says why."""
+        if self.ranks == 1:
+            return action()
+        result, errors = None, [None] * self.ranks
+        error: InputError | None = None
+        try:
+            result = action()
+        except InputError as found:
+            error = found
+        dist.all_gather_object(errors, error and str(error))
+        wrong = [rank for rank, message in enumerate(errors) if message is not None]
+        if error and wrong[0] == self.rank:
+            raise error
+        if wrong:
+            sys.exit(WRONG_CALL)
+        return result  # type: ignore[return-value]
+
+    def from_leader(self, value: T) -> T:
+        """Rank 0's value, on every rank; all wait for it."""
+        values = [value]
+        if self.ranks > 1:
+            dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def tensors_from_leader(self, tensors: NamedTensors) -> Iterator[tuple[str, Tensor]]:
+        """Rank 0's host tensors, one after the other, on every rank."""
+        shapes = self.from_leader({name: (t.shape, t.dtype) for name, t in tensors.items()})
+        for name, (shape, dtype) in shapes.items():
+            tensor = tensors[name] if self.leads else torch.empty(shape, dtype=dtype)
+            if self.ranks > 1:
+                dist.broadcast(tensor, src=0)
+            yield name, tensor
+
+    def send_to_leader(self, tensors: NamedTensors) -> None:
+        """Hand host tensors to rank 0, which receives them from this rank."""
+        dist.send_object_list([{name: (t.shape, t.dtype) for name, t in tensors.items()}], dst=0, group=self.files)
+        for tensor in tensors.values():
+            dist.send(tensor, dst=0, group=self.files)
+
+    def received_from(self, rank: int) -> NamedTensors:
+        """On rank 0: what `rank` hands over."""
+        shapes: list[dict] = [{}]
+        dist.recv_object_list(shapes, src=rank, group=self.files)
+        tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in shapes[0].items()}
+        for tensor in tensors.values():
+            dist.recv(tensor, src=rank, group=self.files)
+        return tensors
+
+
+class RanksLost(Exception):
+    """An exchange failed because another rank is gone."""
+
+
+@contextmanager
+def joined(device: Device, patience_seconds: float) -> Iterator[Ranks]:
+    """The place that torchrun's environment gives this process, connected to the others while the block runs.
+
+    patience_seconds: an exchange that takes longer fails. RanksLost when one does, or when another rank is gone.
+    """
+    if not dist.is_torchelastic_launched():
+        yield Ranks()
+        return
+    rank, ranks, local_rank, local_ranks = (
+        int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    )
+    patience = timedelta(seconds=patience_seconds)
+    if device == "gpu":
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "gpu" else "gloo", timeout=patience)
+    files = dist.new_group(backend="gloo", timeout=patience)
+    assert isinstance(files, dist.ProcessGroup)
+    place = Ranks(rank, ranks, local_rank, local_ranks, files)
+    if device == "cpu":
+        torch.set_num_threads(place.threads)  # torchrun's choice is one
+    try:
+        yield place
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        cause = str(error).partition("\n")[0]
+        remedy = "start them again, as torchrun --max-restarts does"
+        raise RanksLost(f"rank {rank} lost another ({cause}), expected all {ranks}; {remedy}") from error
+    dist.destroy_process_group()  # not after a failure: there is nobody to part from

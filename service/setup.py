@@ -1,0 +1,99 @@
+"""A run made ready: its data opened, its network built, new or as its newest sound checkpoint has it."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.alexnet import AlexNet
+from model.optim import Momentum, Rates
+from model.parallel import Parallel
+from model.step import Training
+from pipeline.command import InputError
+from pipeline.loader import Device, Loader, mean_crop
+from pipeline.manifest import DATASET_FILE, sha256_of
+from service.checkpoint import Checkpoint, State, newest, read_tensors, restore
+from service.config import Run, check_same_run, run_fields
+from service.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a process of a run holds before the first step."""
+
+    ranks: Ranks
+    loader: Loader
+    training: Training
+    state: State
+    resumed_from: Path | None
+    fields: dict[str, Any]
+    total_steps: int
+
+
+def set_up(run: Run, device: Device, ranks: Ranks, parallel: Parallel, say: Callable[[str], None]) -> Setup:
+    """Open the data, build the network, and restore what rank 0 finds in the run's folder; all ranks call it together.
+
+    InputError where the call is wrong: on every rank, before any waits for another.
+    """
+    loader, training = ranks.together(lambda: opened(run, device, ranks, parallel))
+    fields = run_fields(run, sha256_of(run.data.shards / DATASET_FILE))
+    splits = loader.dataset.splits
+    checkpoint = ranks.together(lambda: found(run, fields, say) if ranks.leads else None)
+    path = ranks.from_leader(checkpoint.path if checkpoint else None)
+    state = ranks.from_leader(resumed(checkpoint, run, splits["train"].samples) if checkpoint else State())
+    if path:
+        tensors = ranks.tensors_from_leader(read_tensors(checkpoint) if checkpoint else {})
+        restore(tensors, training.model, training.optimizer)
+        say(f"resumed from {path}, restart {state.restarts}")
+    if "val" not in splits:
+        say(f"{run.data.shards} has no validation split: training without it; a plateau schedule keeps its rate")
+    steps = -(-run.epochs * splits["train"].samples // run.batch_size)
+    return Setup(ranks, loader, training, state, path, fields, min(steps, run.max_steps or steps))
+
+
+def opened(run: Run, device: Device, ranks: Ranks, parallel: Parallel) -> tuple[Loader, Training]:
+    """The data set, and the network as it starts."""
+    data = replace(run.data, threads=run.data.threads or ranks.threads)
+    loader = Loader(data, seed=run.seed, device=device, rank=ranks.rank, ranks=ranks.ranks)
+    try:
+        model = AlexNet(
+            run.model,
+            classes=len(loader.dataset.classes),
+            crop=run.data.crop,
+            seed=run.seed,
+            towers=parallel.towers,
+            join=parallel.join,
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    torch_device = torch.device("cuda" if device == "gpu" else "cpu")
+    model.to(torch_device)
+    optimizer = Momentum(run.optim, dict(model.named_parameters()))
+    mean = mean_crop(loader.dataset, run.data).to(torch_device)
+    return loader, Training(model, optimizer, mean, torch.tensor(True, device=torch_device), parallel)
+
+
+def found(run: Run, fields: dict[str, Any], say: Callable[[str], None]) -> Checkpoint | None:
+    """The newest sound checkpoint in the run's folder; InputError when it is another run's."""
+    checkpoint = newest(run.out, say)
+    if checkpoint:
+        check_same_run(run.out, checkpoint.run, fields)
+    return checkpoint
+
+
+def resumed(checkpoint: Checkpoint, run: Run, samples: int) -> State:
+    """The checkpoint's state, once more restarted; a rate that was changed by hand since is an event."""
+    state = replace(checkpoint.state, restarts=checkpoint.state.restarts + 1)
+    old, new = checkpoint.run["optim"]["lr"], run.optim.lr
+    if old == new:
+        return state
+    event = rate_event(state, samples, Rates(old, old), Rates(new, new), "command line")
+    return replace(state, events=(*state.events, event))
+
+
+def rate_event(state: State, samples: int, old: Rates, new: Rates, author: str) -> dict[str, Any]:
+    """A change of the learning rate: when, from what to what, and by whom; samples: an epoch's."""
+    where = {"kind": "learning-rate", "step": state.step, "epoch": state.position / samples}
+    return {**where, "old": asdict(old), "new": asdict(new), "author": author}

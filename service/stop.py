@@ -1,0 +1,33 @@
+"""The signals that ask a run to end."""
+
+import signal
+
+
+class Stop:
+    """Whether a signal has asked for the run to end."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def listen(self) -> None:
+        """Note SIGTERM and SIGINT from now on; a second Ctrl-C ends the process at once.
+
+        A second SIGTERM does not: torchrun passes on the one that it gets, and a scheduler sends its own to all.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.request)
+
+    def request(self, number: int, _frame: object) -> None:
+        """Note the signal."""
+        self.signal = number
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    @property
+    def name(self) -> str:
+        """Who asked: this process's signal, or another rank's."""
+        return "another rank" if self.signal is None else signal.Signals(self.signal).name
+
+    @property
+    def status(self) -> int:
+        """The exit status of a process that stopped because of it."""
+        return 128 + (self.signal or signal.SIGTERM)

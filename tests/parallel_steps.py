@@ -1,0 +1,93 @@
+"""Ten training steps and a validation step by one rank of several; what test_parallel.py starts with torchrun.
+
+    torchrun … parallel_steps.py OUT LAYOUT DTYPE BACKEND
+
+Each rank writes OUT/rank-N.safetensors. Alone, without torchrun, it is the same steps in one process.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from model.alexnet import AlexNet, ModelConfig
+from model.optim import Momentum, OptimConfig
+from model.parallel import Parallel, arrange, choose_layout
+from model.step import Controls, Examples, Training, compiled_train_step, eval_step, train_step, training_loss
+from pipeline.order import rank_slice
+from service.ranks import joined
+
+STEPS, BATCH, CLASSES, CROP = 10, 10, 7, 67  # neither the batch nor the classes divide evenly
+FIRST = 2**33 - 5  # positions that need more than 32 bits
+
+
+def picture(position: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels, colour shift and label of a position."""
+    generator = torch.Generator().manual_seed(position)
+    pixels = torch.randint(0, 256, (CROP, CROP, 3), dtype=torch.uint8, generator=generator)
+    return (
+        pixels,
+        torch.randn(3, generator=generator) * 10,
+        torch.randint(0, CLASSES, (), generator=generator),
+    )
+
+
+def examples(first: int, rank: int, ranks: int) -> Examples:
+    """A rank's part of the global batch that begins at `first`, as the loader hands it over."""
+    mine, rows = rank_slice(BATCH, rank, ranks), -(-BATCH // ranks)
+    positions = range(first + mine.start, first + mine.start + rows)
+    pictures, offsets, labels = (torch.stack(column) for column in zip(*map(picture, positions), strict=True))
+    weights = (torch.arange(rows) < mine.stop - mine.start) / BATCH
+    return Examples(pictures, offsets, torch.full((rows,), 0.9), labels, torch.tensor(positions), weights)
+
+
+def gradients(training: Training, batch: Examples) -> dict[str, Tensor]:
+    """Of the loss of a batch, by name."""
+    parameters = training.optimizer.parameters
+    found = torch.autograd.grad(training_loss(training, batch), list(parameters.values()))
+    arrived = training.parallel.arrived(found)
+    return {f"gradient.{name}": g for name, g in zip(parameters, arrived, strict=True)}
+
+
+def steps(parallel: Parallel, dtype: torch.dtype, backend: str) -> dict[str, Tensor]:
+    """What this rank finds: losses, gradients, weights, velocities, counts."""
+    model = AlexNet(
+        ModelConfig(fc_width=64, init="he", pixel_std=58.0, precision="float32"),
+        classes=CLASSES,
+        crop=CROP,
+        seed=2**40 + 1,
+        towers=parallel.towers,
+        join=parallel.join,
+    ).to(dtype)
+    optimizer = Momentum(OptimConfig(), dict(model.named_parameters()))
+    mean = torch.full((CROP, CROP, 3), 110.0, dtype=dtype)
+    training = Training(model, optimizer, mean, torch.tensor(True), parallel)
+    batches = [examples(FIRST + step * BATCH, parallel.rank, parallel.ranks) for step in range(STEPS)]
+    found = gradients(training, batches[0])
+    step = train_step if backend == "eager" else compiled_train_step(backend)
+    results = []
+    for number, batch in enumerate(batches):
+        told = float(parallel.rank == parallel.ranks - 1 and number >= 7)
+        results.append(step(training, Controls(torch.tensor([0.01, 0.01]), torch.tensor(told)), batch))
+    found |= {name: torch.stack([result[i] for result in results]) for i, name in enumerate(results[0]._fields)}
+    found |= {f"weight.{name}": w.detach() for name, w in optimizer.parameters.items()}
+    found |= {f"velocity.{name}": v for name, v in optimizer.velocities.items()}
+    counting = batches[0]._replace(weights=batches[0].weights * BATCH)
+    found["validation"] = eval_step(training, torch.tensor(float(parallel.rank == 0)), counting)
+    graphs = counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
+    found["graphs"] = torch.tensor(graphs)
+    return {name: value.contiguous() for name, value in found.items()}
+
+
+def main(out: str, layout: str, dtype: str, backend: str) -> None:
+    with joined("cpu", patience_seconds=120) as ranks:
+        parallel = arrange(choose_layout(layout, ranks.ranks), ranks.rank, ranks.ranks, "cpu")  # type: ignore[arg-type]
+        found = steps(parallel, getattr(torch, dtype), backend)
+        save_file(found, Path(out) / f"rank-{ranks.rank}.safetensors")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
