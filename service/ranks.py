@@ -2,15 +2,18 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from pipeline.command import WRONG_CALL, InputError
 from pipeline.loader import Device
@@ -104,21 +107,59 @@ def joined(device: Device, patience_seconds: float) -> Iterator[Ranks]:
     rank, ranks, local_rank, local_ranks = (
         int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     )
-    patience = timedelta(seconds=patience_seconds)
-    if device == "gpu":
-        torch.cuda.set_device(local_rank)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "gpu" else "gloo", timeout=patience)
-    files = dist.new_group(backend="gloo", timeout=patience)
-    assert isinstance(files, dist.ProcessGroup)
-    place = Ranks(rank, ranks, local_rank, local_ranks, files)
-    if device == "cpu":
-        torch.set_num_threads(place.threads)  # torchrun's choice is one
     try:
+        files = connect(device, local_rank, timedelta(seconds=patience_seconds))
+        place = Ranks(rank, ranks, local_rank, local_ranks, files)
+        if device == "cpu":
+            torch.set_num_threads(place.threads)  # torchrun's choice is one
         yield place
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
             raise
         cause = str(error).partition("\n")[0]
         remedy = "start them again, as torchrun --max-restarts does"
         raise RanksLost(f"rank {rank} lost another ({cause}), expected all {ranks}; {remedy}") from error
     dist.destroy_process_group()  # not after a failure: there is nobody to part from
+
+
+def connect(device: Device, local_rank: int, patience: timedelta) -> dist.ProcessGroup:
+    """Meet the other ranks; a second group for what travels beside the loop's exchanges."""
+    store, rank, ranks = next(rendezvous("env://", timeout=patience))
+    if device == "gpu":
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device == "gpu" else "gloo",
+        store=unused_part(store, rank, ranks, patience),
+        rank=rank,
+        world_size=ranks,
+        timeout=patience,
+    )
+    files = dist.new_group(backend="gloo", timeout=patience)
+    assert isinstance(files, dist.ProcessGroup)
+    return files
+
+
+def unused_part(store: dist.Store, rank: int, ranks: int, patience: timedelta) -> dist.Store:
+    """A part of torchrun's store that no earlier start of these ranks has written to; all ranks get the same.
+
+    torchrun keeps its store over restarts, with the addresses of ranks that are gone, and its hosts do not agree on how
+    often they have started (pytorch issue 135712). So rank 0 names a new part and answers each rank's own question, of
+    which it cannot know whether it is an old one, until all have said that they are there.
+    """
+    mine = uuid4().hex
+    if rank > 0:
+        store.set(f"question/{rank}", mine)
+        name = store.get(f"answer/{mine}").decode()  # waits for it
+        store.set(f"{name}/here/{rank}", "")
+        return dist.PrefixStore(name, store)
+    missing, deadline = set(range(1, ranks)), time.monotonic() + patience.total_seconds()
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"{mine}/here/{other}"]):
+                missing.remove(other)
+            elif store.check([f"question/{other}"]):
+                store.set(f"answer/{store.get(f'question/{other}').decode()}", mine)
+        if time.monotonic() > deadline:
+            raise dist.DistStoreError(f"waited {patience} for ranks {sorted(missing)}")
+        time.sleep(0.01)
+    return dist.PrefixStore(mine, store)

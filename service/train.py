@@ -11,7 +11,7 @@ from typing import Final, TextIO
 
 from prometheus_client import CollectorRegistry
 
-from model.parallel import arrange, choose_layout
+from model.parallel import Layout, arrange, choose_layout
 from pipeline.command import DONE, FAULTS, InputError, run_command
 from pipeline.loader import Device, choose_device
 from pipeline.memory import keep_freed_memory
@@ -87,7 +87,15 @@ def say(message: str) -> None:
     sys.stderr.write(message + "\n")
 
 
-def start(run: Run, device: Device, ranks: Ranks, stop: Stop, stack: ExitStack) -> Worker:
+def layout_of(run: Run, ranks: Ranks) -> Layout | None:
+    """How the ranks share the work; InputError where they cannot as wanted."""
+    try:
+        return choose_layout(run.parallel, ranks.ranks)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def start(run: Run, device: Device, ranks: Ranks, stack: ExitStack) -> Worker:
     """A worker ready to train, serving its metrics; what it holds open is let go with the stack."""
     metrics, heart = Metrics(CollectorRegistry()), Heart(run.stall_seconds)
 
@@ -96,11 +104,7 @@ def start(run: Run, device: Device, ranks: Ranks, stop: Stop, stack: ExitStack) 
             stack.enter_context(locked(run.out, REPLACED_SECONDS if ranks.ranks > 1 else 0.0))
         return stack.enter_context(listen(run.port + ranks.local_rank if run.port else 0))
 
-    try:
-        layout = choose_layout(run.parallel, ranks.ranks)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    listener = ranks.together(claim)
+    listener, layout = ranks.together(lambda: (claim(), layout_of(run, ranks)))
     stack.enter_context(serving(application(metrics, heart), listener))
     parallel = arrange(layout, ranks.rank, ranks.ranks, "cuda" if device == "gpu" else "cpu")
     setup = set_up(run, device, ranks, parallel, say if ranks.leads else lambda message: None)
@@ -112,19 +116,17 @@ def start(run: Run, device: Device, ranks: Ranks, stop: Stop, stack: ExitStack) 
     host, port = listener.getsockname()
     name = f"rank {ranks.rank} of {ranks.ranks}, {layout}, " if layout else ""
     (display.say if ranks.leads else say)(f"{name}serving http://{host}:{port}/metrics and /healthz")
-    return Worker(run, display, metrics, heart, stop, setup)
+    return Worker(run, display, metrics, heart, Stop(), setup)
 
 
 def main() -> int:
     """Train as the command line says."""
     run = parse_run(sys.argv[1:])
     keep_freed_memory()
-    stop = Stop()
-    stop.listen()
     device = choose_device(run.device)
     try:
         with joined(device, run.stall_seconds * COMPILE_FACTOR) as ranks, ExitStack() as stack:
-            return train(start(run, device, ranks, stop, stack))
+            return train(start(run, device, ranks, stack))
     except RanksLost as error:
         say(f"error: {error}")
         return FAULTS

@@ -1,6 +1,7 @@
 """Real training processes for tests: small pictures, a small head, real signals."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -40,15 +41,49 @@ def command(shards: Path, out: Path, *options: str) -> list[str]:
     return [sys.executable, "-m", "service.train", *arguments]
 
 
-def start(arguments: list[str]) -> subprocess.Popen[str]:
+def torchrun(arguments: list[str], ranks: int, *options: str) -> list[str]:
+    """The same command by so many ranks of torchrun, on this machine alone unless `options` say otherwise."""
+    where = () if "--rdzv-endpoint" in options else ("--standalone",)
+    launcher = ["env", "OMP_NUM_THREADS=1", sys.executable, "-m", "torch.distributed.run"]  # else it warns of doing so
+    return [*launcher, *where, "--nproc-per-node", str(ranks), *options, *arguments[1:]]
+
+
+def start(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
     """Start a worker with its output piped."""
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    env = os.environ | environment
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
 
 
-def run(arguments: list[str]) -> tuple[int, str]:
+def run(arguments: list[str], **environment: str) -> tuple[int, str]:
     """Run a worker to its end: exit status and output."""
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=PATIENCE)
+    env = os.environ | environment
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=PATIENCE, env=env)
     return done.returncode, done.stdout + done.stderr
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes that a process has started, theirs too."""
+    paths = Path(f"/proc/{pid}/task").glob("*/children")
+    try:
+        children = [int(child) for path in paths for child in path.read_text().split()]
+    except OSError:  # it has just ended
+        return []
+    return [each for child in children for each in (child, *descendants(child))]
+
+
+def rank_pids(launcher: subprocess.Popen[str]) -> dict[int, int]:
+    """The ranks that a torchrun has started, by number."""
+    found = {}
+    for pid in descendants(launcher.pid):
+        try:
+            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        ranks = [int(v.removeprefix(b"RANK=")) for v in variables if v.startswith(b"RANK=")]
+        if ranks and b"--out" in words:  # not the compiler's helpers, which inherit the variables
+            found[ranks[0]] = pid
+    return found
 
 
 def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
