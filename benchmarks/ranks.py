@@ -1,0 +1,134 @@
+"""One process against two on the same cores, and a pair that exchanges pictures against one that decodes them twice.
+
+    python benchmarks/ranks.py SHARDS [--batch-size 128] [--rounds 5]
+
+Training: pictures from the shards through the compiled step, by one process with both towers and by two, a tower each or
+both towers and half of the batch each. Pictures: what it takes until both processes of a pair have all of a batch,
+without training. All sides keep their processes and take turns; the cores are shared out among a side's processes.
+"""
+
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Annotated, Final
+
+import torch
+import torch.distributed as dist
+import tyro
+
+from model.alexnet import AlexNet, ModelConfig, Precision
+from model.optim import Momentum, OptimConfig
+from model.parallel import Layout, arrange
+from model.step import Controls, Examples, Training, compiled_train_step
+from pipeline.loader import DataConfig, Loader, mean_crop
+from pipeline.memory import keep_freed_memory
+
+TRAINING: Final[dict[str, Layout | None]] = {
+    "1 process": None,
+    "2 processes, tower": "tower",
+    "2 processes, data": "data",
+}
+EXCHANGED, TWICE = "pictures exchanged", "pictures decoded twice"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to measure."""
+
+    shards: Annotated[Path, tyro.conf.Positional]
+    """Folder that python -m pipeline.shard made."""
+    batch_size: int = 128
+    """Global."""
+    rounds: int = 5
+    precision: Precision = "bfloat16"
+    threads: int = 2
+    """CPU threads of each side, over all of its processes; DALI has as many of its own."""
+
+
+def work_of(side: str, rank: int, options: Options) -> Callable[[], object]:
+    """A rank's part of a batch: train on it, or have its pictures."""
+    layout = TRAINING.get(side, "tower")
+    ranks = 2 if layout else 1
+    torch.set_num_threads(options.threads // ranks)
+    config = DataConfig(shards=options.shards, threads=options.threads // ranks)
+    parallel = arrange(layout, rank, ranks, "cpu")
+    loader = Loader(config) if side == TWICE else Loader(config, rank=rank, ranks=ranks)
+    batches = loader.train(options.batch_size)
+    if side == TWICE:
+        return lambda: next(batches)
+    if side == EXCHANGED:
+        return lambda: parallel.exchange(*next(batches))
+    model = AlexNet(ModelConfig(precision=options.precision), towers=parallel.towers, join=parallel.join)
+    optimizer = Momentum(OptimConfig(), dict(model.named_parameters()))
+    training = Training(model, optimizer, mean_crop(loader.dataset, config), torch.tensor(True), parallel)
+    controls, step = Controls(torch.full((2,), 0.001), torch.tensor(0.0)), compiled_train_step()
+    return lambda: step(training, controls, Examples(*next(batches)))
+
+
+def serve(connection: Connection, side: str, rank: int, ranks: int, meeting: str, options: Options) -> None:
+    """A rank's process: warm up, then do and time its part whenever asked to."""
+    keep_freed_memory()
+    if ranks > 1:
+        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
+    work = work_of(side, rank, options)
+    for _ in range(3):
+        work()
+    connection.send(None)
+    while connection.recv():
+        start = time.perf_counter()
+        work()
+        connection.send(time.perf_counter() - start)
+
+
+def measure(sides: list[str], options: Options, folder: Path) -> dict[str, list[float]]:
+    """Seconds of each batch, until a side's last process has done its part; the sides take turns."""
+    context = multiprocessing.get_context("spawn")
+    connections: dict[str, list[Connection]] = {}
+    for number, side in enumerate(sides):
+        ranks = 2 if TRAINING.get(side, "tower") else 1
+        pipes = [context.Pipe() for _ in range(ranks)]
+        for rank, (_, theirs) in enumerate(pipes):
+            arguments = (theirs, side, rank, ranks, str(folder / str(number)), options)
+            context.Process(target=serve, args=arguments, daemon=True).start()
+        connections[side] = [ours for ours, _ in pipes]
+        for connection in connections[side]:
+            connection.recv()
+        print(f"{side}: warmed up", flush=True)
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    for _ in range(options.rounds):
+        for side, ends in connections.items():
+            for connection in ends:
+                connection.send(True)
+            seconds[side].append(max(connection.recv() for connection in ends))
+    for connection in (end for ends in connections.values() for end in ends):
+        connection.send(False)
+    return seconds
+
+
+def report(seconds: dict[str, list[float]], options: Options) -> None:
+    """A line a side; ratios to the first."""
+    base = statistics.median(next(iter(seconds.values())))
+    print(f"{'':24} {'images/s, median':>16} {'range':>17} {'ratio':>6}")
+    for side, times in seconds.items():
+        middle, low, high = (options.batch_size / t for t in (statistics.median(times), max(times), min(times)))
+        print(f"{side:24} {middle:16,.1f} {low:8,.1f}-{high:8,.1f} {base * middle / options.batch_size:6.2f}")
+
+
+def main() -> None:
+    """Measure and print the tables."""
+    options = tyro.cli(Options, description=__doc__)
+    with tempfile.TemporaryDirectory() as folder:
+        print(f"torch {torch.__version__}, {os.cpu_count()} cores, batch {options.batch_size}, n = {options.rounds}")
+        report(measure(list(TRAINING), options, Path(folder)), options)
+    with tempfile.TemporaryDirectory() as folder:
+        report(measure([TWICE, EXCHANGED], options, Path(folder)), options)
+
+
+if __name__ == "__main__":
+    main()
