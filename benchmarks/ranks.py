@@ -2,9 +2,9 @@
 
     python benchmarks/ranks.py SHARDS [--batch-size 128] [--rounds 5]
 
-Training: pictures from the shards through the compiled step, by one process with both towers and by two, a tower each or
-both towers and half of the batch each. Pictures: what it takes until both processes of a pair have all of a batch,
-without training. All sides keep their processes and take turns; the cores are shared out among a side's processes.
+Training: pictures from the shards through the compiled step, by one process and by two in each layout. Pictures: what
+it takes until both processes of a pair have all of a batch, without training. All sides keep their processes and take
+turns; the cores are shared out among a side's processes.
 """
 
 import multiprocessing
@@ -64,7 +64,7 @@ def work_of(side: str, rank: int, options: Options) -> Callable[[], object]:
         return lambda: next(batches)
     if side == EXCHANGED:
         return lambda: parallel.exchange(*next(batches))
-    model = AlexNet(ModelConfig(precision=options.precision), towers=parallel.towers, join=parallel.join)
+    model = AlexNet(ModelConfig(precision=options.precision), place=parallel.place)
     optimizer = Momentum(OptimConfig(), dict(model.named_parameters()))
     training = Training(model, optimizer, mean_crop(loader.dataset, config), torch.tensor(True), parallel)
     controls, step = Controls(torch.full((2,), 0.001), torch.tensor(0.0)), compiled_train_step()

@@ -5,7 +5,7 @@ GPUs exchange them; a process that holds one tower passes a `join` that gathers 
 """
 
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, cast
 
@@ -22,7 +22,6 @@ CONV_PARTS = (48, 128, 192, 192, 128)  # kernels of one tower, figure 2
 
 PICTURE_STD = 58.0  # of the RGB values of ImageNet's pictures about their mean, on 0..255
 
-Join = Callable[[list[Tensor]], Tensor]
 Precision = Literal["float32", "mixed", "bfloat16"]
 
 
@@ -61,6 +60,23 @@ def concatenate(parts: list[Tensor]) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
+@dataclass(frozen=True)
+class Place:
+    """What of the network a process holds, and how it gets the rest; by default it holds all."""
+
+    towers: Sequence[int] = (0, 1)
+    """Towers whose convolutions it holds."""
+    connected: Sequence[int] = (0, 1)
+    """Towers whose fully connected layers it holds."""
+    join: Callable[[list[Tensor]], Tensor] = concatenate
+    """Both towers' channels or units, from those of the towers held."""
+    spread: Callable[[Tensor], Tensor] = lambda maps: maps
+    """The rows that the fully connected layers take, from the rows of conv5's maps."""
+
+
+WHOLE = Place()
+
+
 def map_side(crop: int) -> int:
     """Side of conv5's pooled maps for crop x crop pictures, pixels: 6 for 224."""
     conv1 = (crop + 2 * 2 - 11) // 4 + 1
@@ -72,9 +88,10 @@ def map_side(crop: int) -> int:
 class Tower(nn.Module):
     """One GPU's half: 48, 128, 192, 192, 128 kernels, half of each fully connected layer and of the classes."""
 
-    def __init__(self, config: ModelConfig, classes: int, crop: int):
+    def __init__(self, config: ModelConfig, classes: int, crop: int, connected: bool = True):
+        """connected: False leaves out the fully connected layers."""
         super().__init__()
-        self.config = config
+        self.config, self.connected = config, connected
         c1, c2, c3, c4, c5 = CONV_PARTS
         units = config.fc_width // 2
         self.conv1 = nn.Conv2d(3, c1, 11, stride=4, padding=2)
@@ -82,6 +99,8 @@ class Tower(nn.Module):
         self.conv3 = nn.Conv2d(2 * c2, c3, 3, padding=1)  # from both towers
         self.conv4 = nn.Conv2d(c3, c4, 3, padding=1)
         self.conv5 = nn.Conv2d(c4, c5, 3, padding=1)
+        if not connected:
+            return
         self.fc6 = nn.Linear(2 * c5 * map_side(crop) ** 2, units)
         self.fc7 = nn.Linear(2 * units, units)
         self.fc8 = nn.Linear(2 * units, classes)
@@ -123,17 +142,18 @@ class AlexNet(nn.Module):
         classes: int = 1000,
         crop: int = 224,
         seed: int = 0,
-        towers: Iterable[int] = (0, 1),
-        join: Join = concatenate,
+        place: Place = WHOLE,
     ):
         super().__init__()
         if map_side(crop) < 1:
             raise ValueError(f"crop is {crop} pixels, expected at least 63: three poolings leave nothing of less")
-        self.config, self.classes, self.seed, self.join = config, classes, seed, join
+        self.config, self.classes, self.seed, self.place = config, classes, seed, place
         if classes < 2:
             raise ValueError(f"classes is {classes}, expected at least 2: each tower holds half of them")
         # Tower 0 takes the odd class.
-        self.towers = nn.ModuleDict({str(t): Tower(config, (classes + 1 - t) // 2, crop) for t in towers})
+        self.towers = nn.ModuleDict(
+            {str(t): Tower(config, (classes + 1 - t) // 2, crop, t in place.connected) for t in place.towers}
+        )
         initialise(self, config, seed)
 
     def forward(self, pictures: Tensor, positions: Tensor | None = None) -> Tensor:
@@ -141,17 +161,18 @@ class AlexNet(nn.Module):
 
         With the pictures' training positions (B,) int64 this is a training pass: dropout is on. Without, it is off.
         """
-        towers = self.held()
+        towers, join = self.held(), self.place.join
         with _autocast(pictures, self.config.precision == "bfloat16"):
             parts = [tower.conv1_and_2(pictures) for tower in towers.values()]
         if self.config.precision == "mixed":
             parts = [part.bfloat16() for part in parts]  # as conv3 would, but for half the bytes on the way to it
         with _autocast(pictures, self.config.precision != "float32"):
-            maps = self.join(parts)  # (B, 256, 13, 13): the GPUs talk
-            x = self.join([tower.conv3_to_5(maps) for tower in towers.values()])  # (B, 9216)
-            x = self.join([self._drop(t, 6, tower.activate(tower.fc6(x)), positions) for t, tower in towers.items()])
-            x = self.join([self._drop(t, 7, tower.activate(tower.fc7(x)), positions) for t, tower in towers.items()])
-            logits = self.join([self._padded(tower.fc8(x)) for tower in towers.values()])[:, : self.classes]
+            maps = join(parts)  # (B, 256, 13, 13): the GPUs talk
+            x = self.place.spread(join([tower.conv3_to_5(maps) for tower in towers.values()]))  # (B, 9216)
+            towers = {t: tower for t, tower in towers.items() if tower.connected}
+            x = join([self._drop(t, 6, tower.activate(tower.fc6(x)), positions) for t, tower in towers.items()])
+            x = join([self._drop(t, 7, tower.activate(tower.fc7(x)), positions) for t, tower in towers.items()])
+            logits = join([self._padded(tower.fc8(x)) for tower in towers.values()])[:, : self.classes]
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def _padded(self, logits: Tensor) -> Tensor:

@@ -4,13 +4,17 @@ A replica is one whole network: a rank that holds both towers, or a pair of rank
 numbered replica by replica, so that a pair are neighbours. Every rank brings its own part of the global batch. A pair
 exchanges pictures, so that both towers see both parts, talks where the paper's GPUs talk, and each rank takes the loss
 of the pictures that it brought. So the loss of a step is one sum over all ranks, whatever the layout, and the gradient
-of an exchange is its plain transpose: a gather's is a reduce-scatter, and a weight's is summed over the replicas.
+of an exchange is its plain transpose: a gather's is a reduce-scatter, and a weight's is summed over those who hold it.
+
+In the scheme of 2014 ("One weird trick for parallelizing convolutional neural networks", arXiv 1404.5997) a pair shares
+only the fully connected layers, where the weights are: both ranks hold all convolutions and run them on their own
+pictures, and exchange conv5's maps instead of pictures.
 
 The collectives are the functional operators that the compiler traces; each runs while the computation goes on, until
 it is waited for.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -19,9 +23,9 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.func import functional_call
 
-from model.alexnet import concatenate
+from model.alexnet import Place, concatenate
 
-Layout = Literal["tower", "data", "tower+data"]
+Layout = Literal["tower", "data", "tower+data", "2014"]
 
 _collectives = torch.ops._c10d_functional
 
@@ -40,22 +44,30 @@ class Parallel:
     rank: int = 0
     ranks: int = 1
     everyone: Group | None = None
-    pair: Group | None = None  # the ranks that hold the other tower of this one's replica, and itself
-    twins: Group | None = None  # the ranks that hold the same towers
+    pair: Group | None = None  # the ranks of this one's replica, where they share it
+    twins: Group | None = None  # the ranks that hold the same fully connected layers
+    conv_twins: Group | None = None  # the ranks that hold the same convolutions
+    split_convolutions: bool = True  # whether a pair shares those too; not in the scheme of 2014
 
     @property
-    def replicas(self) -> int:
-        """Whole networks in all."""
-        return self.ranks // 2 if self.pair else self.ranks
+    def place(self) -> Place:
+        """What of the network this rank holds."""
+        connected = (self.rank % 2,) if self.pair else (0, 1)
+        towers = connected if self.split_convolutions else (0, 1)
+        return Place(towers, connected, self.join, self.spread)
 
-    @property
-    def towers(self) -> tuple[int, ...]:
-        """The towers that this rank holds."""
-        return (self.rank % 2,) if self.pair else (0, 1)
+    def holders(self, name: str) -> Group | None:
+        """The ranks that hold a parameter; None where only this one does."""
+        return self.conv_twins if ".conv" in name else self.twins
+
+    def copies(self, name: str) -> int:
+        """How many ranks hold a parameter."""
+        group = self.holders(name)
+        return group.size if group else 1
 
     def join(self, parts: list[Tensor]) -> Tensor:
         """Both towers' channels (B, 2 C, H, W) or units (B, 2 U) from those that this rank computed."""
-        if not self.pair:
+        if not self.pair or len(parts) == 2:
             return concatenate(parts)
         (part,) = parts
         rows = part.movedim(1, -1).contiguous()  # (B, H, W, C): for channels-last maps a view
@@ -63,31 +75,45 @@ class Parallel:
         return both.movedim(0, -2).flatten(-2).movedim(-1, 1)
 
     def exchange(self, *columns: Tensor) -> tuple[Tensor, ...]:
-        """The pair's rows of each (b, ...) column, (2 b, ...): the first rank's, then the second's."""
-        if not self.pair:
+        """What the convolutions run on, of each (b, ...) column: a pair's rows (2 b, ...), or this rank's own."""
+        if not self.pair or not self.split_convolutions:
             return columns
         # One by one: gloo's coalesced gather garbles columns of different types (torch 2.13).
         gathered = [_collectives.all_gather_into_tensor(c, self.pair.size, self.pair.name) for c in columns]
         return tuple(_collectives.wait_tensor(column) for column in gathered)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """A pair's rows of (b, ...), (2 b, ...): the first rank's, then the second's."""
+        return _Gather.apply(x.contiguous(), *self.pair) if self.pair else x
+
+    def spread(self, x: Tensor) -> Tensor:
+        """What the fully connected layers run on: a pair's rows of conv5's maps."""
+        return x if self.split_convolutions else self.rows(x)
 
     def own(self, rows: Tensor) -> Tensor:
         """Of a pair's rows (2 b, ...) those that this rank brought, (b, ...)."""
         return rows.chunk(2)[self.rank % 2] if self.pair else rows
 
     def shared(self, model: nn.Module) -> Callable[..., Tensor]:
-        """The model with weights whose gradients are summed over the replicas as soon as backward has made each.
+        """The model with weights whose gradients are summed over their holders as soon as backward has made each.
 
         The sums are under way when backward returns: `arrived` before use.
         """
-        if not self.twins:
+        if not self.twins and not self.conv_twins:
             return model
-        name = self.twins.name
-        weights = {key: _SumOfGradients.apply(weight, name) for key, weight in model.named_parameters()}
+        weights: dict[str, Tensor] = {}
+        for name, weight in model.named_parameters():
+            group = self.holders(name)
+            weights[name] = _SumOfGradients.apply(weight, group.name) if group else weight
         return lambda *inputs: functional_call(model, weights, inputs)
 
-    def arrived(self, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """The gradients of `shared` weights, summed."""
-        return [_collectives.wait_tensor(g) for g in gradients] if self.twins else list(gradients)
+    def arrived(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The gradients of `shared` weights by name, summed."""
+        return {name: _collectives.wait_tensor(g) if self.holders(name) else g for name, g in gradients.items()}
+
+    def squares(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        """This rank's part of the squared norm of the whole network's gradient."""
+        return torch.stack([g.square().sum() / self.copies(name) for name, g in gradients.items()]).sum()
 
     def total(self, x: Tensor) -> Tensor:
         """The sum of x over all ranks; no gradient."""
@@ -96,21 +122,23 @@ class Parallel:
         return _collectives.wait_tensor(_collectives.all_reduce(x, "sum", self.everyone.name))
 
 
-def choose_layout(wanted: Literal["auto", "tower", "data", "tower+data"], ranks: int) -> Layout | None:
+def choose_layout(wanted: Literal["auto"] | Layout, ranks: int) -> Layout | None:
     """How so many ranks share the work, None for one; ValueError where they cannot do so as wanted.
 
     auto: two ranks are the paper's GPUs; more are pairs of them where even.
     """
     if wanted == "auto":
-        choice: Layout | None = None if ranks == 1 else "tower" if ranks == 2 else "data" if ranks % 2 else "tower+data"
-        return choice
-    fits = {"tower": ranks == 2, "data": ranks > 1, "tower+data": ranks > 2 and ranks % 2 == 0}
-    if not fits[wanted]:
-        expected = {"tower": "exactly 2", "data": "at least 2", "tower+data": "an even number, at least 4,"}[wanted]
-        raise ValueError(
-            f"{ranks} processes with parallel {wanted}, expected {expected} of them; "
-            "set --parallel auto or torchrun's --nproc-per-node"
-        )
+        return None if ranks == 1 else "tower" if ranks == 2 else "data" if ranks % 2 else "tower+data"
+    expected = {
+        "tower": ("exactly 2", ranks == 2),
+        "data": ("at least 2", ranks > 1),
+        "tower+data": ("an even number, at least 4,", ranks > 2 and ranks % 2 == 0),
+        "2014": ("an even number", ranks % 2 == 0),
+    }
+    words, fits = expected[wanted]
+    if not fits:
+        remedy = "set --parallel auto or torchrun's --nproc-per-node"
+        raise ValueError(f"{ranks} processes with parallel {wanted}, expected {words} of them; {remedy}")
     return wanted
 
 
@@ -118,15 +146,17 @@ def arrange(layout: Layout | None, rank: int, ranks: int, device_type: str) -> P
     """This rank's place; every rank calls it, once torch.distributed is initialised (for a layout other than None)."""
     if layout is None:
         return Parallel()
-    towers = 1 if layout == "data" else 2
-    mesh = init_device_mesh(device_type, (ranks // towers, towers), mesh_dim_names=("replica", "tower"))
+    each = 1 if layout == "data" else 2
+    mesh = init_device_mesh(device_type, (ranks // each, each), mesh_dim_names=("replica", "tower"))
 
     def group(dimension: str) -> Group | None:
         name, size = mesh.get_group(dimension).group_name, mesh[dimension].size()
         return Group(name, size) if size > 1 else None
 
-    everyone = Group(torch.distributed.group.WORLD.group_name, ranks)  # type: ignore[union-attr]
-    return Parallel(rank, ranks, everyone, pair=group("tower"), twins=group("replica"))
+    world = torch.distributed.group.WORLD
+    assert world
+    everyone, twins, split = Group(world.group_name, ranks), group("replica"), layout != "2014"
+    return Parallel(rank, ranks, everyone, group("tower"), twins, twins if split else everyone, split)
 
 
 class _Gather(torch.autograd.Function):

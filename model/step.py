@@ -1,6 +1,6 @@
 """One training step and one validation step, each a single graph under `torch.compile`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -72,11 +72,9 @@ def prepare(examples: Examples, mean: Tensor, pixel_std: float) -> Tensor:
 def own_logits(training: Training, examples: Examples, *, train: bool) -> Tensor:
     """(B, classes) of the pictures that this rank brought; a pair of ranks works on both ranks' pictures."""
     model, parallel = training.model, training.parallel
-    pictures, offset, scale, positions = parallel.exchange(
-        examples.pictures, examples.offset, examples.scale, examples.positions
-    )
+    pictures, offset, scale = parallel.exchange(examples.pictures, examples.offset, examples.scale)
     x = prepare(examples._replace(pictures=pictures, offset=offset, scale=scale), training.mean, model.config.pixel_std)
-    return parallel.own(parallel.shared(model)(x, positions if train else None))
+    return parallel.own(parallel.shared(model)(x, parallel.rows(examples.positions) if train else None))
 
 
 def training_loss(training: Training, examples: Examples) -> Tensor:
@@ -85,16 +83,22 @@ def training_loss(training: Training, examples: Examples) -> Tensor:
     return F.cross_entropy(logits, examples.labels, reduction="none") @ examples.weights.to(logits.dtype)
 
 
+def gradients_of(loss: Tensor, training: Training) -> dict[str, Tensor]:
+    """By parameter; those of weights that several ranks hold are still on their way."""
+    parameters = training.optimizer.parameters
+    return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+
+
 @torch.no_grad()
-def apply_gradients(training: Training, controls: Controls, loss: Tensor, gradients: Sequence[Tensor]) -> StepResult:
+def apply_gradients(
+    training: Training, controls: Controls, loss: Tensor, gradients: Mapping[str, Tensor]
+) -> StepResult:
     """Update in place, unless a loss or gradient is not finite, of this step or (`healthy` says) of one before it."""
     parallel, healthy = training.parallel, training.healthy
     gradients = parallel.arrived(gradients)
-    # Replicas have the same gradients. The division is exact for powers of two, and a norm only where it is not.
-    squares = torch.stack([g.square().sum() for g in gradients]).sum() / parallel.replicas
-    loss, squares, stops = parallel.total(torch.stack([loss, squares, controls.stop])).unbind()
+    loss, squares, stops = parallel.total(torch.stack([loss, parallel.squares(gradients), controls.stop])).unbind()
     finite = healthy & torch.isfinite(loss) & torch.isfinite(squares)
-    training.optimizer.update(gradients, controls.rates, finite)
+    training.optimizer.update(list(gradients.values()), controls.rates, finite)
     healthy.copy_(finite)
     return StepResult(loss, squares.sqrt(), finite, stops)
 
@@ -105,8 +109,7 @@ def train_step(training: Training, controls: Controls, examples: Examples) -> St
     From then on `healthy` is false and every step leaves them so: the host may read it late, and no step waits for it.
     """
     loss = training_loss(training, examples)
-    gradients = torch.autograd.grad(loss, list(training.optimizer.parameters.values()))
-    return apply_gradients(training, controls, loss.detach(), gradients)
+    return apply_gradients(training, controls, loss.detach(), gradients_of(loss, training))
 
 
 def compiled_train_step(backend: str = "inductor") -> TrainStep:
@@ -124,8 +127,7 @@ def two_graphs(backend: str = "inductor") -> TrainStep:
 
     def step(training: Training, controls: Controls, examples: Examples) -> StepResult:
         loss = loss_of(training, examples)
-        gradients = torch.autograd.grad(loss, list(training.optimizer.parameters.values()))
-        return apply(training, controls, loss.detach(), gradients)
+        return apply(training, controls, loss.detach(), gradients_of(loss, training))
 
     return step
 

@@ -68,9 +68,9 @@ class Run:
     """auto: the GPU where there is one."""
     compile: bool = True
     """Compile the step; without, the first step comes sooner and each one is slower."""
-    parallel: Literal["auto", "tower", "data", "tower+data"] = "auto"
-    """How torchrun's processes share the work: tower: two, a tower each; data: each has both; tower+data: pairs.
-    auto: two are the paper's GPUs, more are pairs where even."""
+    parallel: Literal["auto", "tower", "data", "tower+data", "2014"] = "auto"
+    """How torchrun's processes share the work. tower: two, a tower each; data: each has both; tower+data: pairs;
+    2014: pairs that share only fully connected layers. auto: two are the paper's GPUs, more are pairs where even."""
     port: int = 8000
     """Loopback port of /metrics and /healthz, plus the local rank; 0 picks a free one and prints it."""
     stall_seconds: float = 600.0

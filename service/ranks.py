@@ -13,6 +13,7 @@ from uuid import uuid4
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, Store  # pyright: ignore[reportPrivateImportUsage]  # documented as public
 from torch.distributed.rendezvous import rendezvous
 
 from pipeline.command import WRONG_CALL, InputError
@@ -139,7 +140,7 @@ def connect(device: Device, local_rank: int, patience: timedelta) -> dist.Proces
     return files
 
 
-def unused_part(store: dist.Store, rank: int, ranks: int, patience: timedelta) -> dist.Store:
+def unused_part(store: Store, rank: int, ranks: int, patience: timedelta) -> Store:
     """A part of torchrun's store that no earlier start of these ranks has written to; all ranks get the same.
 
     torchrun keeps its store over restarts, with the addresses of ranks that are gone, and its hosts do not agree on how
@@ -151,7 +152,7 @@ def unused_part(store: dist.Store, rank: int, ranks: int, patience: timedelta) -
         store.set(f"question/{rank}", mine)
         name = store.get(f"answer/{mine}").decode()  # waits for it
         store.set(f"{name}/here/{rank}", "")
-        return dist.PrefixStore(name, store)
+        return PrefixStore(name, store)
     missing, deadline = set(range(1, ranks)), time.monotonic() + patience.total_seconds()
     while missing:
         for other in sorted(missing):
@@ -162,4 +163,4 @@ def unused_part(store: dist.Store, rank: int, ranks: int, patience: timedelta) -
         if time.monotonic() > deadline:
             raise dist.DistStoreError(f"waited {patience} for ranks {sorted(missing)}")
         time.sleep(0.01)
-    return dist.PrefixStore(mine, store)
+    return PrefixStore(mine, store)

@@ -63,8 +63,7 @@ def opened(run: Run, device: Device, ranks: Ranks, parallel: Parallel) -> tuple[
             classes=len(loader.dataset.classes),
             crop=run.data.crop,
             seed=run.seed,
-            towers=parallel.towers,
-            join=parallel.join,
+            place=parallel.place,
         )
     except ValueError as error:
         raise InputError(str(error)) from error

@@ -16,7 +16,16 @@ from torch._dynamo.utils import counters
 from model.alexnet import AlexNet, ModelConfig
 from model.optim import Momentum, OptimConfig
 from model.parallel import Parallel, arrange, choose_layout
-from model.step import Controls, Examples, Training, compiled_train_step, eval_step, train_step, training_loss
+from model.step import (
+    Controls,
+    Examples,
+    Training,
+    compiled_train_step,
+    eval_step,
+    gradients_of,
+    train_step,
+    training_loss,
+)
 from pipeline.order import rank_slice
 from service.ranks import joined
 
@@ -46,10 +55,8 @@ def examples(first: int, rank: int, ranks: int) -> Examples:
 
 def gradients(training: Training, batch: Examples) -> dict[str, Tensor]:
     """Of the loss of a batch, by name."""
-    parameters = training.optimizer.parameters
-    found = torch.autograd.grad(training_loss(training, batch), list(parameters.values()))
-    arrived = training.parallel.arrived(found)
-    return {f"gradient.{name}": g for name, g in zip(parameters, arrived, strict=True)}
+    arrived = training.parallel.arrived(gradients_of(training_loss(training, batch), training))
+    return {f"gradient.{name}": gradient for name, gradient in arrived.items()}
 
 
 def steps(parallel: Parallel, dtype: torch.dtype, backend: str) -> dict[str, Tensor]:
@@ -59,8 +66,7 @@ def steps(parallel: Parallel, dtype: torch.dtype, backend: str) -> dict[str, Ten
         classes=CLASSES,
         crop=CROP,
         seed=2**40 + 1,
-        towers=parallel.towers,
-        join=parallel.join,
+        place=parallel.place,
     ).to(dtype)
     optimizer = Momentum(OptimConfig(), dict(model.named_parameters()))
     mean = torch.full((CROP, CROP, 3), 110.0, dtype=dtype)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.alexnet import AlexNet, ModelConfig, map_side
+from model.alexnet import AlexNet, ModelConfig, Place, map_side
 from model.dropout import keep_mask
 from model.lrn import LRNConfig
 
@@ -136,7 +136,7 @@ def test_he_keeps_the_scale_of_the_signal(pixel_std: float) -> None:
 
 
 def test_a_tower_alone_starts_as_it_does_beside_the_other() -> None:
-    both, alone = (AlexNet(ModelConfig(fc_width=16), crop=67, seed=5, towers=t) for t in ((0, 1), (1,)))
+    both, alone = (AlexNet(ModelConfig(fc_width=16), crop=67, seed=5, place=Place(t, t)) for t in ((0, 1), (1,)))
     weights = dict(both.named_parameters())
     for name, parameter in alone.named_parameters():
         assert name.startswith("towers.1.")

@@ -58,15 +58,18 @@ def positions_by_step(folder: Path) -> dict[int, list[int]]:
     return {step: sorted(positions) for step, positions in found.items()}
 
 
+PHASES = ((1, 2, "auto"), (2, 4, "auto"), (4, 7, "auto"), (3, 9, "auto"), (2, 11, "2014"), (1, 12, "auto"))
+
+
 def test_a_run_goes_on_under_any_number_of_ranks_without_skipping_or_repeating_a_sample(
     shards: Path, tmp_path: Path
 ) -> None:
-    """12 steps of 10 over 30 pictures, by 1, 2, 4, 3 and 1 ranks: changes in the middle of epochs."""
+    """12 steps of 10 over 30 pictures, by 1, 2, 4, 3 and 1 ranks, in every layout: changes in the middle of epochs."""
     reference, out, record = tmp_path / "reference", tmp_path / "out", tmp_path / "record"
     record.mkdir()
     assert run(float32(shards, reference, "--batch-size", "10", "--max-steps", "12"))[0] == 0
-    for ranks, steps in ((1, 2), (2, 4), (4, 7), (3, 10), (1, 12)):
-        arguments = float32(shards, out, "--batch-size", "10", "--max-steps", str(steps))
+    for ranks, steps, layout in PHASES:
+        arguments = float32(shards, out, "--batch-size", "10", "--max-steps", str(steps), "--parallel", layout)
         recording = [arguments[0], WORKER, *arguments[3:]]
         status, output = run(torchrun(recording, ranks) if ranks > 1 else recording, RECORD=str(record))
         assert status == 0, output
