@@ -1,9 +1,9 @@
 """Local response normalisation across channels, section 3.3: b = a / (k + alpha * sum over n neighbours of a^2)^beta.
 
-The window sum is a product with a banded channels x channels matrix of ones: one matrix product forward and one
-backward, which CPUs and tensor cores do faster than the shifted adds or the padded average pooling of
-`torch.nn.functional.local_response_norm` (about 15 passes, and an alpha that is divided by n: the paper's 1e-4 is 5e-4
-there). Everything else is pointwise and fuses.
+The window sum adds n shifted views of a copy with zeros around each pixel's channels, so that no channel is a special
+case: the compiler makes one vectorised pass of the adds and of everything pointwise about them, one pass forward and
+one backward, instead of the padded average pooling of `torch.nn.functional.local_response_norm` (about 15 passes, and
+an alpha that is divided by n: the paper's 1e-4 is 5e-4 there).
 """
 
 from dataclasses import dataclass
@@ -27,16 +27,17 @@ class LRNConfig:
     """Added to the sum."""
 
 
-def band(channels: int, size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(channels, channels): 1 where two channels are at most size // 2 apart."""
-    channel = torch.arange(channels, device=device)
-    return ((channel[:, None] - channel[None, :]).abs() <= size // 2).to(dtype)
-
-
 def _window_sum(x: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     """Sum over each channel's window, (B, C, H, W) channels-last; terms in `dtype`, added in float32 or better."""
-    rows = x.permute(0, 2, 3, 1).to(dtype)  # (B, H, W, C): for channels-last pictures a view, and one tall matrix
-    return (rows @ band(x.shape[1], size, x.device, dtype)).permute(0, 3, 1, 2)
+    channels, reach = x.shape[1], size // 2
+    terms = x.permute(0, 2, 3, 1).to(dtype)  # (B, H, W, C): for channels-last pictures a view
+    # Concatenated, because the compiler keeps what it concatenates; a padding it would mask anew at each of n reads.
+    zeros = terms.new_zeros(*terms.shape[:3], reach)
+    terms = torch.cat([zeros, terms, zeros], dim=3)  # (B, H, W, reach + C + reach)
+    total = _accurate(terms[..., :channels])
+    for first in range(1, 2 * reach + 1):
+        total = total + terms[..., first : first + channels]
+    return total.to(dtype).permute(0, 3, 1, 2)
 
 
 def _accurate(x: Tensor) -> Tensor:
@@ -44,12 +45,12 @@ def _accurate(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _inverse_power(scale: Tensor, beta: float) -> Tensor:
-    """scale^-beta; the paper's 3/4 by two square roots, which vectorise where pow does not."""
+def _inverse_powers(scale: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """scale^-beta and scale^-1; for the paper's 3/4 by two square roots, which vectorise where pow does not."""
     if beta == 0.75:
         root = scale.rsqrt()
-        return root * root.sqrt()
-    return scale**-beta
+        return root * root.sqrt(), root * root
+    return scale**-beta, 1 / scale
 
 
 class _LRN(torch.autograd.Function):
@@ -57,7 +58,7 @@ class _LRN(torch.autograd.Function):
     def forward(x: Tensor, config: LRNConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         total = _window_sum(x * x, config.size, dtype)
         scale = config.k + config.alpha * _accurate(total)
-        return (x * _inverse_power(scale, config.beta)).to(x.dtype), total
+        return (x * _inverse_powers(scale, config.beta)[0]).to(x.dtype), total
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -70,9 +71,9 @@ class _LRN(torch.autograd.Function):
         x, total = ctx.saved_tensors
         config: LRNConfig = ctx.config
         scale = config.k + config.alpha * _accurate(total)
-        power = _inverse_power(scale, config.beta)
+        power, inverse = _inverse_powers(scale, config.beta)
         # d b_j / d a_i = [i = j] scale_j^-beta - 2 alpha beta a_i a_j scale_j^-(beta+1) for i in j's window
-        spread = _window_sum(grad * x * power / scale, config.size, ctx.dtype)
+        spread = _window_sum(grad * x * power * inverse, config.size, ctx.dtype)
         return (grad * power - 2 * config.alpha * config.beta * x * spread).to(x.dtype), None, None
 
 

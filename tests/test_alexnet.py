@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.alexnet import AlexNet, ModelConfig, Place, map_side
+from model.alexnet import AlexNet, FirstConv, ModelConfig, Place, map_side
 from model.dropout import keep_mask
 from model.lrn import LRNConfig
 
@@ -100,6 +100,24 @@ def test_map_sides_are_those_of_the_convolutions() -> None:
         x = F.max_pool2d(F.max_pool2d(F.conv2d(x, torch.zeros(1, 1, 11, 11), stride=4, padding=2), 3, 2), 3, 2)
         assert map_side(crop) == F.max_pool2d(x, 3, 2).shape[-1]
     assert map_side(224) == 6
+
+
+@pytest.mark.parametrize("crop", [67, 68, 69, 70])  # each remainder of the pixels that the last window leaves
+def test_conv1_in_fours_is_the_convolution(crop: int) -> None:
+    conv = FirstConv(48)
+    x = torch.randn(2, 3, crop, crop, generator=torch.Generator().manual_seed(crop))
+    x = x.bfloat16().float().contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        conv.weight.copy_(conv.weight.bfloat16())
+    exact = F.conv2d(x, conv.weight, stride=4, padding=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = conv(x) - conv.bias[:, None, None].bfloat16()
+    assert found.dtype == torch.bfloat16 and found.shape == exact.shape
+    assert ((found - exact).norm() / exact.norm()) < 2**-8  # the roundings of the output
+    weight = torch.randn(exact.shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+    (ours,) = torch.autograd.grad((found * weight).sum(), conv.weight)
+    (theirs,) = torch.autograd.grad((F.conv2d(x, conv.weight, stride=4, padding=2) * weight.float()).sum(), conv.weight)
+    assert ((ours - theirs).norm() / theirs.norm()) < 2**-7
 
 
 def test_too_small_a_crop_is_refused() -> None:
