@@ -1,146 +1,162 @@
-"""Images/s of our compiled training step and of the same network run eagerly in fp32 NCHW, interleaved in one run.
+"""The training step: images/s, TFLOP/s, GB/s and share of the roofline; and where our step's milliseconds go.
 
-    python benchmarks/step.py [--batch-size 128] [--rounds 5]
+    python benchmarks/step.py [--batch-sizes 128 1024 4096] [--rounds 5] [--parts]
 
-The eager side is what a reader of the paper writes first: two towers, `F.local_response_norm`, `F.max_pool2d`, channels
-first, `torch.optim.SGD`. Both sides take the same synthetic pictures and do the same arithmetic. Each runs in a process
-of its own and they take turns, ours set up as service.train sets up its process (freed memory is kept); a second eager
-side has that too, so that the gain can be told apart.
+Sides: our compiled step in each precision; the same network as a reader of the paper writes it first, eager in fp32,
+channels first, with `F.local_response_norm`; and torchvision's AlexNet (about the same arithmetic, no normalisation) in
+bfloat16, channels-last, with a fused SGD, eager and compiled. Every side takes uint8 pictures, keeps a process of its
+own, and takes turns with the others; all are set up as service.train sets up its process (freed memory is kept), but
+for one eager side without that.
+
+The roofline of a step is its arithmetic at the rate of a large bfloat16 matrix product, and after it the least bytes
+that it must move in bfloat16 at the rate of a large copy, both measured here.
 """
 
 import multiprocessing
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import cast
+from typing import Final, Literal, cast
 
 import torch
-import torch.nn.functional as F
 import tyro
-from torch import Tensor
 
-from model.alexnet import AlexNet, ModelConfig, Precision, Tower
+from model.alexnet import AlexNet, ModelConfig, Precision
 from model.optim import Momentum, OptimConfig
 from model.step import Controls, Examples, Training, compiled_train_step
+from peers import Work, plain, torchvision
 from pipeline.memory import keep_freed_memory
+from roofline import flop_an_image, least_bytes, parts_of, peaks, seconds_of
 
-EAGER = "eager fp32 NCHW"
-EAGER_KEPT = "eager fp32 NCHW, freed memory kept"
+Device = Literal["cpu", "cuda"]
+
+PLAIN, PLAIN_KEPT = "eager fp32 NCHW", "eager fp32 NCHW, freed memory kept"
+PEER, PEER_COMPILED = "torchvision, eager bf16", "torchvision, compiled bf16"
+PRECISIONS: Final = ("float32", "mixed", "bfloat16")
+PARTED: Final = "ours, bfloat16"  # the side whose parts are shown
+SIDES: Final = (PLAIN, PLAIN_KEPT, *(f"ours, {precision}" for precision in PRECISIONS), PEER, PEER_COMPILED)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What to measure."""
 
-    batch_size: int = 128
+    batch_sizes: tuple[int, ...] = (128,)
     rounds: int = 5
-    precisions: tuple[Precision, ...] = ("float32", "mixed", "bfloat16")
+    sides: tuple[str, ...] = SIDES
+    """Sides to measure; ratios are to the first."""
     threads: int = 0
     """CPU threads; 0 leaves torch's choice."""
+    parts: bool = False
+    """Also the milliseconds of each part of our step in bfloat16, by the profiler."""
+
+    def __post_init__(self) -> None:
+        if wrong := set(self.sides) - set(SIDES):
+            raise ValueError(f"sides are {sorted(wrong)}, expected some of {', '.join(SIDES)}")
 
 
-def synthetic(batch_size: int, crop: int = 224) -> Examples:
+def synthetic(batch_size: int, device: Device) -> Examples:
     generator = torch.Generator().manual_seed(0)
-    return Examples(
-        torch.randint(0, 256, (batch_size, crop, crop, 3), dtype=torch.uint8, generator=generator),
+    examples = Examples(
+        torch.randint(0, 256, (batch_size, 224, 224, 3), dtype=torch.uint8, generator=generator),
         torch.zeros(batch_size, 3),
         torch.ones(batch_size),
         torch.randint(0, 1000, (batch_size,), generator=generator),
         torch.arange(batch_size),
         torch.full((batch_size,), 1 / batch_size),
     )
+    return Examples(*(tensor.to(device) for tensor in examples))
 
 
-def ours(precision: Precision, examples: Examples) -> Callable[[], Tensor]:
+def ours(precision: Precision, examples: Examples, device: Device) -> Work:
     """Our step, compiled."""
-    model = AlexNet(ModelConfig(precision=precision))
+    model = AlexNet(ModelConfig(precision=precision)).to(device)
     optimizer = Momentum(OptimConfig(), dict(model.named_parameters()))
-    training = Training(model, optimizer, torch.full((224, 224, 3), 110.0), torch.tensor(True))
-    controls = Controls(torch.full((2,), 0.001), torch.tensor(0.0))
+    mean = torch.full((224, 224, 3), 110.0, device=device)
+    training = Training(model, optimizer, mean, torch.tensor(True, device=device))
+    controls = Controls(torch.full((2,), 0.001, device=device), torch.tensor(0.0, device=device))
     step = compiled_train_step()
     return lambda: step(training, controls, examples).loss
 
 
-def eager(examples: Examples) -> Callable[[], Tensor]:
-    """The same network in plain eager fp32."""
-    model = AlexNet(ModelConfig(precision="float32"))
-    for parameter in model.parameters():
-        parameter.data = parameter.data.contiguous()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9, weight_decay=0.0005)
-
-    def half(t: Tower, x: Tensor) -> Tensor:
-        for conv in (t.conv1, t.conv2):
-            x = F.max_pool2d(F.local_response_norm(F.relu(conv(x)), 5, alpha=5e-4, beta=0.75, k=2.0), 3, 2)
-        return x
-
-    def tail(t: Tower, x: Tensor) -> Tensor:
-        return F.max_pool2d(F.relu(t.conv5(F.relu(t.conv4(F.relu(t.conv3(x)))))), 3, 2).flatten(1)
-
-    def step() -> Tensor:
-        towers = list(model.held().values())
-        x = examples.pictures.permute(0, 3, 1, 2).float().contiguous() - 110.0
-        x = torch.cat([half(t, x) for t in towers], 1)
-        x = torch.cat([tail(t, x) for t in towers], 1)
-        x = F.dropout(torch.cat([F.relu(t.fc6(x)) for t in towers], 1))
-        x = F.dropout(torch.cat([F.relu(t.fc7(x)) for t in towers], 1))
-        loss = F.cross_entropy(torch.cat([t.fc8(x) for t in towers], 1), examples.labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    return step
+def work_of(side: str, batch_size: int, device: Device) -> Work:
+    examples = synthetic(batch_size, device)
+    if side in (PLAIN, PLAIN_KEPT):
+        return plain(examples, device)
+    if side in (PEER, PEER_COMPILED):
+        return torchvision(examples, device, side == PEER_COMPILED)
+    return ours(cast(Precision, side.removeprefix("ours, ")), examples, device)
 
 
-def serve(connection: Connection, side: str, options: Options) -> None:
-    """A side's process: warm up, then do and time a step whenever asked to."""
+def serve(connection: Connection, side: str, batch_size: int, options: Options, device: Device) -> None:
+    """A side's process: warm up, then time a step, or its parts, whenever ordered to."""
     if options.threads:
         torch.set_num_threads(options.threads)
-    if side != EAGER:
+    if side != PLAIN:
         keep_freed_memory()
-    examples = synthetic(options.batch_size)
-    precision = cast(Precision, side.removeprefix("compiled "))
-    step = eager(examples) if side in (EAGER, EAGER_KEPT) else ours(precision, examples)
-    step()
-    step()
+    work = work_of(side, batch_size, device)
+    for _ in range(3):
+        work()
     connection.send(torch.get_num_threads())
-    while connection.recv():
-        start = time.perf_counter()
-        step()
-        connection.send(time.perf_counter() - start)
+    while (order := connection.recv()) != "end":
+        connection.send(seconds_of(work, device) if order == "step" else list(parts_of(work)))
 
 
-def measure(sides: list[str], options: Options) -> dict[str, list[float]]:
-    """Seconds of each step: the sides take turns, one step of each a round."""
+def measure(
+    batch_size: int, options: Options, device: Device
+) -> tuple[dict[str, list[float]], list[tuple[str, float]]]:
+    """Seconds of each step, the sides taking turns, one step of each a round; and the parts of ours."""
     context = multiprocessing.get_context("spawn")
     connections: dict[str, Connection] = {}
-    for side in sides:
+    for side in options.sides:
         connections[side], theirs = context.Pipe()
-        context.Process(target=serve, args=(theirs, side, options), daemon=True).start()
-        print(f"{side}: warmed up, {connections[side].recv()} threads", flush=True)
-    seconds: dict[str, list[float]] = {side: [] for side in sides}
+        context.Process(target=serve, args=(theirs, side, batch_size, options, device), daemon=True).start()
+        connections[side].recv()
+    seconds: dict[str, list[float]] = {side: [] for side in options.sides}
     for _ in range(options.rounds):
         for side, connection in connections.items():
-            connection.send(True)
+            connection.send("step")
             seconds[side].append(connection.recv())
+    parts: list[tuple[str, float]] = []
+    if options.parts and PARTED in connections:
+        connections[PARTED].send("parts")
+        parts = connections[PARTED].recv()
     for connection in connections.values():
-        connection.send(False)
-    return seconds
+        connection.send("end")
+    return seconds, parts
+
+
+def report(batch_size: int, seconds: dict[str, list[float]], flop: float, peak: tuple[float, float]) -> None:
+    """A line a side."""
+    base = statistics.median(next(iter(seconds.values())))
+    work, moved = batch_size * flop, least_bytes(batch_size)
+    roofline = work / peak[0] + moved / peak[1]
+    head = f"{'images/s, median':>16} {'range':>19} {'ratio':>6} {'TFLOP/s':>8} {'GB/s':>6} {'roofline':>8}"
+    print(f"{f'batch {batch_size}':36} {head}")
+    for side, times in seconds.items():
+        middle = statistics.median(times)
+        rates = f"{batch_size / middle:16,.1f} {batch_size / max(times):9,.1f}-{batch_size / min(times):9,.1f}"
+        shares = (
+            f"{base / middle:6.2f} {work / middle / 1e12:8.2f} {moved / middle / 1e9:6.1f} {roofline / middle:8.0%}"
+        )
+        print(f"{side:36} {rates} {shares}")
 
 
 def main() -> None:
-    """Measure and print the table."""
+    """Measure and print the tables."""
     options = tyro.cli(Options, description=__doc__)
-    sides = [EAGER, EAGER_KEPT, *(f"compiled {precision}" for precision in options.precisions)]
-    seconds = measure(sides, options)
-    base = statistics.median(seconds[EAGER])
-    print(f"torch {torch.__version__}, batch {options.batch_size}, n = {options.rounds}")
-    print(f"{'':34} {'images/s, median':>16} {'range':>15} {'ratio':>6}")
-    for side, times in seconds.items():
-        middle, low, high = (options.batch_size / t for t in (statistics.median(times), max(times), min(times)))
-        print(f"{side:34} {middle:16.1f} {low:7.1f}-{high:7.1f} {base * middle / options.batch_size:6.2f}")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device: Device = "cuda" if torch.cuda.is_available() else "cpu"
+    flop, peak = flop_an_image(), peaks(device)
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    print(f"torch {torch.__version__}, {name}, n = {options.rounds}, {flop / 1e9:.2f} GFLOP an image")
+    print(f"peaks: {peak[0] / 1e12:.2f} TFLOP/s (bfloat16 product), {peak[1] / 1e9:.1f} GB/s (copy)", flush=True)
+    for batch_size in options.batch_sizes:
+        seconds, parts = measure(batch_size, options, device)
+        report(batch_size, seconds, flop, peak)
+        for part, milliseconds in parts:
+            print(f"    {part:62} {milliseconds:8.1f} ms")
 
 
 if __name__ == "__main__":

@@ -95,10 +95,10 @@ class FirstConv(nn.Conv2d):
     def __init__(self, kernels: int):
         super().__init__(3, kernels, 11, stride=4, padding=2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_autocast_enabled(x.device.type):
-            return super().forward(x)
-        return F.conv2d(_in_fours(x, 2), _in_fours(self.weight, 0), self.bias, stride=(4, 1), padding=(2, 0))
+    def forward(self, input: Tensor) -> Tensor:
+        if not torch.is_autocast_enabled(input.device.type):
+            return super().forward(input)
+        return F.conv2d(_in_fours(input, 2), _in_fours(self.weight, 0), self.bias, stride=(4, 1), padding=(2, 0))
 
 
 def _in_fours(x: Tensor, left: int) -> Tensor:
