@@ -4,7 +4,8 @@
 
 Training: pictures from the shards through the compiled step, by one process and by two in each layout. Pictures: what
 it takes until both processes of a pair have all of a batch, without training. All sides keep their processes and take
-turns; the cores are shared out among a side's processes.
+turns of several batches, because pictures that DALI has ready cost a turn nothing; the cores are shared out among a
+side's processes.
 """
 
 import multiprocessing
@@ -33,6 +34,7 @@ TRAINING: Final[dict[str, Layout | None]] = {
     "1 process": None,
     "2 processes, tower": "tower",
     "2 processes, data": "data",
+    "2 processes, 2014": "2014",
 }
 EXCHANGED, TWICE = "pictures exchanged", "pictures decoded twice"
 
@@ -46,6 +48,8 @@ class Options:
     batch_size: int = 128
     """Global."""
     rounds: int = 5
+    turn: int = 4
+    """Batches of a turn; of pictures alone ten times as many."""
     precision: Precision = "bfloat16"
     threads: int = 2
     """CPU threads of each side, over all of its processes; DALI has as many of its own."""
@@ -72,7 +76,7 @@ def work_of(side: str, rank: int, options: Options) -> Callable[[], object]:
 
 
 def serve(connection: Connection, side: str, rank: int, ranks: int, meeting: str, options: Options) -> None:
-    """A rank's process: warm up, then do and time its part whenever asked to."""
+    """A rank's process: warm up, then do its part of a turn and tell the seconds a batch, whenever asked to."""
     keep_freed_memory()
     if ranks > 1:
         dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
@@ -82,8 +86,14 @@ def serve(connection: Connection, side: str, rank: int, ranks: int, meeting: str
     connection.send(None)
     while connection.recv():
         start = time.perf_counter()
-        work()
-        connection.send(time.perf_counter() - start)
+        for _ in range(turn_of(side, options)):
+            work()
+        connection.send((time.perf_counter() - start) / turn_of(side, options))
+
+
+def turn_of(side: str, options: Options) -> int:
+    """Batches of a turn."""
+    return options.turn if side in TRAINING else 10 * options.turn
 
 
 def measure(sides: list[str], options: Options, folder: Path) -> dict[str, list[float]]:
