@@ -70,7 +70,7 @@ def best(work: Callable[[], object], device: str) -> float:
 
 # What the profiler calls an operation, and of a convolution the shape of its weights: out, in, height, width.
 NAMES: Final = {
-    r"aten::(mkldnn_|cudnn_)?convolution$": "forward",
+    r"aten::convolution$": "forward",
     r"aten::convolution_backward$": "backward",
     r"aten::(mm|addmm)$": "fully connected, forward and backward",
     r"alexnet::max_pool(_backward)?$": "pooling, forward and backward",

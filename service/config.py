@@ -40,6 +40,10 @@ MAY_CHANGE: Final = frozenset(
 )
 
 
+# Ranks may differ in these: where things are, and how a host reads its pictures.
+PER_RANK: Final = frozenset({"data.shards", "data.decoder", "data.threads", "data.prefetch", "out", "port"})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """A training run; the defaults are the paper's."""
@@ -135,15 +139,25 @@ def flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return pairs
 
 
+def differences(theirs: dict[str, Any], ours: dict[str, Any], allowed: frozenset[str]) -> str:
+    """The fields in which two runs differ, but for those allowed to, with both values; empty where there are none."""
+    there, here = flat(theirs), flat(ours)
+    differing = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
+    return ", ".join(f"{n} {there.get(n)} there, {here.get(n)} here" for n in differing if n not in allowed)
+
+
 def check_same_run(out: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
     """InputError naming the fields in which a checkpoint in `out` and this call disagree, but for MAY_CHANGE."""
-    there, here = flat(theirs), flat(ours)
-    allowed = MAY_CHANGE | ({"optim.lr"} if here["optim.schedule"] == "manual" else set())
-    differing = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
-    differing = [name for name in differing if name not in allowed]
-    if differing:
-        values = ", ".join(f"{name} {there.get(name)} there, {here.get(name)} here" for name in differing)
+    allowed = MAY_CHANGE | ({"optim.lr"} if ours["optim"]["schedule"] == "manual" else set())
+    if values := differences(theirs, ours, allowed):
         raise InputError(f"{out} holds another run ({values}); give the same options or another --out")
+
+
+def check_same_call(rank: int, leaders: dict[str, Any], ours: dict[str, Any]) -> None:
+    """InputError naming the fields in which rank 0's call or data set and this rank's disagree, but for PER_RANK."""
+    if values := differences(leaders, ours, PER_RANK):
+        remedy = "start every host with the same options and shards"
+        raise InputError(f"rank {rank} trains otherwise than rank 0 ({values}), expected the same; {remedy}")
 
 
 def write_run(folder: Path, fields: dict[str, Any]) -> None:

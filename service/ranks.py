@@ -38,6 +38,11 @@ class Ranks:
         return self.rank == 0
 
     @property
+    def launched(self) -> bool:
+        """Whether torchrun started this process."""
+        return self.files is not None
+
+    @property
     def threads(self) -> int:
         """This process's share of the cores that it may use."""
         return max(1, len(os.sched_getaffinity(0)) // self.local_ranks)
@@ -127,6 +132,9 @@ def connect(device: Device, local_rank: int, patience: timedelta) -> dist.Proces
     """Meet the other ranks; a second group for what travels beside the loop's exchanges."""
     store, rank, ranks = next(rendezvous("env://", timeout=patience))
     if device == "gpu":
+        if local_rank >= (gpus := torch.cuda.device_count()):
+            remedy = "set torchrun's --nproc-per-node, or --device cpu"
+            raise InputError(f"process {local_rank} of this host has no GPU, expected one for each of {gpus}; {remedy}")
         torch.cuda.set_device(local_rank)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device == "gpu" else "gloo",

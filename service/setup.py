@@ -15,7 +15,7 @@ from pipeline.command import InputError
 from pipeline.loader import Device, Loader, mean_crop
 from pipeline.manifest import DATASET_FILE, sha256_of
 from service.checkpoint import Checkpoint, State, newest, read_tensors, restore
-from service.config import Run, check_same_run, run_fields
+from service.config import Run, check_same_call, check_same_run, run_fields
 from service.ranks import Ranks
 
 
@@ -40,6 +40,8 @@ def set_up(run: Run, device: Device, ranks: Ranks, parallel: Parallel, say: Call
     loader, training = ranks.together(lambda: opened(run, device, ranks, parallel))
     fields = run_fields(run, sha256_of(run.data.shards / DATASET_FILE))
     splits = loader.dataset.splits
+    leaders = ranks.from_leader(fields)
+    ranks.together(lambda: check_same_call(ranks.rank, leaders, fields))
     checkpoint = ranks.together(lambda: found(run, fields, say) if ranks.leads else None)
     path = ranks.from_leader(checkpoint.path if checkpoint else None)
     state = ranks.from_leader(resumed(checkpoint, run, splits["train"].samples) if checkpoint else State())
@@ -56,6 +58,8 @@ def set_up(run: Run, device: Device, ranks: Ranks, parallel: Parallel, say: Call
 def opened(run: Run, device: Device, ranks: Ranks, parallel: Parallel) -> tuple[Loader, Training]:
     """The data set, and the network as it starts."""
     data = replace(run.data, threads=run.data.threads or ranks.threads)
+    if data.output == "auto" and parallel.pair:
+        data = replace(data, output="uint8")  # what a pair exchanges: on a GPU half the bytes of the usual float16
     loader = Loader(data, seed=run.seed, device=device, rank=ranks.rank, ranks=ranks.ranks)
     try:
         model = AlexNet(

@@ -101,7 +101,7 @@ def start(run: Run, device: Device, ranks: Ranks, stack: ExitStack) -> Worker:
 
     def claim() -> socket:
         if ranks.leads:
-            stack.enter_context(locked(run.out, REPLACED_SECONDS if ranks.ranks > 1 else 0.0))
+            stack.enter_context(locked(run.out, REPLACED_SECONDS if ranks.launched else 0.0))
         return stack.enter_context(listen(run.port + ranks.local_rank if run.port else 0))
 
     listener, layout = ranks.together(lambda: (claim(), layout_of(run, ranks)))
@@ -116,7 +116,9 @@ def start(run: Run, device: Device, ranks: Ranks, stack: ExitStack) -> Worker:
     host, port = listener.getsockname()
     name = f"rank {ranks.rank} of {ranks.ranks}, {layout}, " if layout else ""
     (display.say if ranks.leads else say)(f"{name}serving http://{host}:{port}/metrics and /healthz")
-    return Worker(run, display, metrics, heart, Stop(), setup)
+    worker = Worker(run, display, metrics, heart, Stop(), setup)
+    stack.callback(worker.saver.close)  # before the folder is let go, whatever happens
+    return worker
 
 
 def main() -> int:

@@ -17,7 +17,7 @@ from pipeline.command import InputError
 from service import saver, visualise
 from service.api import COMPILE_FACTOR, Heart, application, listen, serving
 from service.checkpoint import Checkpoint, State, newest, save
-from service.config import RECIPES, Run, check_same_run, parse_run, run_fields
+from service.config import RECIPES, Run, check_same_call, check_same_run, parse_run, run_fields
 from service.console import Speed
 from service.log import JsonLines
 from service.metrics import Metrics
@@ -103,6 +103,19 @@ def test_with_the_manual_schedule_a_resume_may_change_the_rate_and_that_is_an_ev
     assert (event["step"], event["author"]) == (7, "command line")
     assert (event["old"]["base"], event["new"]["base"]) == (0.01, 0.001)
     assert not resumed(Checkpoint(Path("step"), State(step=7), fields), manual, samples=10).events
+
+
+def test_ranks_must_train_alike_but_may_keep_their_pictures_elsewhere() -> None:
+    run = RECIPES["demo"][1]
+    ours = run_fields(run, "hash")
+    elsewhere = replace(run, data=replace(run.data, shards=Path("/local"), threads=3), port=1)
+    check_same_call(1, run_fields(elsewhere, "hash"), ours)
+    with pytest.raises(InputError, match=r"rank 1 trains otherwise than rank 0 \(batch_size 65 there, 64 here\)"):
+        check_same_call(1, run_fields(replace(run, batch_size=65), "hash"), ours)
+    with pytest.raises(InputError, match="max_steps 7 there, 0 here"):  # a resume may change it, one rank may not
+        check_same_call(1, run_fields(replace(run, max_steps=7), "hash"), ours)
+    with pytest.raises(InputError, match="dataset_sha256 other there, hash here"):
+        check_same_call(1, run_fields(run, "other"), ours)
 
 
 def test_run_fields_are_strict_json() -> None:
