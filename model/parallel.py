@@ -155,8 +155,16 @@ def arrange(layout: Layout | None, rank: int, ranks: int, device_type: str) -> P
 
     world = torch.distributed.group.WORLD
     assert world
-    everyone, twins, split = Group(world.group_name, ranks), group("replica"), layout != "2014"
-    return Parallel(rank, ranks, everyone, group("tower"), twins, twins if split else everyone, split)
+    everyone, twins = Group(world.group_name, ranks), group("replica")
+    return Parallel(
+        rank,
+        ranks,
+        everyone,
+        pair=group("tower"),
+        twins=twins,
+        conv_twins=everyone if layout == "2014" else twins,
+        split_convolutions=layout != "2014",
+    )
 
 
 class _Gather(torch.autograd.Function):

@@ -16,9 +16,8 @@ from model.parallel import Parallel
 class Examples(NamedTuple):
     """A batch as the step takes it, every tensor on the model's device."""
 
-    pictures: (
-        Tensor  # (B, crop, crop, 3) uint8, float16 or float32, rows of RGB pixels on 0..255, less any mean taken off
-    )
+    # (B, crop, crop, 3) uint8, float16 or float32, rows of RGB pixels on 0..255, less any mean taken off
+    pictures: Tensor
     offset: Tensor  # (B, 3) float32, added to every pixel: the colour shift, and a mean that was taken off
     scale: Tensor  # (B,) float32, multiplies the pictures after that
     labels: Tensor  # (B,) int64

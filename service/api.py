@@ -57,8 +57,9 @@ def listen(port: int) -> socket.socket:
     """A listening loopback socket; port 0 takes a free one; InputError when the port is taken."""
     try:
         return socket.create_server((HOST, port))
-    except OSError as error:
-        raise InputError(f"port {port} cannot be used ({error.strerror}), expected a free one; set --port") from error
+    except (OSError, OverflowError) as error:  # the latter of a number that is no port
+        reason = getattr(error, "strerror", error)
+        raise InputError(f"port {port} cannot be used ({reason}), expected a free one; set --port") from error
 
 
 @contextmanager

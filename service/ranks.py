@@ -105,7 +105,8 @@ class RanksLost(Exception):
 def joined(device: Device, patience_seconds: float) -> Iterator[Ranks]:
     """The place that torchrun's environment gives this process, connected to the others while the block runs.
 
-    patience_seconds: an exchange that takes longer fails. RanksLost when one does, or when another rank is gone.
+    patience_seconds: an exchange among all ranks that takes longer fails; one within a pair or among replicas has
+    torch's default. RanksLost when one does, or when another rank is gone.
     """
     if not dist.is_torchelastic_launched():
         yield Ranks()
@@ -151,9 +152,9 @@ def connect(device: Device, local_rank: int, patience: timedelta) -> dist.Proces
 def unused_part(store: Store, rank: int, ranks: int, patience: timedelta) -> Store:
     """A part of torchrun's store that no earlier start of these ranks has written to; all ranks get the same.
 
-    torchrun keeps its store over restarts, with the addresses of ranks that are gone, and its hosts do not agree on how
-    often they have started (pytorch issue 135712). So rank 0 names a new part and answers each rank's own question, of
-    which it cannot know whether it is an old one, until all have said that they are there.
+    torchrun keeps its store over restarts, with the addresses of ranks that are gone (pytorch issue 135712), and no
+    number of the restart that all its hosts agree on. So rank 0 names a new part and answers each rank's own question,
+    of which it cannot know whether it is an old one, until all have said that they are there.
     """
     mine = uuid4().hex
     if rank > 0:

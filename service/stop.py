@@ -7,11 +7,13 @@ class Stop:
     """Whether a signal has asked for the run to end."""
 
     def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def listen(self) -> None:
         """Note SIGTERM and SIGINT from now on; a second Ctrl-C ends the process at once.
 
         A second SIGTERM does not: torchrun passes on the one that it gets, and a scheduler sends its own to all.
         """
-        self.signal: int | None = None
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.request)
 

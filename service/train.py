@@ -10,6 +10,7 @@ from socket import socket
 from typing import Final, TextIO
 
 from prometheus_client import CollectorRegistry
+from torch.distributed import is_torchelastic_launched
 
 from model.parallel import Layout, arrange, choose_layout
 from pipeline.command import DONE, FAULTS, InputError, run_command
@@ -46,7 +47,7 @@ def train(worker: Worker) -> int:
         return FAULTS
     if not worker.close():
         return FAULTS
-    if worker.state.step < worker.total_steps:
+    if not worker.finished:
         worker.display.say(f"stopped by {worker.stop.name} at step {worker.state.step}, saved")
         return worker.stop.status
     worker.display.say(f"done at step {worker.state.step}: {worker.writer.last_good}")
@@ -66,6 +67,8 @@ def locked(folder: Path, patience_seconds: float = 0.0) -> Iterator[None]:
         raise InputError(f"{folder} cannot be written ({error.strerror}), expected a folder; set --out") from error
     with lock:
         deadline = time.monotonic() + patience_seconds
+        if patience_seconds and not _acquired(lock):
+            say(f"another worker is training in {folder}: waiting {patience_seconds:g} s for it to let go")
         while not _acquired(lock):
             if time.monotonic() >= deadline:
                 raise InputError(f"another worker is training in {folder}, expected none; stop it first")
@@ -79,6 +82,9 @@ def _acquired(lock: TextIO) -> bool:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        remedy = "mount it with locks (flock, not noflock) or set --out"
+        raise InputError(f"{lock.name} cannot be locked ({error.strerror}), expected a lock; {remedy}") from error
     return True
 
 
@@ -95,16 +101,19 @@ def layout_of(run: Run, ranks: Ranks) -> Layout | None:
         raise InputError(str(error)) from error
 
 
-def start(run: Run, device: Device, ranks: Ranks, stack: ExitStack) -> Worker:
+def start(run: Run, device: Device, ranks: Ranks, stop: Stop, stack: ExitStack) -> Worker:
     """A worker ready to train, serving its metrics; what it holds open is let go with the stack."""
     metrics, heart = Metrics(CollectorRegistry()), Heart(run.stall_seconds)
 
-    def claim() -> socket:
+    def claim() -> tuple[Layout | None, socket]:
+        layout = layout_of(run, ranks)
         if ranks.leads:
             stack.enter_context(locked(run.out, REPLACED_SECONDS if ranks.launched else 0.0))
-        return stack.enter_context(listen(run.port + ranks.local_rank if run.port else 0))
+        return layout, stack.enter_context(listen(run.port + ranks.local_rank if run.port else 0))
 
-    listener, layout = ranks.together(lambda: (claim(), layout_of(run, ranks)))
+    mine, listener = ranks.together(claim)
+    # Rank 0's, or ranks that were called otherwise would wait for one another before they find it out.
+    layout: Layout | None = ranks.from_leader(mine)
     stack.enter_context(serving(application(metrics, heart), listener))
     parallel = arrange(layout, ranks.rank, ranks.ranks, "cuda" if device == "gpu" else "cpu")
     setup = set_up(run, device, ranks, parallel, say if ranks.leads else lambda message: None)
@@ -116,7 +125,8 @@ def start(run: Run, device: Device, ranks: Ranks, stack: ExitStack) -> Worker:
     host, port = listener.getsockname()
     name = f"rank {ranks.rank} of {ranks.ranks}, {layout}, " if layout else ""
     (display.say if ranks.leads else say)(f"{name}serving http://{host}:{port}/metrics and /healthz")
-    worker = Worker(run, display, metrics, heart, Stop(), setup)
+    stop.listen()
+    worker = Worker(run, display, metrics, heart, stop, setup)
     stack.callback(worker.saver.close)  # before the folder is let go, whatever happens
     return worker
 
@@ -125,10 +135,13 @@ def main() -> int:
     """Train as the command line says."""
     run = parse_run(sys.argv[1:])
     keep_freed_memory()
+    stop = Stop()
+    if not is_torchelastic_launched():  # a rank that others leave waiting must end when told, until there are steps
+        stop.listen()
     device = choose_device(run.device)
     try:
         with joined(device, run.stall_seconds * COMPILE_FACTOR) as ranks, ExitStack() as stack:
-            return train(start(run, device, ranks, stack))
+            return train(start(run, device, ranks, stop, stack))
     except RanksLost as error:
         say(f"error: {error}")
         return FAULTS

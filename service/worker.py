@@ -64,7 +64,7 @@ class Worker:
         self.samples = self.loader.dataset.splits["train"].samples
         self.validates = "val" in self.loader.dataset.splits
         self.total_steps = setup.total_steps
-        self.stopping = False  # all ranks know that one of them was told to end
+        self.agreed_to_stop = False  # all ranks know that one of them was told to
         self.ranks = ranks = setup.ranks
         parallel = setup.training.parallel
         mine = rank_slice(run.batch_size, ranks.rank, ranks.ranks)
@@ -86,6 +86,22 @@ class Worker:
         self.saved: State | None = self.state if setup.resumed_from else None
         self.pending: deque[Late] = deque()
         self.speed, self.waited = Speed(), 0.0
+
+    @property
+    def stopping(self) -> bool:
+        """Whether to end the run now; the same on every rank."""
+        return self.agreed_to_stop or (self.ranks.ranks == 1 and self.stop.signal is not None)
+
+    @property
+    def validation_due(self) -> bool:
+        """Whether the error after the epochs done so far is still to be measured."""
+        done = self.state.history[-1].epoch if self.state.history else 0
+        return self.validates and self.state.position // self.samples > done
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing of the run is left to do."""
+        return self.state.step >= self.total_steps and not self.validation_due
 
     def batches(self) -> Iterator[Batch]:
         """Batches from where the run stands, until it is done or a rank was told to stop."""
@@ -146,7 +162,7 @@ class Worker:
     def record(self, late: Late) -> None:
         """Log a step and show it."""
         loss, grad_norm, healthy, stops = late.values.tolist()
-        self.stopping |= stops > 0
+        self.agreed_to_stop |= stops > 0
         if not healthy:
             self.metrics.nonfinite.inc()
             raise NonFinite(f"loss {loss} and gradient norm {grad_norm} at step {late.step}, expected finite numbers")
@@ -176,19 +192,19 @@ class Worker:
 
     def validate_if_due(self) -> None:
         """Measure the error after each epoch; a stop meanwhile leaves it to the resume."""
-        epoch = self.state.position // self.samples
-        done = self.state.history[-1].epoch if self.state.history else 0
-        if not self.validates or epoch <= done:
+        if not self.validation_due:
             return
         self.read_results(0)
         totals = torch.zeros(4, dtype=torch.float64, device=self.device)
         for batch in self.loader.validation(self.run.batch_size):
             totals += eval_step(self.training, self.told_to_stop(), Examples(*batch))
             self.heart.beat("validating")
-            if totals[3] > 0:  # some rank was told to stop, and all see it at this batch
-                self.stopping = True
+            if self.ranks.ranks > 1 and totals[3] > 0:
+                self.agreed_to_stop = True
+            if self.stopping:
                 return
         gc.collect()  # a DALI pipeline is part of reference cycles, and holds the device's memory
+        epoch = self.state.position // self.samples
         loss, top1, top5, _ = (totals / self.loader.dataset.splits["val"].samples).tolist()
         entry = Validation(epoch=epoch, step=self.state.step, loss=loss, top1=top1, top5=top5)
         self.state = replace(self.state, history=(*self.state.history, entry))
@@ -209,7 +225,9 @@ class Worker:
             return
         self.read_results(0)  # nothing that a NaN has touched is ever saved
         start = time.monotonic()
-        tensors = copy_tensors(self.training.model, self.training.optimizer)
+        # Rank 0 writes them, and lacks only what the other of its pair holds.
+        wanted = self.ranks.leads or (self.training.parallel.pair and self.ranks.rank == 1)
+        tensors = copy_tensors(self.training.model, self.training.optimizer) if wanted else {}
         self.metrics.step_seconds.labels("checkpoint_copy").observe(time.monotonic() - start)
         self.saver.submit(self.state, tensors)
         self.saved = self.state

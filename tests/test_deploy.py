@@ -15,7 +15,11 @@ BATCH = DOCKER / "slurm.sbatch"
 PAPER = ("paper", "--data.shards", "/shared/shards", "--out", "/shared/run")
 
 # Stand-ins for Slurm's commands: what they were called with goes to a file, srun ends as the test says.
-SRUN = '#!/bin/bash\nprintf "%s\\n" "$@" > srun.txt\nexit "$SRUN_STATUS"\n'
+SRUN = """#!/bin/bash
+printf "%s\\n" "$@" > srun.txt
+echo "$TORCH_ELASTIC_SHUTDOWN_TIMEOUT" > patience.txt
+exit "$SRUN_STATUS"
+"""
 SCONTROL = '#!/bin/bash\necho "$*" >> scontrol.txt\nif [ "$1" = show ]; then printf "host1\\nhost2\\n"; fi\n'
 
 
@@ -69,12 +73,13 @@ def test_batch_file_starts_one_torchrun_a_host_with_arguments_that_parse(tmp_pat
 
 
 def test_batch_file_gives_a_stopped_run_time_to_save(tmp_path: Path):
-    _, words, _ = batch(tmp_path, srun_status=0, seconds_left=3600)
+    batch(tmp_path, srun_status=0, seconds_left=3600)
     given = directives()
     assert {"requeue", "exclusive", "open-mode", "time", "nodes"} <= given.keys()
     signal, seconds = given["signal"].split("@")
     assert signal == "TERM"  # not B:TERM, which would tell the shell alone
-    assert int(option(words, "--shutdown-timeout")) < int(seconds)
+    patience = (tmp_path / "patience.txt").read_text()
+    assert int(patience) < int(seconds)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +110,7 @@ def test_train_job_runs_the_runtime_beside_it():
 def test_train_job_reads_and_writes_where_volumes_are_and_has_time_to_save():
     command = objects()["TrainJob"]["spec"]["trainer"]["command"]
     assert command[0] == "torchrun"
-    torchrun, run = trained(command)
+    _, run = trained(command)
     (replicated,) = objects()["TrainingRuntime"]["spec"]["template"]["spec"]["replicatedJobs"]
     pod = replicated["template"]["spec"]["template"]["spec"]
     (node,) = pod["containers"]
@@ -113,7 +118,8 @@ def test_train_job_reads_and_writes_where_volumes_are_and_has_time_to_save():
     assert not writable[str(run.data.shards)]
     assert writable[str(run.out.parent)]
     assert {mount["name"] for mount in node["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
-    assert int(option(torchrun, "--shutdown-timeout")) < pod["terminationGracePeriodSeconds"]
+    (patience,) = [int(each["value"]) for each in node["env"] if each["name"] == "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]
+    assert patience < pod["terminationGracePeriodSeconds"]
 
 
 def test_a_misspelt_argument_would_be_found():

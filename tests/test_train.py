@@ -106,6 +106,28 @@ def test_a_stop_during_validation_leaves_it_to_the_resume(shards: Path, tmp_path
     assert again and again.state.history == checkpoint.state.history
 
 
+TOLD_WHILE_VALIDATING = """
+import os, signal, sys
+from pipeline.command import run_command
+from service import train, worker
+
+def told(*arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return plain(*arguments)
+
+plain, worker.eval_step = worker.eval_step, told
+run_command(train.main)
+"""
+
+
+def test_a_stop_during_the_last_validation_does_not_count_as_done(shards: Path, tmp_path: Path) -> None:
+    arguments = command(shards, tmp_path, "--epochs", "1")
+    status, output = run([arguments[0], "-c", TOLD_WHILE_VALIDATING, *arguments[3:]])
+    assert status == 143 and "stopped by SIGTERM at step 4, saved" in output, output
+    status, output = run(arguments)
+    assert status == 0 and "epoch 1: validation" in output
+
+
 def test_a_finished_run_is_not_trained_further(shards: Path, tmp_path: Path) -> None:
     arguments = command(shards, tmp_path, "--max-steps", "2")
     assert run(arguments)[0] == 0
