@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 from uuid import uuid4
 
 import torch
@@ -63,7 +63,7 @@ class Ranks:
             raise error
         if wrong:
             sys.exit(WRONG_CALL)
-        return result  # type: ignore[return-value]
+        return cast(T, result)
 
     def from_leader(self, value: T) -> T:
         """Rank 0's value, on every rank; all wait for it."""

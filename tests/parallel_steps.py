@@ -7,6 +7,7 @@ Each rank writes OUT/rank-N.safetensors. Alone, without torchrun, it is the same
 
 import sys
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors.torch import save_file
@@ -15,7 +16,7 @@ from torch._dynamo.utils import counters
 
 from model.alexnet import AlexNet, ModelConfig
 from model.optim import Momentum, OptimConfig
-from model.parallel import Parallel, arrange, choose_layout
+from model.parallel import Layout, Parallel, arrange, choose_layout
 from model.step import (
     Controls,
     Examples,
@@ -88,12 +89,13 @@ def steps(parallel: Parallel, dtype: torch.dtype, backend: str) -> dict[str, Ten
     return {name: value.contiguous() for name, value in found.items()}
 
 
-def main(out: str, layout: str, dtype: str, backend: str) -> None:
+def main(out: str, layout: Layout, dtype: str, backend: str) -> None:
     with joined("cpu", patience_seconds=120) as ranks:
-        parallel = arrange(choose_layout(layout, ranks.ranks), ranks.rank, ranks.ranks, "cpu")  # type: ignore[arg-type]
+        parallel = arrange(choose_layout(layout, ranks.ranks), ranks.rank, ranks.ranks, "cpu")
         found = steps(parallel, getattr(torch, dtype), backend)
         save_file(found, Path(out) / f"rank-{ranks.rank}.safetensors")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    out, layout, dtype, backend = sys.argv[1:]
+    main(out, cast(Layout, layout), dtype, backend)

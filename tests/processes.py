@@ -9,8 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
+
 from pictures import write_tree
 from pipeline.shard import ShardOptions, shard
+from service.checkpoint import FOLDER
 
 PATIENCE = 240.0  # seconds; only a failing test waits so long
 
@@ -109,3 +113,9 @@ def records(out: Path) -> list[dict[str, Any]]:
 def losses(out: Path) -> dict[int, float]:
     """Loss by step."""
     return {r["step"]: r["loss"] for r in records(out) if "validation" not in r}
+
+
+def weights(out: Path, step: int) -> dict[str, torch.Tensor]:
+    """Weights and momentum of both towers at a step."""
+    folder = out / FOLDER / f"step-{step:08d}"
+    return {name: t for tower in (0, 1) for name, t in load_file(folder / f"towers-{tower}.safetensors").items()}

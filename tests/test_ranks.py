@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
-from safetensors.torch import load_file
 
-from processes import command, losses, rank_pids, records, run, small_shards, start, torchrun, wait_until
+from processes import command, losses, rank_pids, records, run, small_shards, start, torchrun, wait_until, weights
 from service.checkpoint import FOLDER, newest
 
 WORKER = str(Path(__file__).with_name("recording_worker.py"))
@@ -27,14 +26,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_shards(tmp_path_factory.mktemp("data"))
 
 
-def weights(out: Path, step: int) -> dict[str, torch.Tensor]:
-    """Weights and momentum of both towers at a step."""
-    folder = out / FOLDER / f"step-{step:08d}"
-    return {name: t for tower in (0, 1) for name, t in load_file(folder / f"towers-{tower}.safetensors").items()}
-
-
 def assert_near(out: Path, reference: Path, step: int) -> None:
-    """The same weights, momentum and losses up to rounding."""
+    """The same weights and losses up to rounding."""
     ours, theirs = weights(out, step), weights(reference, step)
     assert ours.keys() == theirs.keys()
     for name in filter(lambda name: name.startswith("towers."), theirs):

@@ -13,19 +13,13 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import load_file
 
-from processes import command, losses, records, run, small_shards, start, wait_until
+from processes import command, losses, records, run, small_shards, start, wait_until, weights
 from service.checkpoint import FOLDER, checkpoints, newest, save
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_shards(tmp_path_factory.mktemp("data"))
-
-
-def weights(out: Path, step: int) -> dict[str, torch.Tensor]:
-    """Weights and momentum of both towers at a step."""
-    folder = out / FOLDER / f"step-{step:08d}"
-    return {name: t for tower in (0, 1) for name, t in load_file(folder / f"towers-{tower}.safetensors").items()}
 
 
 def assert_same_end(out: Path, reference: Path, step: int) -> None:
