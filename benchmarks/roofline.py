@@ -7,9 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
-
-from model.alexnet import AlexNet, ModelConfig
 
 # Numbers of an image: each layer's input and output, a normalisation and the pooling after it being one.
 CONVOLUTIONS: Final = (
@@ -32,16 +29,6 @@ def least_bytes(batch_size: int) -> float:
     convolutions = sum(3 * (into + out) for into, out in CONVOLUTIONS) - CONVOLUTIONS[0][0] - CONVOLUTIONS[0][1]
     poolings = sum(3 * into + 2 * out for into, out in POOLINGS)
     return batch_size * 2 * (convolutions + poolings) + 28 * PARAMETERS
-
-
-def flop_an_image() -> float:
-    """Of our training step: products and sums of convolutions and fully connected layers."""
-    with FlopCounterMode(display=False) as counter:
-        logits = AlexNet(ModelConfig(precision="float32"))(
-            torch.zeros(1, 3, 224, 224), torch.zeros(1, dtype=torch.long)
-        )
-        logits.sum().backward()
-    return counter.get_total_flops()
 
 
 def seconds_of(work: Callable[[], object], device: str) -> float:

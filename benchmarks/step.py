@@ -22,11 +22,12 @@ import torch
 import tyro
 
 from model.alexnet import AlexNet, ModelConfig, Precision
+from model.flop import training_flop
 from model.optim import Momentum, OptimConfig
 from model.step import Controls, Examples, Training, compiled_train_step
 from peers import Work, plain, torchvision
 from pipeline.memory import keep_freed_memory
-from roofline import flop_an_image, least_bytes, parts_of, peaks, seconds_of
+from roofline import least_bytes, parts_of, peaks, seconds_of
 
 Device = Literal["cpu", "cuda"]
 
@@ -148,7 +149,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     device: Device = "cuda" if torch.cuda.is_available() else "cpu"
-    flop, peak = flop_an_image(), peaks(device)
+    flop, peak = training_flop(ModelConfig(), classes=1000, crop=224), peaks(device)
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"torch {torch.__version__}, {name}, n = {options.rounds}, {flop / 1e9:.2f} GFLOP an image")
     print(f"peaks: {peak[0] / 1e12:.2f} TFLOP/s (bfloat16 product), {peak[1] / 1e9:.1f} GB/s (copy)", flush=True)

@@ -77,12 +77,17 @@ class Place:
 WHOLE = Place()
 
 
-def map_side(crop: int) -> int:
-    """Side of conv5's pooled maps for crop x crop pictures, pixels: 6 for 224."""
+def map_sides(crop: int) -> tuple[int, int, int, int]:
+    """Sides of conv1's maps and of those after each pooling, for crop x crop pictures: 55, 27, 13 and 6 for 224."""
     conv1 = (crop + 2 * 2 - 11) // 4 + 1
     pool1 = (conv1 - 3) // 2 + 1
     pool2 = (pool1 - 3) // 2 + 1
-    return (pool2 - 3) // 2 + 1
+    return conv1, pool1, pool2, (pool2 - 3) // 2 + 1
+
+
+def map_side(crop: int) -> int:
+    """Side of conv5's pooled maps for crop x crop pictures, pixels: 6 for 224."""
+    return map_sides(crop)[-1]
 
 
 class FirstConv(nn.Conv2d):

@@ -35,6 +35,7 @@ MAY_CHANGE: Final = frozenset(
         "compile",
         "parallel",
         "port",
+        "peak_tflops",
         "stall_seconds",
     }
 )
@@ -77,12 +78,14 @@ class Run:
     2014: pairs that share only fully connected layers. auto: two are the paper's GPUs, more are pairs where even."""
     port: int = 8000
     """Loopback port of /metrics and /healthz, plus the local rank; 0 picks a free one and prints it."""
+    peak_tflops: float = 0.0
+    """Of one device, in the precision that trains, for trainer_mfu_ratio (NVIDIA states 989 for an H200 in bfloat16); 0: not known."""
     stall_seconds: float = 600.0
     """/healthz reports a stall when no step or validation batch has ended for so long; compiling may take 5 times."""
 
     def __post_init__(self) -> None:
         minimum = {"batch_size": 1, "epochs": 1, "max_steps": 0, "checkpoint_every": 1, "keep_checkpoints": 2}
-        minimum |= {"log_every": 1, "seed": 0, "port": 0}
+        minimum |= {"log_every": 1, "seed": 0, "port": 0, "peak_tflops": 0}
         for name, least in minimum.items():
             if (value := getattr(self, name)) < least:
                 raise InputError(f"{name} is {value}, expected at least {least}; set --{name.replace('_', '-')}")

@@ -4,11 +4,12 @@ import platform
 from typing import Final
 
 import torch
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 STEP_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 PHASES: Final = ("data_wait", "compute", "checkpoint_copy")
+EVENT_KINDS: Final = ("learning-rate",)
 
 
 class Metrics:
@@ -31,6 +32,12 @@ class Metrics:
             "Share of time spent waiting for data, over about ten seconds.",
             registry=registry,
         )
+        self.mfu = Gauge(
+            "trainer_mfu_ratio",
+            "Model FLOP utilisation: arithmetic done over that of the stated peak; NaN where none is stated.",
+            registry=registry,
+        )
+        self.mfu.set(float("nan"))
         self.loss = Gauge("trainer_loss", "Training loss of the last step that was read.", registry=registry)
         self.gradient_norm = Gauge("trainer_gradient_norm", "L2 norm of the gradient of that step.", registry=registry)
         self.learning_rate = Gauge("trainer_learning_rate", "Learning rate of the current step.", registry=registry)
@@ -44,6 +51,9 @@ class Metrics:
         self.checkpoint_seconds = Gauge(
             "trainer_checkpoint_duration_seconds", "Time that the last checkpoint took to write.", registry=registry
         )
+        self.checkpoint_bytes = Gauge(
+            "trainer_checkpoint_size_bytes", "Size of the last checkpoint that succeeded.", registry=registry
+        )
         self.checkpoint_time = Gauge(
             "trainer_checkpoint_last_success_timestamp_seconds", "When a checkpoint last succeeded.", registry=registry
         )
@@ -51,9 +61,32 @@ class Metrics:
             "trainer_nonfinite_steps", "Steps with a loss or gradient not finite.", registry=registry
         )
         self.restarts = Gauge("trainer_restarts", "Resumes of this run so far.", registry=registry)
+        self.events = Counter("trainer_events", "Acts upon the run by kind.", ["kind"], registry=registry)
+        for kind in EVENT_KINDS:
+            self.events.labels(kind)
+        self.device_memory = Gauge(
+            "trainer_device_memory_bytes",
+            "Memory of this process on its device: in use now, at most so far, and reserved; 0 without one.",
+            ["state"],
+            registry=registry,
+        )
+        ProcessCollector(registry=registry)  # the host's side: resident memory, processor time, open files
         build = Info("trainer_build", "Versions that this process runs.", registry=registry)
         build.info({"torch": torch.__version__, "python": platform.python_version()})
 
     def exposition(self) -> tuple[bytes, str]:
         """The text that Prometheus scrapes, and its content type."""
+        for state, size in device_memory().items():
+            self.device_memory.labels(state).set(size)
         return generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+
+def device_memory() -> dict[str, int]:
+    """Bytes of this process on its GPU by state."""
+    if not torch.cuda.is_initialized():
+        return {"allocated": 0, "peak": 0, "reserved": 0}
+    return {
+        "allocated": torch.cuda.memory_allocated(),
+        "peak": torch.cuda.max_memory_allocated(),
+        "reserved": torch.cuda.memory_reserved(),
+    }

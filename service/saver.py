@@ -70,6 +70,7 @@ class Writer:
                 f"checkpoint of step {state.step} failed ({error}); kept: {self.last_good}; make room or mend the disk"
             )
             return False
+        self._metrics.checkpoint_bytes.set(sum(path.stat().st_size for path in self.last_good.iterdir()))
         self._metrics.checkpoint_seconds.set(time.monotonic() - start)
         self._metrics.checkpoint_time.set_to_current_time()
         return True

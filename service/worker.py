@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from model.flop import training_flop
 from model.optim import Rates, rates_at
 from model.step import Controls, Examples, StepResult, compiled_train_step, eval_step, train_step
 from pipeline.loader import Batch
@@ -69,6 +70,9 @@ class Worker:
         parallel = setup.training.parallel
         mine = rank_slice(run.batch_size, ranks.rank, ranks.ranks)
         self.own_pictures = mine.stop - mine.start
+        flop = training_flop(run.model, len(self.loader.dataset.classes), run.data.crop)
+        # Of all ranks' devices together; NaN where no peak is stated, and so is what is divided by it.
+        self.peak_pictures_per_second = ranks.ranks * run.peak_tflops * 1e12 / flop or float("nan")
         self.log = JsonLines.cut(run.out / "log.jsonl" if ranks.leads else NOWHERE, self.state.step)
         self.events = JsonLines.holding(run.out / "events.jsonl" if ranks.leads else NOWHERE, self.state.events)
         self.rates_sent: tuple[Rates, Tensor] | None = None
@@ -138,6 +142,7 @@ class Worker:
             event = rate_event(self.state, self.samples, old, rates, f"schedule {self.run.optim.schedule}")
             self.state = replace(self.state, events=(*self.state.events, event))
             self.events.append(event)
+            self.metrics.events.labels(event["kind"]).inc()
             self.display.say(f"step {self.state.step}: learning rate {old} -> {rates}")
         return rates
 
@@ -183,6 +188,7 @@ class Worker:
         self.metrics.samples.inc(self.own_pictures)
         self.metrics.epoch.set(late.position / self.samples)
         self.metrics.progress.set(late.step / self.total_steps)
+        self.metrics.mfu.set(pictures_per_second / self.peak_pictures_per_second)
         self.metrics.loss.set(loss)
         self.metrics.gradient_norm.set(grad_norm)
         self.metrics.learning_rate.set(late.rates.base)

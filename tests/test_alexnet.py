@@ -4,9 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from model.alexnet import AlexNet, FirstConv, ModelConfig, Place, map_side
 from model.dropout import keep_mask
+from model.flop import training_flop
 from model.lrn import LRNConfig
 
 
@@ -119,6 +121,15 @@ def test_conv1_in_fours_is_the_convolution(crop: int) -> None:
     (ours,) = torch.autograd.grad((found * weight).sum(), conv.weight)
     (theirs,) = torch.autograd.grad((F.conv2d(x, conv.weight, stride=4, padding=2) * weight.float()).sum(), conv.weight)
     assert ((ours - theirs).norm() / theirs.norm()) < 2**-7
+
+
+@pytest.mark.parametrize(("crop", "classes", "width"), [(224, 1000, 4096), (67, 7, 64)])
+def test_training_flop_are_those_that_torch_counts(crop: int, classes: int, width: int) -> None:
+    config = ModelConfig(precision="float32", fc_width=width)
+    model = AlexNet(config, classes=classes, crop=crop)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, crop, crop), torch.zeros(1, dtype=torch.int64)).sum().backward()
+    assert training_flop(config, classes, crop) == counter.get_total_flops()
 
 
 def test_too_small_a_crop_is_refused() -> None:

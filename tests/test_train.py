@@ -13,6 +13,8 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import load_file
 
+from model.alexnet import ModelConfig
+from model.flop import training_flop
 from processes import command, losses, records, run, small_shards, start, wait_until, weights
 from service.checkpoint import FOLDER, checkpoints, newest, save
 
@@ -134,7 +136,8 @@ def test_a_finished_run_is_not_trained_further(shards: Path, tmp_path: Path) -> 
 def test_metrics_and_health_are_served_while_it_trains(shards: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    worker = start(command(shards, tmp_path, "--port", str(port), "--epochs", "1000"))
+    options = ("--epochs", "1000", "--peak-tflops", "0.001", "--checkpoint-every", "1")
+    worker = start(command(shards, tmp_path, "--port", str(port), *options))
     wait_until(lambda: len([r for r in records(tmp_path) if "validation" in r]) >= 1, worker)
 
     def get(path: str) -> str:
@@ -150,6 +153,14 @@ def test_metrics_and_health_are_served_while_it_trains(shards: Path, tmp_path: P
     assert first["trainer_samples_total"] == 8 * first["trainer_steps_total"]
     assert 0 <= first["trainer_validation_error_ratio{'top': '1'}"] <= 1
     assert first["trainer_nonfinite_steps_total"] == 0 and first["trainer_checkpoint_failures_total"] == 0
+    flop = training_flop(ModelConfig(fc_width=64), classes=3, crop=67)
+    assert first["trainer_mfu_ratio"] == pytest.approx(first["trainer_samples_per_second"] * flop / 1e9)
+    newest_files = newest(tmp_path, print)
+    assert newest_files and first["trainer_checkpoint_size_bytes"] == pytest.approx(
+        sum(f.stat().st_size for f in newest_files.path.iterdir()), rel=0.01
+    )  # its state grows by a few bytes a step
+    assert first["process_resident_memory_bytes"] > 1e8 and first["trainer_device_memory_bytes{'state': 'peak'}"] >= 0
+    assert first["trainer_events_total{'kind': 'learning-rate'}"] >= 0
     assert json.loads(get("/healthz"))["status"] == "ok"
     # Only loopback: another address of this machine has nobody listening.
     with pytest.raises(OSError), socket.create_connection(("127.0.0.2", port), timeout=5):
