@@ -79,7 +79,7 @@ class Run:
     port: int = 8000
     """Loopback port of /metrics and /healthz, plus the local rank; 0 picks a free one and prints it."""
     peak_tflops: float = 0.0
-    """Of one device, in the precision that trains, for trainer_mfu_ratio (NVIDIA states 989 for an H200 in bfloat16); 0: not known."""
+    """Of one device, in the precision that trains, for trainer_mfu_ratio (an H200 in bfloat16: 989); 0: not known."""
     stall_seconds: float = 600.0
     """/healthz reports a stall when no step or validation batch has ended for so long; compiling may take 5 times."""
 

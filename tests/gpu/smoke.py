@@ -20,6 +20,7 @@ enough that rounding does not lead the networks apart:
 
 import contextlib
 import io
+import json
 import platform
 import signal
 import subprocess
@@ -60,6 +61,7 @@ from pipeline.shard import ShardOptions, shard
 FLOAT16, NVJPEG, RESIZED = 0.13, 2.0, 3.0
 STEP_TOLERANCE: Final[dict[Precision, float]] = {"float32": 0.01, "mixed": 0.02, "bfloat16": 0.02}
 PIXEL_STD = 58.0  # of typical pictures, so that the first steps neither explode nor vanish
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1")
 TRIAL_SECONDS = 600  # compiling takes a minute or two
 
 
@@ -150,6 +152,8 @@ def trials(options: Options) -> dict[str, Trial]:
         found[f"validation, {decoder} decoder"] = partial(validation, decoder=decoder)
     for precision in STEP_TOLERANCE:
         found[f"step against eager, {precision}"] = partial(step_parity, precision=precision)
+    found["the worker"] = partial(worker, launcher=())
+    found["the worker under torchrun"] = partial(worker, launcher=TORCHRUN)
     for decoder in decoders:
         found[f"speed of the loader, {decoder} decoder"] = partial(loader_speed, decoder=decoder)
     for precision in STEP_TOLERANCE:
@@ -328,6 +332,25 @@ def step_parity(options: Options, precision: Precision) -> str:
 
 def _relative(found: Tensor, expected: Tensor) -> float:
     return abs(found.item() - expected.item()) / abs(expected.item())
+
+
+def worker(options: Options, launcher: tuple[str, ...]) -> str:
+    """Trains, saves and resumes as a process of its own; under torchrun its one rank joins a group (NCCL on a GPU)."""
+    with tempfile.TemporaryDirectory() as out:
+        arguments = ["--data.shards", str(options.shards), "--out", out, "--device", options.device, "--port", "0"]
+        arguments += ["--optim.lr", "0.0001"]  # the paper's is too high for so small a batch
+        for steps in (3, 6):
+            command = [sys.executable, *launcher, "-m", "service.train", "paper", *arguments, "--batch-size", "32"]
+            done = subprocess.run([*command, "--max-steps", str(steps)], capture_output=True, text=True)
+            if done.returncode:
+                raise Failed(
+                    f"ended with {done.returncode} before step {steps}: {done.stdout[-500:]}{done.stderr[-1500:]}"
+                )
+        records = [json.loads(line) for line in (Path(out) / "log.jsonl").read_text().splitlines()]
+    losses = [record["loss"] for record in records if "validation" not in record]
+    if len(losses) != 6 or "restart 1" not in done.stderr:
+        raise Failed(f"logged losses {losses}, expected six and a resume: {done.stderr[-500:]}")
+    return f"six steps over a resume, losses {losses[0]:.3f} to {losses[-1]:.3f}"
 
 
 def images_per_second(options: Options, batch_size: int, work: Callable[[], object]) -> float:
