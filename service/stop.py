@@ -22,6 +22,14 @@ class Stop:
         self.signal = number
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+    def ignore(self) -> None:
+        """The run is over, so that a signal would only blur its exit status: torchrun sends one when a rank ends early.
+
+        Ignored, because Python gives signals that it handles their default action, death, while it shuts down.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+
     @property
     def name(self) -> str:
         """Who asked: this process's signal, or another rank's."""

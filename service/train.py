@@ -141,10 +141,12 @@ def main() -> int:
     device = choose_device(run.device)
     try:
         with joined(device, run.stall_seconds * COMPILE_FACTOR) as ranks, ExitStack() as stack:
-            return train(start(run, device, ranks, stop, stack))
+            status = train(start(run, device, ranks, stop, stack))
     except RanksLost as error:
         say(f"error: {error}")
         return FAULTS
+    stop.ignore()
+    return status
 
 
 if __name__ == "__main__":
