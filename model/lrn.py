@@ -67,7 +67,8 @@ class _LRN(torch.autograd.Function):
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        grad = grads[0]
         x, total = ctx.saved_tensors
         config: LRNConfig = ctx.config
         scale = config.k + config.alpha * _accurate(total)

@@ -64,13 +64,13 @@ class Writer:
         try:
             self.last_good = save(self._folder, state, self._collect(tensors), self._run)
             prune(self._folder, self._keep, self._resumed_from, self._verified)
+            self._metrics.checkpoint_bytes.set(sum(path.stat().st_size for path in self.last_good.iterdir()))
         except OSError as error:
             self._metrics.failures.inc()
             self._say(
                 f"checkpoint of step {state.step} failed ({error}); kept: {self.last_good}; make room or mend the disk"
             )
             return False
-        self._metrics.checkpoint_bytes.set(sum(path.stat().st_size for path in self.last_good.iterdir()))
         self._metrics.checkpoint_seconds.set(time.monotonic() - start)
         self._metrics.checkpoint_time.set_to_current_time()
         return True
@@ -83,8 +83,13 @@ def collect_towers(ranks: Ranks, parallel: Parallel, tensors: Tensors) -> Tensor
     return tensors | {tower_file(1): ranks.received_from(1)}
 
 
-def hand_over(ranks: Ranks, parallel: Parallel, tensors: Tensors) -> bool:
-    """On the other ranks: give rank 0 the tower that it lacks; replicas of its pair have nothing to add."""
-    if parallel.pair and ranks.rank == 1:
+def saves(ranks: Ranks, parallel: Parallel) -> bool:
+    """Whether a checkpoint needs this rank's tensors: rank 0 writes them, and lacks what the other of a pair holds."""
+    return ranks.leads or (parallel.pair is not None and ranks.rank == 1)
+
+
+def hand_over(ranks: Ranks, tensors: Tensors) -> bool:
+    """On the other ranks: give rank 0 the tower that it lacks; those that are not needed have no tensors."""
+    if tensors:
         ranks.send_to_leader(tensors[tower_file(1)])
     return True

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from model.filters import towers_picture
 from pipeline.command import DONE, InputError, run_command
 from pipeline.manifest import write_atomic
-from service.checkpoint import MANIFEST, Checkpoint, newest, read
+from service.checkpoint import MANIFEST, Checkpoint, newest, read, tower_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ def main() -> int:
     """Draw as the command line says."""
     options = tyro.cli(VisualiseOptions, prog="python -m service.visualise")
     checkpoint = find_checkpoint(options.checkpoint)
-    towers = [load_file(checkpoint.path / f"towers-{t}.safetensors")[f"towers.{t}.conv1.weight"] for t in (0, 1)]
+    towers = [load_file(checkpoint.path / tower_file(t))[f"towers.{t}.conv1.weight"] for t in (0, 1)]
     stream = io.BytesIO()
     Image.fromarray(towers_picture(towers)).save(stream, "PNG")
     try:

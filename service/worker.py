@@ -22,7 +22,7 @@ from service.config import Run
 from service.console import Display, Speed
 from service.log import NOWHERE, JsonLines
 from service.metrics import Metrics
-from service.saver import Saver, Writer, collect_towers, hand_over
+from service.saver import Saver, Writer, collect_towers, hand_over, saves
 from service.setup import Setup, rate_event
 from service.stop import Stop
 
@@ -86,7 +86,7 @@ class Worker:
             say=display.say,
             collect=partial(collect_towers, ranks, parallel),
         )
-        self.saver = Saver(self.writer if ranks.leads else lambda _, tensors: hand_over(ranks, parallel, tensors))
+        self.saver = Saver(self.writer if ranks.leads else lambda _, tensors: hand_over(ranks, tensors))
         self.saved: State | None = self.state if setup.resumed_from else None
         self.pending: deque[Late] = deque()
         self.speed, self.waited = Speed(), 0.0
@@ -231,9 +231,8 @@ class Worker:
             return
         self.read_results(0)  # nothing that a NaN has touched is ever saved
         start = time.monotonic()
-        # Rank 0 writes them, and lacks only what the other of its pair holds.
-        wanted = self.ranks.leads or (self.training.parallel.pair and self.ranks.rank == 1)
-        tensors = copy_tensors(self.training.model, self.training.optimizer) if wanted else {}
+        needed = saves(self.ranks, self.training.parallel)
+        tensors = copy_tensors(self.training.model, self.training.optimizer) if needed else {}
         self.metrics.step_seconds.labels("checkpoint_copy").observe(time.monotonic() - start)
         self.saver.submit(self.state, tensors)
         self.saved = self.state

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 from pipeline.command import run_command
 from pipeline.loader import Batch, Loader
@@ -23,6 +24,6 @@ def recorded(self: Loader, batch_size: int, first: int = 0) -> Iterator[Batch]:
 
 
 if __name__ == "__main__":
-    Loader.train = recorded  # type: ignore[method-assign]
     sys.argv[0] = "service.train"
-    run_command(main)
+    with mock.patch.object(Loader, "train", recorded):
+        run_command(main)
