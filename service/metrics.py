@@ -1,15 +1,24 @@
 """Every Prometheus metric of the worker: name, unit, help."""
 
 import platform
-from typing import Final
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
 
 import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+
+from service.gpu import gpu_state
 
 STEP_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 PHASES: Final = ("data_wait", "compute", "checkpoint_copy")
-EVENT_KINDS: Final = ("learning-rate",)
+EVENT_KINDS: Final = ("learning-rate", "checkpoint", "pause", "resume", "stop")
+REPLACED: Final = ("damaged",)  # why a sample may be replaced
+LATEST_EVENTS: Final = 20  # that have a series of their own: few, because each is a new one
 
 
 class Metrics:
@@ -64,6 +73,43 @@ class Metrics:
         self.events = Counter("trainer_events", "Acts upon the run by kind.", ["kind"], registry=registry)
         for kind in EVENT_KINDS:
             self.events.labels(kind)
+        self.replaced = Counter(
+            "trainer_samples_replaced",
+            "Samples for which another stood in, by reason: damaged bytes are not what was sharded.",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in REPLACED:
+            self.replaced.labels(reason)
+        self.progress_time = Gauge(
+            "trainer_last_progress_timestamp_seconds", "When anything was last done.", registry=registry
+        )
+        self.progress_limit = Gauge(
+            "trainer_progress_limit_seconds", "How long the next thing may take at most.", registry=registry
+        )
+        self.paused = Gauge("trainer_paused", "1 while an operator has the run pause.", registry=registry)
+        self.drop_proposed = Gauge(
+            "trainer_drop_proposed",
+            "1 while the validation error has stopped improving and the learning rate is the operator's to lower.",
+            registry=registry,
+        )
+        self.disk = Gauge(
+            "trainer_disk_bytes",
+            "The file system of the run's folder: its size and what is free; NaN on ranks that do not write there.",
+            ["state"],
+            registry=registry,
+        )
+        self.gpu_utilization = Gauge(
+            "trainer_gpu_utilization_ratio",
+            "Share of the last sampling period in which the GPU worked; NaN without NVML.",
+            registry=registry,
+        )
+        self.gpu_temperature = Gauge(
+            "trainer_gpu_temperature_celsius", "Temperature of the GPU; NaN without NVML.", registry=registry
+        )
+        self.folder: Path | None = None
+        self.latest_events: Iterable[Mapping[str, Any]] = ()
+        registry.register(_EventTimes(self))
         self.device_memory = Gauge(
             "trainer_device_memory_bytes",
             "Memory of this process on its device: in use now, at most so far, and reserved; 0 without one.",
@@ -78,7 +124,44 @@ class Metrics:
         """The text that Prometheus scrapes, and its content type."""
         for state, size in device_memory().items():
             self.device_memory.labels(state).set(size)
+        for state, size in disk_space(self.folder).items():
+            self.disk.labels(state).set(size)
+        gpu = gpu_state()
+        self.gpu_utilization.set(gpu.utilization)
+        self.gpu_temperature.set(gpu.celsius)
         return generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+
+class _EventTimes(Collector):
+    """When the latest events happened, with who and why as labels: what a dashboard's annotations are made of."""
+
+    def __init__(self, metrics: Metrics):
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        family = GaugeMetricFamily(
+            "trainer_event_timestamp_seconds",
+            f"When the latest {LATEST_EVENTS} acts upon the run happened.",
+            labels=["kind", "step", "author", "reason", "change"],
+        )
+        for event in list(self._metrics.latest_events)[-LATEST_EVENTS:]:
+            labels = [event["kind"], event["step"], event["author"], event.get("reason", ""), change_of(event)]
+            family.add_metric([str(label) for label in labels], event.get("time", 0))
+        yield family
+
+
+def change_of(event: Mapping[str, Any]) -> str:
+    """What an event changed, in a word: 0.01 -> 0.001 of a learning rate; empty for others."""
+    return f"{event['old']['base']:g} -> {event['new']['base']:g}" if event["kind"] == "learning-rate" else ""
+
+
+def disk_space(folder: Path | None) -> dict[str, float]:
+    """Bytes of the file system that holds a folder; NaN without one."""
+    try:
+        usage = shutil.disk_usage(folder) if folder else None
+    except OSError:
+        usage = None
+    return {"size": usage.total, "free": usage.free} if usage else {"size": float("nan"), "free": float("nan")}
 
 
 def device_memory() -> dict[str, int]:
