@@ -154,6 +154,7 @@ class Guard:
 
 
 ERRORS: Final = {
+    400: "The body cannot be read.",
     401: "No token, or a wrong one.",
     403: "Control is off.",
     409: "Not now, or not here.",
@@ -273,7 +274,9 @@ def add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(StarletteHTTPException)
     async def of_http(request: Request, error: StarletteHTTPException) -> Response:
-        return problem(error.status_code, str(error.detail), error.headers)
+        unreadable = "the body cannot be read, expected JSON in UTF-8; see /openapi.json"
+        message = unreadable if error.status_code == 400 else f"{error.detail}"
+        return problem(error.status_code, message, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def of_body(request: Request, error: RequestValidationError) -> Response:
