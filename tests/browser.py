@@ -53,9 +53,9 @@ class Page:
         self.driver, self.url = driver, url
         self.leave()
 
-    def open(self, width: int = 1280, height: int = 900, **features: str) -> None:
-        """Load the page anew in a window of that size, with media features such as prefers_color_scheme="dark"."""
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+    def open(self, width: int = 1280, **features: str) -> None:
+        """Load the page anew in a window so wide, with media features such as prefers_color_scheme="dark"."""
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
         media = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})

@@ -18,7 +18,7 @@ from pictures import encoded, photo
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "service" / "page.html"
 NOW = 1_795_203_999.0
-TOKEN = "correct-horse"
+TOKEN = "0123456789abcdef-alice"
 DROPS = ((23, 0.01, 0.001), (31, 0.001, 0.0001))  # epoch, old and new rate
 
 Json = dict[str, Any]
