@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -131,18 +132,33 @@ def test_learning_rate_events_are_marked_where_they_happened(page: Page, chart: 
     assert len(page.texts(f"#{chart}-chart .mark:not(.learning-rate)")) == 2  # a pause and its end
 
 
+def drawn(page: Page, selector: str) -> list[tuple[float, float]]:
+    """The points of a line, in pixels."""
+    pairs = [point.split(",") for point in re.split("[ML]", page.attribute(selector, "d") or "") if point]
+    return [(float(x), float(y)) for x, y in pairs]
+
+
 def test_curves_go_through_their_values(page: Page, server: PageServer) -> None:
     opened(page)
     (x_zero, x_scale), (y_zero, y_scale) = positions(page, "error", "x"), positions(page, "error", "y")
     assert y_scale < 0  # percent, upwards
     for series in ("top1", "top5"):
-        path = page.attribute(f"#error-chart .{series} .line", "d") or ""
-        points = [tuple(map(float, point.split(","))) for point in re.split("[ML]", path) if point]
+        points = drawn(page, f"#error-chart .{series} .line")
         rows = server.status["history"]
         assert len(points) == len(rows)
         for (x, y), row in zip(points, rows, strict=True):
             assert x == pytest.approx(x_zero + x_scale * row["epoch"], abs=0.5)
             assert y == pytest.approx(y_zero - 4 + y_scale * 100 * row[series], abs=0.5)  # a tick's text stands 4 lower
+
+
+def test_a_noisy_loss_has_a_calm_line_through_its_middle(page: Page, server: PageServer) -> None:
+    opened(page)
+    raw, calm = (drawn(page, f"#loss-chart .training .line{style}") for style in (".raw", ":not(.raw)"))
+    assert len(raw) == len(calm) == len(server.curve["step"])
+    off = [there - here for (_, there), (_, here) in zip(calm, raw, strict=True)]
+    assert sum(off) / len(off) == pytest.approx(0, abs=0.2)  # pixels
+    rough, smooth = (sum(abs(b - a) for (_, a), (_, b) in pairwise(line[-100:])) for line in (raw, calm))
+    assert smooth < rough / 4
 
 
 def test_a_curve_is_read_by_keys(page: Page, server: PageServer) -> None:
@@ -201,14 +217,18 @@ def test_what_others_wrote_is_text_and_nothing_else(page: Page, server: PageServ
 
 @pytest.mark.parametrize("width", [320, 360, 820, 1100])
 def test_nothing_is_wider_than_the_window(page: Page, server: PageServer, width: int) -> None:
-    long = [rate_event(9, 10.0, 0.01, 0.001, reason=LONG, author=LONG)]
-    for status in (training(), starting(), training(alerts=ALERTS, proposal=PROPOSAL), training(events=long)):
+    long = training(events=[rate_event(9, 10.0, 0.01, 0.001, reason=LONG, author=LONG)], phase=LONG)
+    long |= {"alerts": [{"name": LONG, "severity": "info", "summary": LONG}], "proposal": PROPOSAL | {"reason": LONG}}
+    long["run"] |= {"out": LONG, "recipe": LONG}
+    for status in (training(), starting(), training(alerts=ALERTS, proposal=PROPOSAL), long):
         server.status = status
         server.pictures = pictures(16, (LONG, "ok"))
         opened(page, width)
         script = """return [...document.querySelectorAll('body *:not(.unseen, .unseen *, svg *)')].filter((e) =>
             e.checkVisibility() && e.getBoundingClientRect().right > innerWidth + .5).map((e) => e.outerHTML)"""
         assert page.run(script) == []
+        inside = "return [...document.querySelectorAll('.scroll, dl, ul')].filter((e) => e.scrollWidth > e.clientWidth)"
+        assert page.run(inside) == []
         assert page.run("return document.documentElement.scrollWidth") <= width
 
 
