@@ -126,6 +126,7 @@ class Worker:
         if self.window.wanted:
             self.window.show(self.state.step, batch)
         self.read_results(self.LAG if self.device.type == "cuda" else 0)
+        self.tell_damage()
         now = time.monotonic()
         self.speed.add(now, self.run.batch_size, self.waited)
         self.metrics.step_seconds.labels("data_wait").observe(self.waited)
@@ -162,6 +163,13 @@ class Worker:
         if not self.rates_sent or self.rates_sent[0] != rates:
             self.rates_sent = rates, torch.tensor([rates.base, rates.conv1], device=self.device)
         return self.rates_sent[1]
+
+    def tell_damage(self) -> None:
+        """Count the samples that others stood in for since the last look, and say where they are."""
+        found, self.loader.damaged = self.loader.damaged, []
+        for place in found:
+            self.metrics.replaced.labels("damaged").inc()
+            self.display.say(f"damaged sample ({place}): another stands in; shard the data set again")
 
     def act(self) -> None:
         """Do what operators have asked for, on all ranks after the same step; a pause lasts until one ends it."""
