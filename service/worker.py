@@ -176,6 +176,7 @@ class Worker:
         if not self.steering.acting:
             return
         self.read_results(0)
+        self.speed = Speed()  # the time that this takes is not the steps'
         for request in self.steering.requests():
             self.perform(request)
         while self.paused and not self.steering.ending:
