@@ -239,16 +239,10 @@ class Worker:
         if late.step % self.run.log_every == 0:
             self.log.append(vars(self.latest))
         self.curve.add(late.step, self.latest.epoch, loss)
-        self.metrics.steps.inc()
-        self.metrics.samples.inc(self.own_pictures)
-        self.metrics.epoch.set(self.latest.epoch)
+        self.metrics.tell(self.latest, self.own_pictures)
         self.metrics.progress.set(late.step / self.total_steps)
-        self.metrics.mfu.set(pictures_per_second / self.peak_pictures_per_second)
-        self.metrics.loss.set(loss)
-        self.metrics.gradient_norm.set(grad_norm)
-        self.metrics.learning_rate.set(late.rates.base)
         self.metrics.rate.set(pictures_per_second * self.own_pictures / self.run.batch_size)
-        self.metrics.data_wait.set(wait_share)
+        self.metrics.mfu.set(pictures_per_second / self.peak_pictures_per_second)
         self.display.update(late.step, loss, pictures_per_second, wait_share, self.run.batch_size)
 
     def validate_if_due(self) -> None:
