@@ -126,6 +126,7 @@ class PageServer:
         self.answers: dict[str, tuple[int, Json]] = {}
         self.hold = threading.Event()  # controls are answered when it is set
         self.hold.set()
+        self.faults = 0  # so many requests for the status are answered by 503
         self.asked: list[tuple[str, str, Json]] = []
 
     @property
@@ -153,6 +154,9 @@ class PageServer:
             return 200, "text/html; charset=utf-8", PAGE.read_bytes()
         if path == "/filters.png":
             return 200, "image/png", (ROOT / "docs" / "filters.png").read_bytes()
+        if path == "/api/status" and self.faults:
+            self.faults -= 1
+            return 503, "application/json", b'{"error": "the worker does not answer"}'
         value = {"/api/status": self.status, "/api/curve": self.curve, "/api/pictures": self.pictures}.get(path)
         return (200 if value else 404), "application/json", json.dumps(value or {"error": "nothing here"}).encode()
 

@@ -251,6 +251,18 @@ def test_a_token_is_kept_in_this_tab_if_asked_and_nowhere_else(page: Page) -> No
     assert page.run("return document.cookie") == ""
 
 
+def test_one_poll_that_fails_is_no_lost_connection_but_two_are(page: Page, server: PageServer) -> None:
+    page.until_text("#phase", "Training")
+    page.run("""window.shown = [];
+        const lost = document.querySelector('#lost');
+        new MutationObserver(() => shown.push(lost.textContent)).observe(lost, {attributeFilter: ['hidden']});""")
+    for faults, progress in ((1, 0.5), (2, 0.6)):
+        server.faults, server.status = faults, training(progress=progress)
+        page.until_text("#percent", f"{progress:.1%}")
+        shown = page.run("return shown.filter((text) => text.includes('answers HTTP 503'))")
+        assert bool(shown) == (faults == 2)
+
+
 def test_a_lost_connection_is_said_and_found_again(driver: Chrome) -> None:
     server = PageServer()
     with server.running():
