@@ -71,7 +71,7 @@ def work_of(side: str, rank: int, options: Options) -> Callable[[], object]:
     model = AlexNet(ModelConfig(precision=options.precision), place=parallel.place)
     optimizer = Momentum(OptimConfig(), dict(model.named_parameters()))
     training = Training(model, optimizer, mean_crop(loader.dataset, config), torch.tensor(True), parallel)
-    controls, step = Controls(torch.full((2,), 0.001), torch.tensor(0.0)), compiled_train_step()
+    controls, step = Controls(torch.full((2,), 0.001), torch.zeros(2)), compiled_train_step()
     return lambda: step(training, controls, Examples(*next(batches)))
 
 

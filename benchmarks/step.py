@@ -75,7 +75,7 @@ def ours(precision: Precision, examples: Examples, device: Device) -> Work:
     optimizer = Momentum(OptimConfig(), dict(model.named_parameters()))
     mean = torch.full((224, 224, 3), 110.0, device=device)
     training = Training(model, optimizer, mean, torch.tensor(True, device=device))
-    controls = Controls(torch.full((2,), 0.001, device=device), torch.tensor(0.0, device=device))
+    controls = Controls(torch.full((2,), 0.001, device=device), torch.zeros(2, device=device))
     step = compiled_train_step()
     return lambda: step(training, controls, examples).loss
 

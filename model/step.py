@@ -29,7 +29,7 @@ class Controls(NamedTuple):
     """What the host asks of a step, tensors on the device, so that another value compiles nothing."""
 
     rates: Tensor  # (2,) float32: the base learning rate and conv1's
-    stop: Tensor  # float32 scalar: 1 when this process was told to end the run
+    told: Tensor  # (2,) float32, 1 where this process was told something: to end the run; to act for an operator
 
 
 class StepResult(NamedTuple):
@@ -38,7 +38,7 @@ class StepResult(NamedTuple):
     loss: Tensor
     grad_norm: Tensor
     healthy: Tensor  # bool: loss and gradients were finite, in this step and in every one before it
-    stops: Tensor  # how many ranks were told to end the run
+    told: Tensor  # (2,) how many ranks were told to end the run; to act for an operator
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,13 @@ def apply_gradients(
     """Update in place, unless a loss or gradient is not finite, of this step or (`healthy` says) of one before it."""
     parallel, healthy = training.parallel, training.healthy
     gradients = parallel.arrived(gradients)
-    loss, squares, stops = parallel.total(torch.stack([loss, parallel.squares(gradients), controls.stop])).unbind()
+    loss, squares, *told = parallel.total(
+        torch.cat([torch.stack([loss, parallel.squares(gradients)]), controls.told])
+    ).unbind()
     finite = healthy & torch.isfinite(loss) & torch.isfinite(squares)
     training.optimizer.update(list(gradients.values()), controls.rates, finite)
     healthy.copy_(finite)
-    return StepResult(loss, squares.sqrt(), finite, stops)
+    return StepResult(loss, squares.sqrt(), finite, torch.stack(told))
 
 
 def train_step(training: Training, controls: Controls, examples: Examples) -> StepResult:
@@ -135,10 +137,10 @@ def two_graphs(backend: str = "inductor") -> TrainStep:
 
 
 @torch.no_grad()
-def eval_step(training: Training, stop: Tensor, examples: Examples) -> Tensor:
-    """(4,) float64: summed loss, top-1 and top-5 errors over all ranks' pictures, section 6's measures; and ranks told.
+def eval_step(training: Training, told: Tensor, examples: Examples) -> Tensor:
+    """(5,) float64: summed loss, top-1 and top-5 errors over all ranks' pictures, section 6's measures; and ranks told.
 
-    stop: as in `Controls`; the last number is how many ranks were told to end the run.
+    told: as in `Controls`; the last two numbers are how many ranks were told so.
     """
     logits = own_logits(training, examples, train=False)
     losses = F.cross_entropy(logits, examples.labels, reduction="none")
@@ -146,4 +148,4 @@ def eval_step(training: Training, stop: Tensor, examples: Examples) -> Tensor:
     at_label = logits.gather(1, examples.labels[:, None])
     ahead = (~(logits < at_label)).sum(1) - 1  # so written, NaN counts against it too
     counted = torch.stack([losses.double(), (ahead >= 1).double(), (ahead >= 5).double()])
-    return training.parallel.total(torch.cat([counted @ examples.weights.double(), stop.double()[None]]))
+    return training.parallel.total(torch.cat([counted @ examples.weights.double(), told.double()]))

@@ -34,7 +34,11 @@ MAY_CHANGE: Final = frozenset(
         "device",
         "compile",
         "parallel",
+        "host",
         "port",
+        "token_file",
+        "tls_certificate",
+        "tls_key",
         "peak_tflops",
         "stall_seconds",
     }
@@ -42,7 +46,9 @@ MAY_CHANGE: Final = frozenset(
 
 
 # Ranks may differ in these: where things are, and how a host reads its pictures.
-PER_RANK: Final = frozenset({"data.shards", "data.decoder", "data.threads", "data.prefetch", "out", "port"})
+PER_RANK: Final = frozenset({"data.shards", "data.decoder", "data.threads", "data.prefetch", "out"}) | frozenset(
+    {"host", "port", "token_file", "tls_certificate", "tls_key"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +82,16 @@ class Run:
     parallel: Literal["auto", "tower", "data", "tower+data", "2014"] = "auto"
     """How torchrun's processes share the work. tower: two, a tower each; data: each has both; tower+data: pairs;
     2014: pairs that share only fully connected layers. auto: two are the paper's GPUs, more are pairs where even."""
+    host: str = "127.0.0.1"
+    """Address that the page, metrics and control are served on; 0.0.0.0 is all of this machine's."""
     port: int = 8000
-    """Loopback port of /metrics and /healthz, plus the local rank; 0 picks a free one and prints it."""
+    """Port of the same, plus the local rank; 0 picks a free one and prints it."""
+    token_file: Path | None = None
+    """File of operators' tokens, mode 600, lines TOKEN or NAME:TOKEN; without one nobody can steer the run."""
+    tls_certificate: Path | None = None
+    """PEM file with the server's certificate and those above it, for https."""
+    tls_key: Path | None = None
+    """PEM file with its private key."""
     peak_tflops: float = 0.0
     """Of one device, in the precision that trains, for trainer_mfu_ratio (an H200 in bfloat16: 989); 0: not known."""
     stall_seconds: float = 600.0
@@ -89,6 +103,9 @@ class Run:
         for name, least in minimum.items():
             if (value := getattr(self, name)) < least:
                 raise InputError(f"{name} is {value}, expected at least {least}; set --{name.replace('_', '-')}")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            given = "--tls-certificate" if self.tls_certificate else "--tls-key"
+            raise InputError(f"{given} is alone, expected --tls-certificate and --tls-key; give both or none")
         maximum = {"port": 65535, "seed": 2**64 - 1}
         for name, most in maximum.items():
             if (value := getattr(self, name)) > most:

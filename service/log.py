@@ -9,6 +9,7 @@ from typing import Any, Final
 from pipeline.manifest import write_atomic
 
 NOWHERE: Final = Path(os.devnull)  # what a process writes that does not lead
+SAMPLED: Final = 500  # lines, of a log with a million
 
 
 class JsonLines:
@@ -37,6 +38,17 @@ class JsonLines:
     def close(self) -> None:
         """No more records."""
         self._file.close()
+
+
+def sampled(path: Path, most: int = SAMPLED) -> list[dict[str, Any]]:
+    """Evenly spaced records of a log's training steps, at most so many."""
+    lines = [line for line in _lines(path) if b'"validation"' not in line]
+    return [json.loads(line) for line in lines[:: -(-len(lines) // most) or 1]]
+
+
+def last_step(path: Path) -> float:
+    """The last step that a log has; 0 where there is none."""
+    return max((step for line in _lines(path) if (step := _step(line)) < float("inf")), default=0)
 
 
 def _line(record: dict[str, Any]) -> bytes:

@@ -12,11 +12,12 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
+from service.events import KINDS, change_of
 from service.gpu import gpu_state
+from service.heart import Heart
 
 STEP_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 PHASES: Final = ("data_wait", "compute", "checkpoint_copy")
-EVENT_KINDS: Final = ("learning-rate", "checkpoint", "pause", "resume", "stop")
 REPLACED: Final = ("damaged",)  # why a sample may be replaced
 LATEST_EVENTS: Final = 20  # that have a series of their own: few, because each is a new one
 
@@ -71,7 +72,7 @@ class Metrics:
         )
         self.restarts = Gauge("trainer_restarts", "Resumes of this run so far.", registry=registry)
         self.events = Counter("trainer_events", "Acts upon the run by kind.", ["kind"], registry=registry)
-        for kind in EVENT_KINDS:
+        for kind in KINDS:
             self.events.labels(kind)
         self.replaced = Counter(
             "trainer_samples_replaced",
@@ -120,6 +121,12 @@ class Metrics:
         build = Info("trainer_build", "Versions that this process runs.", registry=registry)
         build.info({"torch": torch.__version__, "python": platform.python_version()})
 
+    def watch(self, heart: Heart, folder: Path | None) -> None:
+        """Take progress from the heart, and disk space from the run's folder, whenever somebody scrapes."""
+        self.progress_time.set_function(lambda: heart.last)
+        self.progress_limit.set_function(lambda: heart.limit)
+        self.folder = folder
+
     def exposition(self) -> tuple[bytes, str]:
         """The text that Prometheus scrapes, and its content type."""
         for state, size in device_memory().items():
@@ -148,11 +155,6 @@ class _EventTimes(Collector):
             labels = [event["kind"], event["step"], event["author"], event.get("reason", ""), change_of(event)]
             family.add_metric([str(label) for label in labels], event.get("time", 0))
         yield family
-
-
-def change_of(event: Mapping[str, Any]) -> str:
-    """What an event changed, in a word: 0.01 -> 0.001 of a learning rate; empty for others."""
-    return f"{event['old']['base']:g} -> {event['new']['base']:g}" if event["kind"] == "learning-rate" else ""
 
 
 def disk_space(folder: Path | None) -> dict[str, float]:

@@ -51,19 +51,25 @@ class Ranks:
         """Do what may find the call wrong; where it does on one rank all end, and the first of them says why."""
         if self.ranks == 1:
             return action()
-        result, errors = None, [None] * self.ranks
-        error: InputError | None = None
+        result = error = None
         try:
             result = action()
         except InputError as found:
             error = found
-        dist.all_gather_object(errors, error and str(error))
+        errors = self.gathered(error and str(error))
         wrong = [rank for rank, message in enumerate(errors) if message is not None]
         if error and wrong[0] == self.rank:
             raise error
         if wrong:
             sys.exit(WRONG_CALL)
         return cast(T, result)
+
+    def gathered(self, value: T) -> list[T]:
+        """Every rank's value by rank, on every rank; all wait for each other."""
+        values = [value] * self.ranks
+        if self.ranks > 1:
+            dist.all_gather_object(values, value)
+        return values
 
     def from_leader(self, value: T) -> T:
         """Rank 0's value, on every rank; all wait for it."""

@@ -30,6 +30,11 @@ class Saver:
         """Wait for the writer; whether its last save succeeded."""
         return self._pending.result() if self._pending else True
 
+    def then(self, tell: Callable[[Future[bool]], None]) -> None:
+        """Call `tell` with the last save, from the saver's thread or at once, when it is done."""
+        assert self._pending, "nothing was submitted"
+        self._pending.add_done_callback(tell)
+
     def close(self) -> bool:
         """Wait and end the thread; whether the last save succeeded."""
         succeeded = self.wait()
@@ -52,7 +57,7 @@ class Writer:
         collect: Callable[[Tensors], Tensors] = lambda tensors: tensors,
     ):
         """collect: adds the files of towers that other processes hold."""
-        self.last_good = resumed_from
+        self.last_good, self.failed = resumed_from, ""  # failed: why the last save did, or empty
         self._folder, self._run, self._metrics, self._say, self._collect = folder, run, metrics, say, collect
         self._keep, self._resumed_from = keep, resumed_from
         self._verified: set[Path] = set()
@@ -67,10 +72,12 @@ class Writer:
             self._metrics.checkpoint_bytes.set(sum(path.stat().st_size for path in self.last_good.iterdir()))
         except OSError as error:
             self._metrics.failures.inc()
-            self._say(
+            self.failed = (
                 f"checkpoint of step {state.step} failed ({error}); kept: {self.last_good}; make room or mend the disk"
             )
+            self._say(self.failed)
             return False
+        self.failed = ""
         self._metrics.checkpoint_seconds.set(time.monotonic() - start)
         self._metrics.checkpoint_time.set_to_current_time()
         return True

@@ -1,7 +1,7 @@
 """A run made ready: its data opened, its network built, new or as its newest sound checkpoint has it."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pipeline.loader import Device, Loader, mean_crop
 from pipeline.manifest import DATASET_FILE, sha256_of
 from service.checkpoint import Checkpoint, State, newest, read_tensors, restore
 from service.config import Run, check_same_call, check_same_run, run_fields
+from service.events import rate_event, set_by_hand
 from service.ranks import Ranks
 
 
@@ -92,11 +93,7 @@ def resumed(checkpoint: Checkpoint, run: Run, samples: int) -> State:
     old, new = checkpoint.run["optim"]["lr"], run.optim.lr
     if old == new:
         return state
-    event = rate_event(state, samples, Rates(old, old), Rates(new, new), "command line")
+    by_hand = set_by_hand(state.events)
+    current = old if by_hand is None else by_hand
+    event = rate_event(state, samples, Rates(current, current), Rates(new, new), "command line", manual=True)
     return replace(state, events=(*state.events, event))
-
-
-def rate_event(state: State, samples: int, old: Rates, new: Rates, author: str) -> dict[str, Any]:
-    """A change of the learning rate: when, from what to what, and by whom; samples: an epoch's."""
-    where = {"kind": "learning-rate", "step": state.step, "epoch": state.position / samples}
-    return {**where, "old": asdict(old), "new": asdict(new), "author": author}

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from socket import socket
+from socket import gethostname, socket
 from typing import Final, TextIO
 
 from prometheus_client import CollectorRegistry
@@ -16,14 +16,18 @@ from model.parallel import Layout, arrange, choose_layout
 from pipeline.command import DONE, FAULTS, InputError, run_command
 from pipeline.loader import Device, choose_device
 from pipeline.memory import keep_freed_memory
-from service.api import COMPILE_FACTOR, Heart, application, listen, serving
+from service.answers import Answers
 from service.checkpoint import clear_unfinished
 from service.config import Run, parse_run, write_run
 from service.console import Display
+from service.desk import Desk
+from service.heart import COMPILE_FACTOR, Heart
 from service.metrics import Metrics
 from service.ranks import Ranks, RanksLost, joined
+from service.server import Server, check_tls, listen
 from service.setup import set_up
 from service.stop import Stop
+from service.tokens import read_tokens
 from service.worker import NonFinite, Worker
 
 # What a worker that torchrun has just replaced, perhaps on another host, may take to let go of the run's folder.
@@ -39,6 +43,7 @@ def train(worker: Worker) -> int:
             worker.step(batch)
             worker.validate_if_due()
             worker.save_if_due()
+            worker.act()
         worker.save()
     except NonFinite as error:
         worker.close()
@@ -47,6 +52,9 @@ def train(worker: Worker) -> int:
         return FAULTS
     if not worker.close():
         return FAULTS
+    if worker.ended_by:
+        worker.display.say(f"stopped by {worker.ended_by} at step {worker.state.step}, saved")
+        return DONE
     if not worker.finished:
         worker.display.say(f"stopped by {worker.stop.name} at step {worker.state.step}, saved")
         return worker.stop.status
@@ -102,19 +110,25 @@ def layout_of(run: Run, ranks: Ranks) -> Layout | None:
 
 
 def start(run: Run, device: Device, ranks: Ranks, stop: Stop, stack: ExitStack) -> Worker:
-    """A worker ready to train, serving its metrics; what it holds open is let go with the stack."""
-    metrics, heart = Metrics(CollectorRegistry()), Heart(run.stall_seconds)
+    """A worker ready to train, serving its page and metrics; what it holds open is let go with the stack."""
+    metrics, heart, desk = Metrics(CollectorRegistry()), Heart(run.stall_seconds), Desk()
+    metrics.watch(heart, run.out if ranks.leads else None)
 
     def claim() -> tuple[Layout | None, socket]:
         layout = layout_of(run, ranks)
+        check_access(run)
         if ranks.leads:
             stack.enter_context(locked(run.out, REPLACED_SECONDS if ranks.launched else 0.0))
-        return layout, stack.enter_context(listen(run.port + ranks.local_rank if run.port else 0))
+        return layout, listen(run.host, run.port + ranks.local_rank if run.port else 0)
 
     mine, listener = ranks.together(claim)
     # Rank 0's, or ranks that were called otherwise would wait for one another before they find it out.
     layout: Layout | None = ranks.from_leader(mine)
-    stack.enter_context(serving(application(metrics, heart), listener))
+    answers = Answers(run, ranks, layout, device, metrics, heart)
+    server = serve(run, ranks, listener, answers, desk)
+    stack.callback(server.close)
+    stack.callback(desk.close, "the run has ended, expected it to go on; start it again")
+    answers.targets = ranks.gathered(address(run.host, listener))
     parallel = arrange(layout, ranks.rank, ranks.ranks, "cuda" if device == "gpu" else "cpu")
     setup = set_up(run, device, ranks, parallel, say if ranks.leads else lambda message: None)
     if ranks.leads:
@@ -122,13 +136,37 @@ def start(run: Run, device: Device, ranks: Ranks, stop: Stop, stack: ExitStack) 
     metrics.restarts.set(setup.state.restarts)
     display = Display(setup.state.step, setup.total_steps, quiet=not ranks.leads)
     stack.callback(display.close)
-    host, port = listener.getsockname()
+    scheme, (host, port) = "https" if run.tls_key else "http", listener.getsockname()[:2]
     name = f"rank {ranks.rank} of {ranks.ranks}, {layout}, " if layout else ""
-    (display.say if ranks.leads else say)(f"{name}serving http://{host}:{port}/metrics and /healthz")
+    (display.say if ranks.leads else say)(f"{name}serving {scheme}://{host}:{port}/, /metrics and /healthz")
     stop.listen()
-    worker = Worker(run, display, metrics, heart, stop, setup)
+    worker = Worker(run, display, metrics, heart, stop, desk, setup)
+    answers.worker = worker
     stack.callback(worker.saver.close)  # before the folder is let go, whatever happens
     return worker
+
+
+def check_access(run: Run) -> None:
+    """InputError where the files that say who may connect and act are not as they must be."""
+    if run.token_file:
+        read_tokens(run.token_file)
+    if run.tls_certificate and run.tls_key:
+        check_tls(run.tls_certificate, run.tls_key)
+
+
+def serve(run: Run, ranks: Ranks, listener: socket, answers: Answers, desk: Desk) -> Server:
+    """The HTTP server; only rank 0's takes acts."""
+    if not ranks.leads:
+        desk.close(f"this is rank {ranks.rank}, expected rank 0 to be asked; see its /api/targets")
+    tls = (run.tls_certificate, run.tls_key) if run.tls_certificate and run.tls_key else None
+    return Server(listener, answers, desk, token_file=run.token_file, tls=tls, say=say)
+
+
+def address(host: str, listener: socket) -> str:
+    """Where others reach a listening socket, HOST:PORT: by this machine's name where it listens on all addresses."""
+    bound, port = listener.getsockname()[:2]
+    name = gethostname() if host in ("0.0.0.0", "::") else bound
+    return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
 
 
 def main() -> int:

@@ -5,9 +5,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import tyro
+from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors import safe_open
 
 from model.filters import towers_picture
 from pipeline.command import DONE, InputError, run_command
@@ -39,6 +41,15 @@ def find_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
+def filters_picture(checkpoint: Path) -> NDArray[np.uint8]:
+    """conv1's kernels of both towers, of a checkpoint's folder, as one (height, width, 3) RGB picture."""
+    kernels = []
+    for tower in (0, 1):
+        with safe_open(checkpoint / tower_file(tower), "pt") as file:
+            kernels.append(file.get_tensor(f"towers.{tower}.conv1.weight"))
+    return towers_picture(kernels)
+
+
 def _error(checkpoint: Checkpoint) -> str:
     """How good the network is, as far as it was measured."""
     if not checkpoint.state.history:
@@ -51,9 +62,8 @@ def main() -> int:
     """Draw as the command line says."""
     options = tyro.cli(VisualiseOptions, prog="python -m service.visualise")
     checkpoint = find_checkpoint(options.checkpoint)
-    towers = [load_file(checkpoint.path / tower_file(t))[f"towers.{t}.conv1.weight"] for t in (0, 1)]
     stream = io.BytesIO()
-    Image.fromarray(towers_picture(towers)).save(stream, "PNG")
+    Image.fromarray(filters_picture(checkpoint.path)).save(stream, "PNG")
     try:
         write_atomic(options.out, stream.getvalue())
     except OSError as error:

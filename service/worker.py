@@ -4,52 +4,40 @@ import gc
 import time
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import asdict, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from model.flop import training_flop
-from model.optim import Rates, rates_at
-from model.step import Controls, Examples, StepResult, compiled_train_step, eval_step, train_step
+from model.optim import Rates
+from model.step import Controls, Examples, compiled_train_step, eval_step, train_step
 from pipeline.loader import Batch
 from pipeline.order import rank_slice
-from service.api import Heart
 from service.checkpoint import State, Validation, copy_tensors
 from service.config import Run
 from service.console import Display, Speed
-from service.log import NOWHERE, JsonLines
+from service.curve import Curve, Point
+from service.desk import Desk, Refused, Request
+from service.events import Event, act_event, change_of, proposal, rate_event, rates_of
+from service.heart import Heart
+from service.log import NOWHERE, JsonLines, sampled
 from service.metrics import Metrics
+from service.result import Late, StepRecord, send
 from service.saver import Saver, Writer, collect_towers, hand_over, saves
-from service.setup import Setup, rate_event
+from service.setup import Setup
+from service.steering import Steering
 from service.stop import Stop
+from service.window import Window
+
+PAUSE_SECONDS: Final = 0.5  # between looks for a signal, and signs of life, while the run pauses
 
 
 class NonFinite(Exception):
     """A step's loss or gradient was NaN or infinite; the weights are as they were before it."""
-
-
-class Late(NamedTuple):
-    """A step's result on its way to the host."""
-
-    step: int
-    position: int
-    rates: Rates
-    values: Tensor  # (4,) on the host: loss, gradient norm, healthy, stops
-    arrived: "torch.cuda.Event | None"
-
-
-def send(step: int, position: int, rates: Rates, result: StepResult) -> Late:
-    """Start copying a result to the host; no step waits for it."""
-    values = torch.stack([value.float() for value in result])
-    if not values.is_cuda:
-        return Late(step, position, rates, values, None)
-    host = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record()
-    return Late(step, position, rates, host, arrived)
 
 
 class Worker:
@@ -57,16 +45,26 @@ class Worker:
 
     LAG = 2  # steps that may be under way on the device before the host looks at a result
 
-    def __init__(self, run: Run, display: Display, metrics: Metrics, heart: Heart, stop: Stop, setup: Setup):
-        self.run, self.display, self.metrics, self.heart, self.stop = run, display, metrics, heart, stop
+    def __init__(
+        self, run: Run, display: Display, metrics: Metrics, heart: Heart, stop: Stop, desk: Desk, setup: Setup
+    ):
+        self.run, self.display, self.metrics, self.heart, self.stop, self.desk = (
+            run,
+            display,
+            metrics,
+            heart,
+            stop,
+            desk,
+        )
         self.loader, self.training, self.state = setup.loader, setup.training, setup.state
         self.device = setup.training.mean.device
         self.train_step = compiled_train_step() if run.compile else train_step
         self.samples = self.loader.dataset.splits["train"].samples
         self.validates = "val" in self.loader.dataset.splits
         self.total_steps = setup.total_steps
-        self.agreed_to_stop = False  # all ranks know that one of them was told to
         self.ranks = ranks = setup.ranks
+        self.steering = Steering(ranks, stop, desk, self.device)
+        self.paused, self.ended_by = False, ""  # by which operator
         parallel = setup.training.parallel
         mine = rank_slice(run.batch_size, ranks.rank, ranks.ranks)
         self.own_pictures = mine.stop - mine.start
@@ -76,7 +74,6 @@ class Worker:
         self.log = JsonLines.cut(run.out / "log.jsonl" if ranks.leads else NOWHERE, self.state.step)
         self.events = JsonLines.holding(run.out / "events.jsonl" if ranks.leads else NOWHERE, self.state.events)
         self.rates_sent: tuple[Rates, Tensor] | None = None
-        self.flags = torch.tensor(0.0, device=self.device), torch.tensor(1.0, device=self.device)
         self.writer = Writer(
             run.out,
             setup.fields,
@@ -90,11 +87,12 @@ class Worker:
         self.saved: State | None = self.state if setup.resumed_from else None
         self.pending: deque[Late] = deque()
         self.speed, self.waited = Speed(), 0.0
-
-    @property
-    def stopping(self) -> bool:
-        """Whether to end the run now; the same on every rank."""
-        return self.agreed_to_stop or (self.ranks.ranks == 1 and self.stop.signal is not None)
+        self.rates = rates_of(run.optim, self.state, self.samples)
+        self.latest: StepRecord | None = None
+        logged = sampled(run.out / "log.jsonl") if ranks.leads else []
+        self.curve = Curve.of([Point(each["step"], each["epoch"], each["loss"]) for each in logged])
+        self.window = Window()
+        self.tell_standing()
 
     @property
     def validation_due(self) -> bool:
@@ -110,7 +108,7 @@ class Worker:
     def batches(self) -> Iterator[Batch]:
         """Batches from where the run stands, until it is done or a rank was told to stop."""
         batches = self.loader.train(self.run.batch_size, self.state.position)
-        while self.state.step < self.total_steps and not self.stopping:
+        while self.state.step < self.total_steps and not self.steering.ending:
             start = time.monotonic()
             batch = next(batches)
             self.waited = time.monotonic() - start
@@ -119,12 +117,14 @@ class Worker:
     def step(self, batch: Batch) -> None:
         """Train on a batch, and read what has arrived of earlier ones."""
         start = time.monotonic()
-        rates = self.rates()
-        controls = Controls(self.rates_on_device(rates), self.told_to_stop())
+        rates = self.next_rates()
+        controls = Controls(self.rates_on_device(rates), self.steering.told())
         result = self.train_step(self.training, controls, Examples(*batch))
         position = self.state.position + self.run.batch_size
         self.state = replace(self.state, step=self.state.step + 1, position=position)
         self.pending.append(send(self.state.step, position, rates, result))
+        if self.window.wanted:
+            self.window.show(self.state.step, batch)
         self.read_results(self.LAG if self.device.type == "cuda" else 0)
         now = time.monotonic()
         self.speed.add(now, self.run.batch_size, self.waited)
@@ -132,19 +132,30 @@ class Worker:
         self.metrics.step_seconds.labels("compute").observe(now - start)
         self.heart.beat("training")
 
-    def rates(self) -> Rates:
-        """The learning rates of the next step; a change since the step before is an event."""
-        errors = [entry.top1 for entry in self.state.history]
-        rates = rates_at(self.run.optim, self.state.position / self.samples, errors)
+    def next_rates(self) -> Rates:
+        """The learning rates of the next step; a change that is not an event yet is one."""
+        rates = rates_of(self.run.optim, self.state, self.samples)
         past = [Rates(**event["new"]) for event in self.state.events if event["kind"] == "learning-rate"]
         old = past[-1] if past else Rates(self.run.optim.lr, self.run.optim.lr)
         if rates != old:
-            event = rate_event(self.state, self.samples, old, rates, f"schedule {self.run.optim.schedule}")
-            self.state = replace(self.state, events=(*self.state.events, event))
-            self.events.append(event)
-            self.metrics.events.labels(event["kind"]).inc()
-            self.display.say(f"step {self.state.step}: learning rate {old} -> {rates}")
+            self.note(rate_event(self.state, self.samples, old, rates, f"schedule {self.run.optim.schedule}"))
+        self.rates = rates
         return rates
+
+    def note(self, event: Event) -> None:
+        """Record an event, and tell everyone."""
+        self.state = replace(self.state, events=(*self.state.events, event))
+        self.events.append(event)
+        self.metrics.events.labels(event["kind"]).inc()
+        self.tell_standing()
+        words = [event["kind"], change_of(event), f"by {event['author']}", event["reason"] and f"({event['reason']})"]
+        self.display.say(f"step {self.state.step}: {' '.join(word for word in words if word)}")
+
+    def tell_standing(self) -> None:
+        """Metrics of what changes only with events and validations."""
+        self.metrics.latest_events = self.state.events
+        self.metrics.paused.set(self.paused)
+        self.metrics.drop_proposed.set(proposal(self.run.optim, self.state, self.rates.base) is not None)
 
     def rates_on_device(self, rates: Rates) -> Tensor:
         """(2,) tensor of the rates; made anew only at a change, because the copy would wait for the device."""
@@ -152,9 +163,44 @@ class Worker:
             self.rates_sent = rates, torch.tensor([rates.base, rates.conv1], device=self.device)
         return self.rates_sent[1]
 
-    def told_to_stop(self) -> Tensor:
-        """1 on the device when a signal has come, else 0."""
-        return self.flags[self.stop.signal is not None]
+    def act(self) -> None:
+        """Do what operators have asked for, on all ranks after the same step; a pause lasts until one ends it."""
+        if not self.steering.acting:
+            return
+        self.read_results(0)
+        for request in self.steering.requests():
+            self.perform(request)
+        while self.paused and not self.steering.ending:
+            self.heart.beat("paused")
+            for request in self.steering.requests(PAUSE_SECONDS):
+                self.perform(request)
+
+    def perform(self, request: Request) -> None:
+        """Do an operator's act; it is answered when the checkpoint that has its event is on disk."""
+        act = request.act
+        if act.kind == ("pause" if self.paused else "resume"):
+            problem = f"the run {'is paused already' if self.paused else 'does not pause'}, expected otherwise"
+            request.answer.set_exception(Refused(409, f"{problem}; see /api/status"))
+            return
+        self.paused = act.kind == "pause" or (self.paused and act.kind != "resume")
+        event = act_event(act, self.state, self.samples, self.rates)
+        self.note(event)
+        self.rates = rates_of(self.run.optim, self.state, self.samples)
+        if act.kind == "stop":
+            self.ended_by = act.author
+            self.steering.end()
+        self.save()
+        self.saver.then(partial(self.answer, request, event))
+
+    def answer(self, request: Request, event: Event, saved: Future[bool]) -> None:
+        """Tell the operator that the act is done, and on disk."""
+        if not saved.exception() and saved.result():
+            good = self.writer.last_good
+            request.answer.set_result({"event": event, "checkpoint": good and good.name})
+        else:
+            request.answer.set_exception(
+                Refused(503, f"done, but not on disk: {saved.exception() or self.writer.failed}")
+            )
 
     def read_results(self, lag: int) -> None:
         """Read all but the last `lag` results; NonFinite at the first that is not healthy."""
@@ -166,27 +212,27 @@ class Worker:
 
     def record(self, late: Late) -> None:
         """Log a step and show it."""
-        loss, grad_norm, healthy, stops = late.values.tolist()
-        self.agreed_to_stop |= stops > 0
+        loss, grad_norm, healthy, *told = late.values.tolist()
+        self.steering.heard(told)
         if not healthy:
             self.metrics.nonfinite.inc()
             raise NonFinite(f"loss {loss} and gradient norm {grad_norm} at step {late.step}, expected finite numbers")
         pictures_per_second, wait_share = self.speed.rates()
+        self.latest = StepRecord(
+            step=late.step,
+            epoch=late.position / self.samples,
+            loss=loss,
+            gradient_norm=grad_norm,
+            learning_rate=late.rates.base,
+            images_per_second=round(pictures_per_second, 1),
+            data_wait_ratio=round(wait_share, 4),
+        )
         if late.step % self.run.log_every == 0:
-            self.log.append(
-                {
-                    "step": late.step,
-                    "epoch": late.position / self.samples,
-                    "loss": loss,
-                    "gradient_norm": grad_norm,
-                    "learning_rate": late.rates.base,
-                    "images_per_second": round(pictures_per_second, 1),
-                    "data_wait_ratio": round(wait_share, 4),
-                }
-            )
+            self.log.append(vars(self.latest))
+        self.curve.add(late.step, self.latest.epoch, loss)
         self.metrics.steps.inc()
         self.metrics.samples.inc(self.own_pictures)
-        self.metrics.epoch.set(late.position / self.samples)
+        self.metrics.epoch.set(self.latest.epoch)
         self.metrics.progress.set(late.step / self.total_steps)
         self.metrics.mfu.set(pictures_per_second / self.peak_pictures_per_second)
         self.metrics.loss.set(loss)
@@ -201,22 +247,23 @@ class Worker:
         if not self.validation_due:
             return
         self.read_results(0)
-        totals = torch.zeros(4, dtype=torch.float64, device=self.device)
+        totals = torch.zeros(5, dtype=torch.float64, device=self.device)
         for batch in self.loader.validation(self.run.batch_size):
-            totals += eval_step(self.training, self.told_to_stop(), Examples(*batch))
+            totals += eval_step(self.training, self.steering.told(), Examples(*batch))
             self.heart.beat("validating")
-            if self.ranks.ranks > 1 and totals[3] > 0:
-                self.agreed_to_stop = True
-            if self.stopping:
+            if self.ranks.ranks > 1:
+                self.steering.heard(totals[3:].tolist())
+            if self.steering.ending:
                 return
         gc.collect()  # a DALI pipeline is part of reference cycles, and holds the device's memory
         epoch = self.state.position // self.samples
-        loss, top1, top5, _ = (totals / self.loader.dataset.splits["val"].samples).tolist()
+        loss, top1, top5, *_ = (totals / self.loader.dataset.splits["val"].samples).tolist()
         entry = Validation(epoch=epoch, step=self.state.step, loss=loss, top1=top1, top5=top5)
         self.state = replace(self.state, history=(*self.state.history, entry))
         self.log.append({"validation": True, **asdict(entry)})
         self.metrics.error.labels("1").set(top1)
         self.metrics.error.labels("5").set(top5)
+        self.tell_standing()
         self.display.say(f"epoch {epoch}: validation loss {loss:.4f}, top-1 error {top1:.2%}, top-5 error {top5:.2%}")
 
     def save_if_due(self) -> None:
@@ -239,6 +286,7 @@ class Worker:
 
     def close(self) -> bool:
         """Wait for the writer, on every rank for rank 0's; whether the last checkpoint was written."""
+        self.heart.beat("ended")
         saved = self.saver.close()
         self.log.close()
         self.events.close()

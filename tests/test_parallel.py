@@ -36,15 +36,16 @@ def assert_same(found: list[dict[str, Tensor]], alone: dict[str, Tensor], tolera
     seen: set[str] = set()
     for mine in found:
         for name, value in mine.items():
-            if name not in ("graphs", "stops", "validation"):
+            if name not in ("graphs", "told", "validation"):
                 torch.testing.assert_close(
                     value, alone[name].to(value.dtype), rtol=0, atol=tolerance * scale(alone[name])
                 )
                 seen.add(name)
-        assert mine["stops"].tolist() == [0.0] * 7 + [1.0] * 3  # the last rank alone was told, and all know
+        # The last rank alone was told to stop, rank 0 to act, and all know.
+        assert mine["told"].T.tolist() == [[0.0] * 7 + [1.0] * 3, [float(step == 3) for step in range(10)]]
         torch.testing.assert_close(mine["validation"][:3], alone["validation"][:3], rtol=tolerance, atol=0)
-        assert mine["validation"][3] == 1
-    assert seen == alone.keys() - {"graphs", "stops", "validation"}
+        assert mine["validation"][3:].tolist() == [1, len(found)]
+    assert seen == alone.keys() - {"graphs", "told", "validation"}
 
 
 def scale(x: Tensor) -> float:

@@ -1,7 +1,6 @@
 """The parts around the loop: recipes and run.json, logs, speed, liveness, saving under failure, filters."""
 
 import errno
-import http.client
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +14,14 @@ from prometheus_client import CollectorRegistry
 from model.filters import filter_grid, towers_picture
 from pipeline.command import InputError
 from service import saver, visualise
-from service.api import COMPILE_FACTOR, Heart, application, listen, serving
 from service.checkpoint import Checkpoint, State, newest, save
 from service.config import RECIPES, Run, check_same_call, check_same_run, parse_run, run_fields
 from service.console import Speed
+from service.heart import COMPILE_FACTOR, Heart
 from service.log import JsonLines
 from service.metrics import Metrics
 from service.saver import Saver, Writer
+from service.server import listen
 from service.setup import resumed
 from service.train import locked
 
@@ -151,43 +151,26 @@ def test_speed_is_pictures_and_waiting_over_the_window() -> None:
     assert speed.rates() == (200.0, 0.25)  # the last ten seconds alone
 
 
-def get(port: int, path: str) -> tuple[int, bytes]:
-    """Status and body of a GET on loopback."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    connection.request("GET", path)
-    answer = connection.getresponse()
-    body = answer.read()
-    connection.close()
-    return answer.status, body
-
-
 def test_liveness_is_progress_and_compiling_has_more_time() -> None:
     now = 0.0
     heart = Heart(10.0, clock=lambda: now)
-    listener = listen(0)
-    port = listener.getsockname()[1]
-    with serving(application(Metrics(CollectorRegistry()), heart), listener):
-        heart.beat("compiling", COMPILE_FACTOR)
-        now = 45.0
-        assert get(port, "/healthz")[0] == 200
-        heart.beat("training")
-        now = 54.0
-        status, body = get(port, "/healthz")
-        assert status == 200 and json.loads(body)["status"] == "ok"
-        now = 56.0
-        status, body = get(port, "/healthz")
-        assert status == 503
-        stalled = {"status": "stalled", "phase": "training", "seconds_since_progress": 11.0, "limit_seconds": 10.0}
-        assert json.loads(body) == stalled
-        assert get(port, "/metrics")[0] == 200 and get(port, "/nothing")[0] == 404
+    heart.beat("compiling", COMPILE_FACTOR)
+    now = 45.0
+    assert heart.status()["status"] == "ok"
+    heart.beat("training")
+    now = 54.0
+    assert heart.status()["status"] == "ok"
+    now = 56.0
+    stalled = {"status": "stalled", "phase": "training", "seconds_since_progress": 11.0, "limit_seconds": 10.0}
+    assert heart.status() == stalled
 
 
 def test_port_0_is_a_free_one_and_a_taken_one_is_refused() -> None:
-    with listen(0) as listener:
+    with listen("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         assert port > 0
         with pytest.raises(InputError, match=f"port {port} cannot be used"):
-            listen(port)
+            listen("127.0.0.1", port)
 
 
 def test_a_full_disk_costs_a_checkpoint_but_neither_the_run_nor_the_last_good_one(

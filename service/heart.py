@@ -1,0 +1,41 @@
+"""Liveness by progress: how long ago the worker last got something done, and how long the next thing may take."""
+
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+COMPILE_FACTOR: Final = 5  # compiling may take this many times as long as any other progress
+
+
+class Heart:
+    """Beats when something was done; one that has not beaten for longer than it may has stalled."""
+
+    def __init__(self, limit_seconds: float, clock: Callable[[], float] = time.time):
+        self._clock, self._limit = clock, limit_seconds
+        self.beat("starting", COMPILE_FACTOR)
+
+    def beat(self, phase: str, patience: float = 1.0) -> None:
+        """Something was done; the next thing may take `patience` times the usual limit."""
+        self._last = (self._clock(), phase, self._limit * patience)
+
+    @property
+    def phase(self) -> str:
+        """What the worker is about."""
+        return self._last[1]
+
+    @property
+    def last(self) -> float:
+        """When it last beat, unix seconds."""
+        return self._last[0]
+
+    @property
+    def limit(self) -> float:
+        """How long the next thing may take, seconds."""
+        return self._last[2]
+
+    def status(self) -> dict[str, Any]:
+        """ok or stalled, the phase, and the age of the last progress in seconds against its limit."""
+        at, phase, limit = self._last
+        age = self._clock() - at
+        word = "ok" if age <= limit else "stalled"
+        return {"status": word, "phase": phase, "seconds_since_progress": round(age, 3), "limit_seconds": limit}

@@ -1,0 +1,36 @@
+"""The file with operators' tokens."""
+
+import hmac
+import stat
+from pathlib import Path
+
+from pipeline.command import InputError
+
+SHORTEST = 16  # characters: of 16 random ones of hexadecimal digits nobody guesses the right ones
+DEFAULT_AUTHOR = "operator"
+
+
+def read_tokens(path: Path) -> dict[str, str]:
+    """Operators' names by token, of a file with lines TOKEN or NAME:TOKEN; InputError where it is not as it must be."""
+    try:
+        mode, text = path.stat().st_mode, path.read_text()
+    except (OSError, UnicodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}), expected a file of tokens; set --token-file") from error
+    if stat.S_IMODE(mode) & 0o077:
+        raise InputError(f"{path} has mode {stat.S_IMODE(mode):o}, expected 600: for its owner alone; chmod 600 {path}")
+    lines = [line.strip().rpartition(":") for line in text.splitlines() if line.strip()]
+    tokens = {token: name or DEFAULT_AUTHOR for name, _, token in lines}
+    if not tokens or any(len(token) < SHORTEST for token in tokens):
+        remedy = "openssl rand -hex 32 makes one"
+        raise InputError(f"{path} has no token or a short one, expected {SHORTEST} characters or more; {remedy}")
+    return tokens
+
+
+def author_of(path: Path, given: str) -> str | None:
+    """The name of the operator whose token this is, or None; takes as long for a wrong one as for a right one."""
+    try:
+        tokens = read_tokens(path)
+    except InputError:
+        return None
+    matches = [name for token, name in tokens.items() if hmac.compare_digest(token.encode(), given.encode())]
+    return matches[0] if matches else None
