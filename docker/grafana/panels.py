@@ -187,6 +187,7 @@ def heat(
     panel.calculate(False).unit(unit).cell_values(heatmap.CellValues().unit("short"))
     panel.y_axis(heatmap.YAxisConfig().unit(unit).axis_placement(AxisPlacement.LEFT)).show_legend()
     colours = heatmap.HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Oranges").steps(64).exponent(0.5)
+    panel.scale_distribution(common.ScaleDistributionConfig().type(ScaleDistribution.LINEAR))
     return panel.color(colours).mode(TooltipDisplayMode.SINGLE).cell_gap(1)
 
 
