@@ -3,6 +3,7 @@
 import json
 import subprocess
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -23,6 +24,13 @@ class Prometheus:
 
     def __init__(self, url: str):
         self.url = url
+
+    def ready(self) -> bool:
+        """Whether it answers queries."""
+        try:
+            return urllib.request.urlopen(f"{self.url}/-/ready").close() is None
+        except urllib.error.HTTPError as error:
+            return error.close() is not None
 
     def get(self, path: str, **parameters: str) -> Any:
         """The data of GET /api/v1/path."""
@@ -61,7 +69,9 @@ def prometheus(folder: Path, targets_url: str) -> Iterator[Prometheus]:
     with log.open("w") as stream:
         process = subprocess.Popen(arguments, stdout=stream, stderr=stream)
     try:
-        yield Prometheus(until(lambda: address_in(log), lambda: log.read_text()))
+        found = Prometheus(until(lambda: address_in(log), log.read_text))
+        until(found.ready, log.read_text)
+        yield found
     finally:
         process.kill()
         process.wait()
