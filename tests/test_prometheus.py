@@ -21,7 +21,7 @@ from processes import command, small_shards
 from prometheus import FOLDER, Prometheus, prometheus, until
 from service.metrics import Metrics
 
-ALERTS_DOCUMENTED = DOCKER.parent / "docs" / "alerts-draft.md"
+ALERTS_DOCUMENTED = DOCKER.parent / "docs" / "operations.md"
 TOKEN = "0123456789abcdef-alice"
 # Of a healthy run on a CPU these and no others return nothing, or only NaN.
 NO_ALERT = {"9 Alerts A", "annotation Alerts"}
