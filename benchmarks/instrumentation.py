@@ -66,7 +66,7 @@ def timed(work: Callable[[], object], rounds: int, repeats: int = 1) -> list[flo
 def watched() -> tuple[Metrics, Heart]:
     """Metrics with as many events as are ever shown."""
     metrics, heart = Metrics(CollectorRegistry()), Heart(600.0)
-    metrics.watch(heart, None)
+    metrics.watch(heart, None, None)
     event = {"kind": "checkpoint", "author": "alice", "reason": "before the maintenance", "time": 1795203900.0}
     metrics.latest_events = [{**event, "step": step} for step in range(LATEST_EVENTS)]
     return metrics, heart

@@ -10,6 +10,7 @@ from PIL import Image
 
 from model.parallel import Layout
 from pipeline.command import InputError
+from service.checkpoint import step_of
 from service.config import Run
 from service.heart import Heart
 from service.metrics import Metrics
@@ -66,7 +67,7 @@ class Answers:
         control = self._ranks.leads and self._run.token_file is not None
         found = status(self._facts, self._heart, self._metrics, self.worker, control, self._started)
         good = self.worker and self.worker.writer.last_good
-        step = int(good.name.removeprefix("step-")) if good else None
+        step = step_of(good) if good else None
         return {**found, "rank": self._ranks.rank, "filters_step": step}
 
     def _curve(self) -> Answer:

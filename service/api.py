@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -27,12 +28,16 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from pipeline.command import InputError
 from service.asking import RESOURCES, Asking, Resource
 from service.httpd import Edge, serve
+from service.limits import HIGHEST_RATE
 from service.tokens import author_of
 
 ACT_SECONDS: Final = 60.0  # after these an act is still pending, and its client is told so
-FAILURES_PER_SECOND: Final = 10  # wrong tokens that are compared at all
+FAILURES_PER_SECOND: Final = 10  # wrong tokens; more are told to wait
+# No control characters, and none that are invisible or turn the direction of writing: the text goes into logs.
+PRINTED: Final = r"^[^\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]*$"
 PAGE: Final = Path(__file__).with_name("page.html")
 
 
@@ -40,13 +45,13 @@ class Reason(BaseModel):
     """Why an operator acts; recorded with the event."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    reason: Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")] = ""
+    reason: Annotated[str, Field(max_length=200, pattern=PRINTED)] = ""
 
 
 class Rate(Reason):
     """A new learning rate."""
 
-    rate: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+    rate: Annotated[float, Field(ge=0, le=HIGHEST_RATE, allow_inf_nan=False)]
 
 
 class Factor(Reason):
@@ -60,25 +65,40 @@ class Guard:
     """Who may act: bearers of a token in the file, which is read anew for each act."""
 
     token_file: Path | None
+    leads: bool = True
     failures: list[float] = field(default_factory=list)
 
     async def author(self, given: HTTPAuthorizationCredentials | None) -> str:
         """The operator's name; HTTPException where the token is missing or wrong, or control is off."""
+        if not self.leads:
+            raise HTTPException(
+                409, "this is not rank 0, expected rank 0 to be asked; /api/targets has its address first"
+            )
         if self.token_file is None:
             raise HTTPException(403, "control is off, expected a token file; start the worker with --token-file")
         if given is None:
             raise unknown("no token")
+        try:
+            name = author_of(self.token_file, given.credentials)
+        except InputError as error:
+            say(str(error))
+            what = "the token file is not as it must be"
+            raise HTTPException(503, f"{what}, expected tokens with mode 600; see the worker's log") from error
+        if name is not None:
+            return name  # however many others guess
         now = time.monotonic()
         self.failures = [at for at in self.failures if now - at < 1.0]
         if len(self.failures) >= FAILURES_PER_SECOND:
-            raise HTTPException(
-                429, "too many wrong tokens, expected the right one; wait a second", {"Retry-After": "1"}
-            )
-        name = author_of(self.token_file, given.credentials)
-        if name is None:
-            self.failures.append(now)
-            raise unknown("no such token")
-        return name
+            why = "too many wrong tokens, expected the right one; wait a second"
+            raise HTTPException(429, why, {"Retry-After": "1"})
+        self.failures.append(now)
+        raise unknown("no such token")
+
+
+@cache
+def say(message: str) -> None:
+    """A line in the worker's log, once."""
+    sys.stderr.write(f"error: {message}\n")
 
 
 def unknown(what: str) -> HTTPException:
@@ -128,10 +148,10 @@ async def operator(
 Author = Annotated[str, Depends(operator)]
 
 
-def application(worker: Asking, token_file: Path | None) -> FastAPI:
+def application(worker: Asking, guard: Guard) -> FastAPI:
     """The routes."""
-    app = FastAPI(title="AlexNet trainer", version="1", docs_url=None, redoc_url=None)
-    app.state.guard = Guard(token_file)
+    app = FastAPI(title="AlexNet trainer", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.state.guard = guard
     for resource in RESOURCES:
         add_resource(app, worker, resource)
     errors: dict[int | str, dict[str, Any]] = {code: {"description": d, "model": Problem} for code, d in ERRORS.items()}
@@ -140,7 +160,7 @@ def application(worker: Asking, token_file: Path | None) -> FastAPI:
     async def act(kind: str, author: str, body: Reason | None) -> Response:
         fields = body.model_dump() if body else {}
         try:
-            return await worker.ask({"act": {"kind": kind, "author": author, **fields}}, ACT_SECONDS)
+            return await worker.act({"kind": kind, "author": author, **fields}, ACT_SECONDS)
         except TimeoutError:
             return JSONResponse({"pending": True}, 202)
         except OSError:
@@ -227,7 +247,8 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     settings = json.loads(sys.argv[1])
     worker = Asking(Connection(settings["channel"]))
-    app = application(worker, Path(settings["token_file"]) if settings["token_file"] else None)
+    token_file = settings["token_file"]
+    app = application(worker, Guard(Path(token_file) if token_file else None, settings["leads"]))
     listener = socket.socket(fileno=settings["listener"])
     asyncio.run(serve(Edge(app), listener, settings["tls"], worker.listen))
 

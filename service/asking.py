@@ -13,6 +13,7 @@ from typing import Any, Final
 from fastapi.responses import JSONResponse, Response
 
 WORKER_SECONDS: Final = 5.0  # that the worker may take to answer what needs no act
+MOST: Final = 64  # questions that may wait for it
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Asking:
     def __init__(self, channel: Connection):
         self._channel, self._waiting, self._number = channel, dict[int, asyncio.Future[Response]](), 0
         self._kept: dict[str, tuple[float, Response]] = {}
+        self._asked: dict[str, asyncio.Future[Response]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
 
     def listen(self, ended: Callable[[], None]) -> None:
@@ -64,20 +66,28 @@ class Asking:
         if future and not future.done():
             future.set_result(response)
 
-    async def ask(self, question: dict[str, Any], seconds: float) -> Response:
-        """The worker's answer; TimeoutError where it takes longer, OSError where it is gone."""
+    def _question(self, question: dict[str, Any]) -> asyncio.Future[Response]:
         self._number = number = self._number + 1
         future = self._waiting[number] = asyncio.get_running_loop().create_future()
         self._channel.send_bytes(json.dumps({"id": number, **question}).encode())
-        return await asyncio.wait_for(future, seconds)
+        return future
+
+    async def act(self, act: dict[str, Any], seconds: float) -> Response:
+        """The worker's answer to an act; TimeoutError where it takes longer, OSError where it is gone."""
+        if len(self._waiting) >= MOST:  # it does not answer at all: the pipe must not fill, or nobody were answered
+            return JSONResponse({"error": f"{MOST} questions are waiting, expected fewer; try again later"}, 429)
+        return await asyncio.wait_for(asyncio.shield(self._question({"act": act})), seconds)
 
     async def get(self, resource: Resource) -> Response:
-        """A resource, asked for anew when it is too old, and only once for all who wait for it."""
+        """A resource, asked for anew when it is too old; never asked again before the last answer is there."""
         async with self._locks.setdefault(resource.path, asyncio.Lock()):
             at, response = self._kept.get(resource.path, (0.0, Response()))
             if time.monotonic() - at >= resource.seconds:
                 try:
-                    response = await self.ask({"get": resource.path}, WORKER_SECONDS)
+                    asked = self._asked.get(resource.path)
+                    if asked is None or asked.done():
+                        asked = self._asked[resource.path] = self._question({"get": resource.path})
+                    response = await asyncio.wait_for(asyncio.shield(asked), WORKER_SECONDS)
                 except OSError:  # a TimeoutError is one
                     why = f"the worker did not answer within {WORKER_SECONDS:g} s, expected it to; see its log"
                     response = JSONResponse({"error": why, "status": "stalled", "phase": "unresponsive"}, 503)

@@ -5,6 +5,7 @@ RUN/checkpoints/LATEST          a hint for people and scripts; loading trusts on
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -129,8 +130,14 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def checkpoints(run_folder: Path) -> list[Path]:
-    """The folders of finished checkpoints, newest first, not yet verified."""
-    return sorted((run_folder / FOLDER).glob("step-*"), key=lambda path: path.name, reverse=True)
+    """The folders of finished checkpoints, newest first, not yet verified; others beside them are not the run's."""
+    folders = [path for path in (run_folder / FOLDER).glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
+    return sorted(folders, key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(path.name.removeprefix("step-"))
 
 
 def faults(path: Path) -> Iterator[str]:

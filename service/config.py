@@ -103,6 +103,8 @@ class Run:
         for name, least in minimum.items():
             if (value := getattr(self, name)) < least:
                 raise InputError(f"{name} is {value}, expected at least {least}; set --{name.replace('_', '-')}")
+        if not 0 < self.stall_seconds < float("inf"):
+            raise InputError(f"stall_seconds is {self.stall_seconds}, expected a number above 0; set --stall-seconds")
         if (self.tls_certificate is None) != (self.tls_key is None):
             given = "--tls-certificate" if self.tls_certificate else "--tls-key"
             raise InputError(f"{given} is alone, expected --tls-certificate and --tls-key; give both or none")

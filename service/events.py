@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, get_args
 
 from model.optim import OptimConfig, Rates, rates_at
 from service.checkpoint import State, Validation
+from service.limits import HIGHEST_RATE
 
 Kind = Literal["learning-rate", "checkpoint", "pause", "resume", "stop"]
 KINDS: Final[tuple[str, ...]] = get_args(Kind)
@@ -43,11 +44,27 @@ def rate_event(
     return {**event, "manual": manual, "old": asdict(old), "new": asdict(new)}
 
 
+def refusal(act: Act, rates: Rates, paused: bool) -> str:
+    """Why an act cannot be done as the run stands; empty where it can."""
+    if act.kind == "pause" and paused:
+        return "the run is paused already, expected one that trains; see /api/status"
+    if act.kind == "resume" and not paused:
+        return "the run does not pause, expected one that does; see /api/status"
+    if act.kind == "learning-rate" and not 0 <= (rate := wanted(act, rates)) <= HIGHEST_RATE:
+        return f"the learning rate would be {rate:g}, expected 0 to {HIGHEST_RATE:g}; ask for another"
+    return ""
+
+
+def wanted(act: Act, rates: Rates) -> float:
+    """The base rate that an act asks for."""
+    return act.rate if act.rate is not None else rates.base * (1.0 if act.factor is None else act.factor)
+
+
 def act_event(act: Act, state: State, samples: int, rates: Rates) -> Event:
     """The event that an operator's act is; rates: the current ones."""
     if act.kind != "learning-rate":
         return event_of(act.kind, state, samples, act.author, act.reason)
-    base = act.rate if act.rate is not None else rates.base * (act.factor or 1.0)
+    base = wanted(act, rates)
     new = Rates(base, base if rates.conv1 == rates.base else rates.conv1)
     return rate_event(state, samples, rates, new, act.author, act.reason, manual=True)
 

@@ -14,12 +14,12 @@ class GpuState(NamedTuple):
     celsius: float = float("nan")
 
 
-def gpu_state() -> GpuState:
-    """Of the GPU that this process computes on; never starts CUDA by itself."""
-    if not torch.cuda.is_initialized():
+def gpu_state(gpu: int | None) -> GpuState:
+    """Of a GPU, by torch's number of it; None: there is none."""
+    if gpu is None:
         return GpuState()
     try:
-        handle = _handle(str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid))
+        handle = _handle(str(torch.cuda.get_device_properties(gpu).uuid))
         utilization = int(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu) / 100
         return GpuState(utilization, pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU))
     except pynvml.NVMLError:

@@ -1,6 +1,7 @@
 """uvicorn, with the bounds that it lacks: on slow, silent and too many connections, on handshakes and on bodies."""
 
 import asyncio
+import resource
 import socket
 import time
 from collections.abc import Callable, Generator
@@ -8,61 +9,70 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
-import h11
 import uvicorn
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-REQUEST_SECONDS: Final = 10.0  # from a request's first byte, or the connection's start, to its last byte
-CONNECTION_SECONDS: Final = 600.0  # of a connection in all
+REQUEST_SECONDS: Final = 10.0  # from a connection's start to the last byte of its request
+ANSWER_SECONDS: Final = 75.0  # until the answer is ready, more than an act is waited for
+READ_SECONDS: Final = 10.0  # for the client to take what it is sent
 HANDSHAKE_SECONDS: Final = 5.0
-CONNECTIONS: Final = 512  # more than these, and the one that has been silent for longest is dropped
+CONNECTIONS: Final = 512  # of more than these the oldest goes, first of those that have not asked
 BODY_BYTES: Final = 16 * 1024
-HEAD_BYTES: Final = 16 * 1024
 
 
 class Protocol(H11Protocol):
-    """A connection that is dropped when it says nothing, too little or too slowly."""
+    """A connection for one request, dropped when any part of it takes too long."""
 
-    _receiving: asyncio.TimerHandle | None = None
+    asked = False
+    _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  # as uvicorn's own
         super().connection_made(transport)
         self.made = time.monotonic()
-        self._lifetime = self.loop.call_later(CONNECTION_SECONDS, transport.abort)
-        self._time_request()
-        silent = [c for c in self.connections if isinstance(c, Protocol) and c.silent]
-        if len(self.connections) > CONNECTIONS and silent:
-            min(silent, key=lambda connection: connection.made).transport.abort()
+        self._within(REQUEST_SECONDS)
+        if len(self.connections) > CONNECTIONS:
+            others = [each for each in self.connections if isinstance(each, Protocol) and each is not self]
+            oldest = min(others, key=lambda each: (each.asked, each.made))
+            self.connections.discard(oldest)  # now, because its end is told in the loop's next turn
+            oldest.transport.abort()
 
-    @property
-    def silent(self) -> bool:
-        """Whether nobody waits for an answer here."""
-        return self.cycle is None or self.cycle.response_complete
+    def _within(self, seconds: float) -> None:
+        """Something has to happen within so many seconds."""
+        if self._deadline:
+            self._deadline.cancel()
+        self._deadline = self.loop.call_later(seconds, self.transport.abort)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self._time_request()
+        if not self.asked and self.cycle is not None and not self.cycle.more_body:
+            self.asked = True
+            self._within(ANSWER_SECONDS)
 
-    def _time_request(self) -> None:
-        """Bound the time that a request takes to arrive; one that is there has as long as its answer takes."""
-        arriving = self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
-        if arriving and self._receiving is None:
-            self._receiving = self.loop.call_later(REQUEST_SECONDS, self.transport.abort)
-        elif not arriving and self._receiving:
-            self._receiving.cancel()
-            self._receiving = None
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._within(READ_SECONDS)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._within(ANSWER_SECONDS)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._within(READ_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._lifetime.cancel()
-        if self._receiving:
-            self._receiving.cancel()
+        if self._deadline:
+            self._deadline.cancel()
 
 
 class Edge:
-    """Refuses bodies over BODY_BYTES, announced or not, before the application sees them; says to keep no answer."""
+    """Refuses bodies over BODY_BYTES, announced or not, before the application sees them.
+
+    Every answer is the last of its connection, so that each has its deadlines, and is not to be kept.
+    """
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -73,7 +83,11 @@ class Edge:
 
         async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
-                marks = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
+                marks = [
+                    (b"connection", b"close"),
+                    (b"x-content-type-options", b"nosniff"),
+                    (b"cache-control", b"no-store"),
+                ]
                 message = {**message, "headers": [*message.get("headers", ()), *marks]}
             await send(message)
 
@@ -85,7 +99,7 @@ class Edge:
             body, more = body + message.get("body", b""), message.get("more_body", False)
         if len(body) > BODY_BYTES:
             error = f"the body is over {BODY_BYTES} bytes, expected fewer; shorten it"
-            return await JSONResponse({"error": error}, 413, {"Connection": "close"})(scope, receive, send_marked)
+            return await JSONResponse({"error": error}, 413)(scope, receive, send_marked)
         whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def again() -> Message:
@@ -110,6 +124,12 @@ class Server(uvicorn.Server):
         self.started = True
 
 
+def without_accepting(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Tell of what went wrong, but not of each try when a flood has taken all files: accepting waits then."""
+    if "socket.accept()" not in context["message"]:
+        loop.default_exception_handler(context)
+
+
 async def serve(
     app: ASGIApp, listener: socket.socket, tls: list[str] | None, begin: Callable[[Callable[[], None]], None]
 ) -> None:
@@ -125,10 +145,12 @@ async def serve(
         proxy_headers=False,
         ssl_certfile=certificate,
         ssl_keyfile=key,
-        h11_max_incomplete_event_size=HEAD_BYTES,
         timeout_graceful_shutdown=2,
     )
     server = Server(config)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    asyncio.get_running_loop().set_exception_handler(without_accepting)
 
     def end() -> None:
         server.should_exit = True

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -29,7 +30,11 @@ def processes(arguments: list[str]) -> tuple[int | None, list[str]]:
 
 def nothing_lost(out: Path) -> bool:
     """Whether the newest sound checkpoint has every step that was logged."""
-    checkpoint = newest(out, say)
+    try:
+        checkpoint = newest(out, say)
+    except InputError as error:
+        say(f"error: {error}")
+        return False
     return last_step(out / "log.jsonl") <= (checkpoint.state.step if checkpoint else 0)
 
 
@@ -43,6 +48,8 @@ def launched(count: int, arguments: list[str], out: Path) -> int:
     try:
         torchrun(["--standalone", "--nproc-per-node", str(count), "-m", "service.train", *arguments])
     except SignalException as told:
+        for number in (signal.SIGTERM, signal.SIGINT):  # it is stopping already; another one would end in a traceback
+            signal.signal(number, signal.SIG_IGN)
         return 128 + told.sigval if nothing_lost(out) else FAULTS
     except ChildFailedError as error:
         _, failure = error.get_first_failure()

@@ -109,7 +109,8 @@ class Metrics:
         self.gpu_temperature = Gauge(
             "trainer_gpu_temperature_celsius", "Temperature of the GPU; NaN without NVML.", registry=registry
         )
-        self.folder: Path | None = None
+        self._folder: Path | None = None
+        self._gpu: int | None = None
         self.latest_events: Iterable[Mapping[str, Any]] = ()
         registry.register(_EventTimes(self))
         self.device_memory = Gauge(
@@ -122,11 +123,11 @@ class Metrics:
         build = Info("trainer_build", "Versions that this process runs.", registry=registry)
         build.info({"torch": torch.__version__, "python": platform.python_version()})
 
-    def watch(self, heart: Heart, folder: Path | None) -> None:
-        """Take progress from the heart, and disk space from the run's folder, whenever somebody scrapes."""
+    def watch(self, heart: Heart, folder: Path | None, gpu: int | None) -> None:
+        """What to look at when somebody asks: the heart, the run's folder, and the GPU by torch's number of it."""
         self.progress_time.set_function(lambda: heart.last)
         self.progress_limit.set_function(lambda: heart.limit)
-        self.folder = folder
+        self._folder, self._gpu = folder, gpu
 
     def tell(self, record: StepRecord, pictures: int) -> None:
         """A step was done; pictures: those of this process."""
@@ -138,16 +139,26 @@ class Metrics:
         self.learning_rate.set(record.learning_rate)
         self.data_wait.set(record.data_wait_ratio)
 
-    def exposition(self) -> tuple[bytes, str]:
-        """The text that Prometheus scrapes, and its content type."""
-        for state, size in device_memory().items():
+    def look(self) -> None:
+        """Set what only changes outside of the loop."""
+        for state, size in device_memory(self._gpu).items():
             self.device_memory.labels(state).set(size)
-        for state, size in disk_space(self.folder).items():
+        for state, size in disk_space(self._folder).items():
             self.disk.labels(state).set(size)
-        gpu = gpu_state()
+        gpu = gpu_state(self._gpu)
         self.gpu_utilization.set(gpu.utilization)
         self.gpu_temperature.set(gpu.celsius)
+
+    def exposition(self) -> tuple[bytes, str]:
+        """The text that Prometheus scrapes, and its content type."""
+        self.look()
         return generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+    def values(self) -> dict[str, float]:
+        """The values by name and labels' values, as "trainer_disk_bytes free"."""
+        self.look()
+        samples = (sample for family in self.registry.collect() for sample in family.samples)
+        return {" ".join([sample.name, *sample.labels.values()]): sample.value for sample in samples}
 
 
 class _EventTimes(Collector):
@@ -162,9 +173,12 @@ class _EventTimes(Collector):
             f"When the latest {LATEST_EVENTS} acts upon the run happened.",
             labels=["kind", "step", "author", "reason", "change"],
         )
+        times = {}  # of acts that are alike in all but that, the last
         for event in list(self._metrics.latest_events)[-LATEST_EVENTS:]:
-            labels = [event["kind"], event["step"], event["author"], event.get("reason", ""), change_of(event)]
-            family.add_metric([str(label) for label in labels], event.get("time", 0))
+            labels = event["kind"], event["step"], event["author"], event.get("reason", ""), change_of(event)
+            times[tuple(map(str, labels))] = event.get("time", 0)
+        for labels, at in times.items():
+            family.add_metric(labels, at)
         yield family
 
 
@@ -177,12 +191,12 @@ def disk_space(folder: Path | None) -> dict[str, float]:
     return {"size": usage.total, "free": usage.free} if usage else {"size": float("nan"), "free": float("nan")}
 
 
-def device_memory() -> dict[str, int]:
-    """Bytes of this process on its GPU by state."""
-    if not torch.cuda.is_initialized():
+def device_memory(gpu: int | None) -> dict[str, int]:
+    """Bytes of this process on a GPU by state."""
+    if gpu is None:
         return {"allocated": 0, "peak": 0, "reserved": 0}
     return {
-        "allocated": torch.cuda.memory_allocated(),
-        "peak": torch.cuda.max_memory_allocated(),
-        "reserved": torch.cuda.memory_reserved(),
+        "allocated": torch.cuda.memory_allocated(gpu),
+        "peak": torch.cuda.max_memory_allocated(gpu),
+        "reserved": torch.cuda.memory_reserved(gpu),
     }

@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 
 from model.parallel import Layout
-from service.checkpoint import MANIFEST, checkpoints
+from service.checkpoint import MANIFEST, checkpoints, step_of
 from service.config import Run
 from service.events import proposal
 from service.heart import Heart
@@ -79,19 +79,17 @@ def kept(folder: Path) -> list[dict[str, Any]]:
             written = (path / MANIFEST).stat().st_mtime
         except OSError:
             continue  # just being removed
-        found.append({"step": int(path.name.removeprefix("step-")), "time": written, "bytes": size})
+        found.append({"step": step_of(path), "time": written, "bytes": size})
     return found
 
 
-def saving(metrics: Metrics, folder: Path) -> dict[str, Any]:
+def saving(values: Mapping[str, float], folder: Path) -> dict[str, Any]:
     """How checkpoints fare; rank 0 alone writes them."""
-    value = metrics.registry.get_sample_value
-    attempts = int(value("trainer_checkpoint_attempts_total") or 0)
     return {
-        "attempts": attempts,
-        "failures": int(value("trainer_checkpoint_failures_total") or 0),
-        "last_seconds": value("trainer_checkpoint_duration_seconds") or None,
-        "last_bytes": value("trainer_checkpoint_size_bytes") or None,
+        "attempts": int(values["trainer_checkpoint_attempts_total"]),
+        "failures": int(values["trainer_checkpoint_failures_total"]),
+        "last_seconds": values["trainer_checkpoint_duration_seconds"] or None,
+        "last_bytes": values["trainer_checkpoint_size_bytes"] or None,
         "kept": kept(folder),
     }
 
@@ -101,17 +99,19 @@ def alert(name: str, severity: str, summary: str) -> dict[str, str]:
     return {"name": name, "severity": severity, "summary": summary}
 
 
-def alerts(health: Mapping[str, Any], metrics: Metrics, stands: Mapping[str, Any], failed: str) -> list[dict[str, str]]:
+def alerts(
+    health: Mapping[str, Any], values: Mapping[str, float], stands: Mapping[str, Any], failed: str
+) -> list[dict[str, str]]:
     """What is wrong as far as the worker itself can see; Prometheus's rules see more. failed: the last save's error."""
-    value, found = metrics.registry.get_sample_value, []
+    found = []
     if health["status"] != "ok":
         age, limit = health["seconds_since_progress"], health["limit_seconds"]
         words = f"{health['phase']}: nothing was done for {age:,.0f} s, expected something within {limit:,.0f} s"
         found.append(alert("TrainerStalled", "critical", words))
     if failed:
         found.append(alert("TrainerCheckpointFailing", "critical", failed))
-    free, size = value("trainer_disk_bytes", {"state": "free"}), value("trainer_checkpoint_size_bytes")
-    if free is not None and size and free < DISK_CHECKPOINTS * size:
+    free, size = values["trainer_disk_bytes free"], values["trainer_checkpoint_size_bytes"]
+    if size and free < DISK_CHECKPOINTS * size:
         words = (
             f"{free / 1e9:,.2f} GB are free, expected room for {DISK_CHECKPOINTS} checkpoints of {size / 1e9:,.2f} GB"
         )
@@ -120,7 +120,7 @@ def alerts(health: Mapping[str, Any], metrics: Metrics, stands: Mapping[str, Any
     if wait and wait > DATA_WAIT_HIGH and health["phase"] == "training":
         words = f"{wait:.0%} of the time goes to waiting for data, expected less than {DATA_WAIT_HIGH:.0%}"
         found.append(alert("TrainerDataWaitHigh", "warning", words))
-    if replaced := sum(value("trainer_samples_replaced_total", {"reason": reason}) or 0 for reason in REPLACED):
+    if replaced := sum(values[f"trainer_samples_replaced_total {reason}"] for reason in REPLACED):
         found.append(alert("TrainerSamplesReplaced", "warning", f"{replaced:,.0f} samples were damaged and replaced"))
     if suggested := stands.get("proposal"):
         found.append(alert("TrainerPlateau", "info", suggested["reason"]))
@@ -131,7 +131,7 @@ def status(
     fixed: Mapping[str, Any], heart: Heart, metrics: Metrics, worker: Worker | None, control: bool, started: float
 ) -> dict[str, Any]:
     """All of it; worker: None while it is being set up."""
-    health = heart.status()
+    health, values = heart.status(), metrics.values()
     stands = standing(worker) if worker else {"paused": False}
     failed = worker.writer.failed if worker else ""
     return {
@@ -141,7 +141,7 @@ def status(
         "started": started,
         "now": time.time(),
         "control": control,
-        "checkpoints": saving(metrics, Path(fixed["out"])),
-        "alerts": alerts(health, metrics, stands, failed),
+        "checkpoints": saving(values, Path(fixed["out"])),
+        "alerts": alerts(health, values, stands, failed),
         **stands,
     }

@@ -1,6 +1,7 @@
 """The file with operators' tokens."""
 
 import hmac
+import re
 import stat
 from pathlib import Path
 
@@ -18,7 +19,11 @@ def read_tokens(path: Path) -> dict[str, str]:
         raise InputError(f"{path} cannot be read ({error}), expected a file of tokens; set --token-file") from error
     if stat.S_IMODE(mode) & 0o077:
         raise InputError(f"{path} has mode {stat.S_IMODE(mode):o}, expected 600: for its owner alone; chmod 600 {path}")
-    lines = [line.strip().rpartition(":") for line in text.splitlines() if line.strip()]
+    lines = [[part.strip() for part in line.rpartition(":")] for line in text.splitlines() if line.strip()]
+    if wrong := [name for name, colon, _ in lines if colon and not re.fullmatch(r"[\w.@ -]{1,40}", name)]:
+        raise InputError(
+            f"{path} has a name of {len(wrong[0])} characters, expected 1 to 40 of letters, digits, .@- and _"
+        )
     tokens = {token: name or DEFAULT_AUTHOR for name, _, token in lines}
     if not tokens or any(len(token) < SHORTEST for token in tokens):
         remedy = "openssl rand -hex 32 makes one"
@@ -27,10 +32,10 @@ def read_tokens(path: Path) -> dict[str, str]:
 
 
 def author_of(path: Path, given: str) -> str | None:
-    """The name of the operator whose token this is, or None; takes as long for a wrong one as for a right one."""
-    try:
-        tokens = read_tokens(path)
-    except InputError:
-        return None
+    """The name of the operator whose token this is, or None; as slow for a wrong one as for a right one.
+
+    InputError where the file is not as it must be.
+    """
+    tokens = read_tokens(path)
     matches = [name for token, name in tokens.items() if hmac.compare_digest(token.encode(), given.encode())]
     return matches[0] if matches else None

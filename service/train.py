@@ -9,6 +9,7 @@ from pathlib import Path
 from socket import gethostname, socket
 from typing import Final, TextIO
 
+import torch
 from prometheus_client import CollectorRegistry
 from torch.distributed import is_torchelastic_launched
 
@@ -112,7 +113,8 @@ def layout_of(run: Run, ranks: Ranks) -> Layout | None:
 def start(run: Run, device: Device, ranks: Ranks, stop: Stop, stack: ExitStack) -> Worker:
     """A worker ready to train, serving its page and metrics; what it holds open is let go with the stack."""
     metrics, heart, desk = Metrics(CollectorRegistry()), Heart(run.stall_seconds), Desk()
-    metrics.watch(heart, run.out if ranks.leads else None)
+    gpu = torch.cuda.current_device() if device == "gpu" else None  # asked here: it is another one in other threads
+    metrics.watch(heart, run.out if ranks.leads else None, gpu)
 
     def claim() -> tuple[Layout | None, socket]:
         layout = layout_of(run, ranks)
@@ -156,10 +158,10 @@ def check_access(run: Run, ranks: Ranks) -> None:
 
 def serve(run: Run, ranks: Ranks, listener: socket, answers: Answers, desk: Desk) -> Server:
     """The HTTP server; only rank 0's takes acts."""
-    if not ranks.leads:
-        desk.close(f"this is rank {ranks.rank}, expected rank 0 to be asked; see its /api/targets")
     tls = (run.tls_certificate, run.tls_key) if run.tls_certificate and run.tls_key else None
-    return Server(listener, answers, desk, token_file=run.token_file, tls=tls, say=say)
+    return Server(
+        listener, answers, desk, token_file=run.token_file if ranks.leads else None, leads=ranks.leads, tls=tls, say=say
+    )
 
 
 def address(host: str, listener: socket) -> str:

@@ -22,7 +22,7 @@ from service.config import Run
 from service.console import Display, Speed
 from service.curve import Curve, Point
 from service.desk import Desk, Refused, Request
-from service.events import Event, act_event, change_of, proposal, rate_event, rates_of
+from service.events import Event, act_event, change_of, proposal, rate_event, rates_of, refusal
 from service.heart import Heart
 from service.log import NOWHERE, JsonLines, sampled
 from service.metrics import Metrics
@@ -187,9 +187,8 @@ class Worker:
     def perform(self, request: Request) -> None:
         """Do an operator's act; it is answered when the checkpoint that has its event is on disk."""
         act = request.act
-        if act.kind == ("pause" if self.paused else "resume"):
-            problem = f"the run {'is paused already' if self.paused else 'does not pause'}, expected otherwise"
-            request.answer.set_exception(Refused(409, f"{problem}; see /api/status"))
+        if problem := refusal(act, self.rates, self.paused):
+            request.answer.set_exception(Refused(409, problem))
             return
         self.paused = act.kind == "pause" or (self.paused and act.kind != "resume")
         event = act_event(act, self.state, self.samples, self.rates)

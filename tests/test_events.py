@@ -8,7 +8,7 @@ from model.optim import OptimConfig, Rates, plateau_drops, rates_at
 from service.checkpoint import State, Validation
 from service.curve import Curve, Point
 from service.desk import MOST, Desk, Refused
-from service.events import Act, act_event, epochs_waited, proposal, rate_event, rates_of
+from service.events import Act, act_event, epochs_waited, proposal, rate_event, rates_of, refusal
 
 SAMPLES = 100
 MANUAL = OptimConfig(schedule="manual", patience=3)
@@ -50,6 +50,16 @@ def test_a_factor_multiplies_the_current_rate_and_conv1_keeps_its_override() -> 
     config = OptimConfig(schedule="steps", conv1_lr=((68, 1e-5), (72, 0.0)))
     assert rates_of(config, replace(state, events=(event,)), SAMPLES).conv1 == 1e-5
     assert rates_of(config, replace(state, position=72 * SAMPLES, events=(event,)), SAMPLES).conv1 == 0.0
+
+
+def test_a_rate_beyond_all_use_and_a_pause_of_a_pause_are_refused() -> None:
+    rates = Rates(50.0, 50.0)
+    assert not refusal(act(factor=2), rates, paused=False) and not refusal(act(rate=0.0), rates, paused=True)
+    for wrong in (act(factor=2.1), act(rate=101.0), act(rate=-0.1), act(rate=float("nan")), act(rate=float("inf"))):
+        assert "expected 0 to 100" in refusal(wrong, rates, paused=False)
+    pause, resume = (Act(kind=kind, author="alice") for kind in ("pause", "resume"))
+    assert not refusal(pause, rates, paused=False) and "already" in refusal(pause, rates, paused=True)
+    assert not refusal(resume, rates, paused=True) and "does not" in refusal(resume, rates, paused=False)
 
 
 def test_waiting_is_counted_as_the_plateau_schedule_counts_it() -> None:

@@ -1,0 +1,5 @@
+"""Bounds that the worker and its HTTP server share."""
+
+from typing import Final
+
+HIGHEST_RATE: Final = 100.0  # of learning: beyond any use, and far from overflow
