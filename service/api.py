@@ -26,7 +26,7 @@ from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from service.httpd import Edge, serve
@@ -88,7 +88,7 @@ class Worker:
             future.set_result(response)
 
     async def ask(self, question: dict[str, Any], seconds: float) -> Response:
-        """The worker's answer; TimeoutError where it takes longer."""
+        """The worker's answer; TimeoutError where it takes longer, OSError where it is gone."""
         self._number = number = self._number + 1
         future = self._waiting[number] = asyncio.get_running_loop().create_future()
         self._channel.send_bytes(json.dumps({"id": number, **question}).encode())
@@ -101,7 +101,7 @@ class Worker:
             if time.monotonic() - at >= resource.seconds:
                 try:
                     response = await self.ask({"get": resource.path}, WORKER_SECONDS)
-                except TimeoutError:
+                except OSError:  # a TimeoutError is one
                     why = f"the worker did not answer within {WORKER_SECONDS:g} s, expected it to; see its log"
                     response = JSONResponse({"error": why, "status": "stalled", "phase": "unresponsive"}, 503)
                 self._kept[resource.path] = time.monotonic(), response
@@ -111,21 +111,20 @@ class Worker:
 class Reason(BaseModel):
     """Why an operator acts; recorded with the event."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     reason: Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")] = ""
 
 
-class LearningRate(Reason):
-    """A new learning rate: itself, or what the current one is multiplied by."""
+class Rate(Reason):
+    """A new learning rate."""
 
-    rate: Annotated[float | None, Field(ge=0, le=100, allow_inf_nan=False)] = None
-    factor: Annotated[float | None, Field(gt=0, le=100, allow_inf_nan=False)] = None
+    rate: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
-    @model_validator(mode="after")
-    def exactly_one(self) -> "LearningRate":
-        if (self.rate is None) == (self.factor is None):
-            raise ValueError("rate and factor: expected exactly one of them")
-        return self
+
+class Factor(Reason):
+    """What the current learning rate is multiplied by."""
+
+    factor: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
 
 
 @dataclass
@@ -139,21 +138,29 @@ class Guard:
         """The operator's name; HTTPException where the token is missing or wrong, or control is off."""
         if self.token_file is None:
             raise HTTPException(403, "control is off, expected a token file; start the worker with --token-file")
+        if given is None:
+            raise unknown("no token")
         now = time.monotonic()
         self.failures = [at for at in self.failures if now - at < 1.0]
         if len(self.failures) >= FAILURES_PER_SECOND:
             raise HTTPException(
                 429, "too many wrong tokens, expected the right one; wait a second", {"Retry-After": "1"}
             )
-        name = author_of(self.token_file, given.credentials if given else "")
+        name = author_of(self.token_file, given.credentials)
         if name is None:
             self.failures.append(now)
-            remedy = "send Authorization: Bearer TOKEN with a token of the worker's --token-file"
-            raise HTTPException(401, f"no such token, expected a known one; {remedy}", {"WWW-Authenticate": "Bearer"})
+            raise unknown("no such token")
         return name
 
 
+def unknown(what: str) -> HTTPException:
+    """Nobody who may act."""
+    remedy = "send Authorization: Bearer TOKEN with a token of the worker's --token-file"
+    return HTTPException(401, f"{what}, expected a known one; {remedy}", {"WWW-Authenticate": "Bearer"})
+
+
 ERRORS: Final = {
+    400: "The body cannot be read.",
     401: "No token, or a wrong one.",
     403: "Control is off.",
     409: "Not now, or not here.",
@@ -208,6 +215,8 @@ def application(worker: Worker, token_file: Path | None) -> FastAPI:
             return await worker.ask({"act": {"kind": kind, "author": author, **fields}}, ACT_SECONDS)
         except TimeoutError:
             return JSONResponse({"pending": True}, 202)
+        except OSError:
+            return problem(409, "the run has just ended, expected it to go on; start it again")
 
     def acting(kind: str) -> Callable[..., Awaitable[Response]]:
         async def handler(author: Author, body: Reason | None = None) -> Response:
@@ -220,7 +229,7 @@ def application(worker: Worker, token_file: Path | None) -> FastAPI:
         app.add_api_route(f"/api/{kind}", acting(kind), **options)
 
     @app.post("/api/learning-rate", responses=errors, operation_id="learning-rate")
-    async def learning_rate(author: Author, body: LearningRate) -> Response:
+    async def learning_rate(author: Author, body: Rate | Factor) -> Response:
         """Set the learning rate; from then on the schedule no longer does."""
         return await act("learning-rate", author, body)
 
@@ -273,13 +282,14 @@ def add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(StarletteHTTPException)
     async def of_http(request: Request, error: StarletteHTTPException) -> Response:
-        return problem(error.status_code, str(error.detail), error.headers)
+        unreadable = "the body cannot be read, expected JSON in UTF-8; see /openapi.json"
+        message = unreadable if error.status_code == 400 else f"{error.detail}"
+        return problem(error.status_code, message, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def of_body(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        return problem(422, f"{where}: {first['msg']}; see /openapi.json")
+        found = [f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in error.errors()]
+        return problem(422, f"{' or '.join(found)}; see /openapi.json")
 
 
 def main() -> None:

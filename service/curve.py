@@ -38,7 +38,7 @@ class Curve:
             return
         self._points.append(_mean(self._pending))
         self._pending = []
-        if len(self._points) > self._most:
+        if len(self._points) >= self._most:
             self._points = [_mean(self._points[i : i + 2]) for i in range(0, len(self._points), 2)]
             self._each *= 2
 

@@ -46,6 +46,11 @@ def sampled(path: Path, most: int = SAMPLED) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:: -(-len(lines) // most) or 1]]
 
 
+def last_step(path: Path) -> float:
+    """The last step that a log has; 0 where there is none."""
+    return max((step for line in _lines(path) if (step := _step(line)) < float("inf")), default=0)
+
+
 def _line(record: dict[str, Any]) -> bytes:
     return json.dumps(record).encode() + b"\n"
 

@@ -1,0 +1,65 @@
+"""COMMAND  The worker on every GPU of this host: one process, or torchrun's, with an honest exit status."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main as torchrun
+
+from pipeline.command import DONE, FAULTS, InputError, run_command
+from service.checkpoint import newest
+from service.config import parse_run
+from service.log import last_step
+from service.train import say
+
+
+def processes(arguments: list[str]) -> tuple[int | None, list[str]]:
+    """How many processes are asked for, and the worker's own arguments."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--nproc-per-node", type=int)
+    known, rest = parser.parse_known_args(arguments)
+    if known.nproc_per_node is not None and known.nproc_per_node < 1:
+        raise InputError(f"nproc-per-node is {known.nproc_per_node}, expected at least 1; leave it out for every GPU")
+    return known.nproc_per_node, rest
+
+
+def nothing_lost(out: Path) -> bool:
+    """Whether the newest sound checkpoint has every step that was logged."""
+    checkpoint = newest(out, say)
+    return last_step(out / "log.jsonl") <= (checkpoint.state.step if checkpoint else 0)
+
+
+def launched(count: int, arguments: list[str], out: Path) -> int:
+    """Run so many workers under torchrun, whose own status is 1 for whatever was not 0.
+
+    Told to stop by a signal it is 128 + that where nothing is lost, as a worker's own; else that of the first worker
+    that failed.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's own choice, which it would warn of
+    try:
+        torchrun(["--standalone", "--nproc-per-node", str(count), "-m", "service.train", *arguments])
+    except SignalException as told:
+        return 128 + told.sigval if nothing_lost(out) else FAULTS
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        return failure.exitcode if failure.exitcode > 0 else FAULTS  # negative: killed by a signal
+    return DONE
+
+
+def main() -> int:
+    """Launch as the command line says; --nproc-per-node N before the worker's arguments, which are service.train's."""
+    count, arguments = processes(sys.argv[1:])
+    run = parse_run(arguments)  # a wrong call is said once, and --help answered, before anything starts
+    if count is None:
+        count = 1 if run.device == "cpu" else max(1, torch.cuda.device_count())
+    if count == 1:
+        os.execv(sys.executable, [sys.executable, "-m", "service.train", *arguments])
+    return launched(count, arguments, run.out)
+
+
+if __name__ == "__main__":
+    run_command(main)
