@@ -59,7 +59,8 @@ compiled() { docker compose exec -T trainer find /cache -name '*.so' -newermt "$
 
 # Whom the containers run as must be able to read what they are given.
 if ((EUID)); then
-  export USER_ID=$EUID GROUP_ID=$(id -g)
+  USER_ID=$EUID GROUP_ID=$(id -g)
+  export USER_ID GROUP_ID
 fi
 (umask 077 && python3 -c 'import secrets; print("tester:" + secrets.token_hex(32))' >"$TOKEN_FILE")
 bearer="Authorization: Bearer $(cut -d: -f2 "$TOKEN_FILE")"
@@ -133,6 +134,13 @@ done
 expect "times that it said it is done" "$(log trainer | grep --count "done at step $last:")" 2
 expect "the last checkpoint" "$(latest demo)" "step-$(printf %08d "$last")"
 say "finished at step $last with status 0; started again it trained no more"
+
+RUN=pair TRAIN_ARGS="--nproc-per-node 2 --no-compile $endless" up trainer
+wait_for 300 "two ranks in Prometheus" scraped 'count(trainer_samples_total{job="trainer"} > 0) == 2'
+docker compose stop trainer 2>/dev/null
+expect "torchrun's status after a stop" "$(inspect trainer '{{.State.ExitCode}}')" 143
+logged "stopped by SIGTERM at step $((10#$(latest pair | cut -d- -f2))), saved" || fail "two ranks have not saved"
+say "two ranks under torchrun, each scraped; stopped with status 143, saved $(latest pair)"
 
 TRAIN_ARGS='--no-such-flag'
 up trainer
