@@ -37,7 +37,7 @@ from pipeline.manifest import (
     write_array,
     write_dataset,
 )
-from pipeline.rows import TrainRows
+from pipeline.rows import TrainRows, mended
 from pipeline.storage import SampleStore
 
 SHARD_SAMPLES = 2500
@@ -146,7 +146,7 @@ def batches(root: Path, batch_size: int, output: Any = "uint8") -> Iterator[list
             ahead.append(rows(first, batch_size))
             store.prefetch(ahead[-1].locations)
             first += batch_size
-        jpegs, _, _, _ = graph_inputs(store, ahead.popleft())
+        jpegs, _, _, _ = graph_inputs(store, mended(store, ahead.popleft())[0])
         yield jpegs
 
 

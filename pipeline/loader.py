@@ -25,7 +25,7 @@ from pipeline.command import InputError
 from pipeline.manifest import Dataset, load_dataset, load_mean
 from pipeline.order import rank_slice
 from pipeline.probe import gpu_decoder_works
-from pipeline.rows import Rows, TrainRows, validation_rows
+from pipeline.rows import Rows, TrainRows, mended, validation_rows
 from pipeline.storage import SampleStore
 
 FULL_SIDE: Final = 256  # pixels: what pictures of original size are resized to, their shorter side; section 2
@@ -102,6 +102,7 @@ class Loader:
         self.decoder: Device = _decoder(config, device)
         # uint8 cannot hold a mean or a shift: the step adds the shift then.
         self.mean = None if self.output == "uint8" else np.array(self.dataset.colour.mean, np.float32)
+        self.damaged: list[str] = []  # where samples were that others stand in for; whoever reads it empties it
         self._copied: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
 
     def train(self, batch_size: int, first: int = 0) -> Iterator[Batch]:
@@ -146,8 +147,11 @@ class Loader:
                 ahead.append(row)
             if not ahead:
                 raise StopIteration
-            waiting.append(ahead.popleft())
-            return graph_inputs(store, waiting[-1])
+            row, damaged = mended(store, ahead.popleft())
+            shards = self.dataset.splits[store.split].shards
+            self.damaged += [f"{store.split}/{shards[shard].name}, byte {offset}" for shard, offset, *_ in damaged]
+            waiting.append(row)
+            return graph_inputs(store, row)
 
         graph = self._graph(feed, batch_size)
         while True:

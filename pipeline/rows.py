@@ -93,6 +93,19 @@ class TrainRows:
         )
 
 
+def mended(store: SampleStore, rows: Rows) -> tuple[Rows, list[Location]]:
+    """The rows with another sample, label and all, for each whose bytes are damaged; and where those are."""
+    damaged = [row for row, location in enumerate(rows.locations) if not store.sound(location)]
+    if not damaged:
+        return rows, []
+    stand_ins = np.array([store.stand_in(rows.locations[row]) for row in damaged])
+    locations, labels = list(rows.locations), rows.labels.copy()
+    for row, location in zip(damaged, store.locate(stand_ins), strict=True):
+        locations[row] = location
+    labels[damaged] = store.labels[stand_ins]
+    return rows._replace(locations=locations, labels=labels), [rows.locations[row] for row in damaged]
+
+
 def shares(
     shift: NDArray[np.float32], mean: NDArray[np.float32] | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

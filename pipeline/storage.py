@@ -5,20 +5,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from isal.isal_zlib import crc32  # several times as fast as zlib's, which not every Python has with SIMD
 from numpy.typing import NDArray
 
 from pipeline.command import InputError
 from pipeline.manifest import Dataset, load_samples
 
-# Where a sample's JPEG bytes stand: shard, offset and size in bytes. A plain tuple, because a named one takes longer to
-# make, and there is one for each sample of an epoch.
-Location = tuple[int, int, int]
+# Where a sample's JPEG bytes stand, and what they are: shard, offset and size in bytes, CRC-32. A plain tuple, because
+# a named one takes longer to make, and there is one for each sample of an epoch.
+Location = tuple[int, int, int, int]
 
 
 class SampleStore:
     """The JPEG bytes and labels of a split, by sample index."""
 
     def __init__(self, root: Path, dataset: Dataset, split: str):
+        self.root, self.split = root, split
         self.table = load_samples(root, dataset, split)
         self.labels: NDArray[np.int64] = self.table["label"].astype(np.int64)
         shards = [(root / split / shard.name, shard.bytes) for shard in dataset.splits[split].shards]
@@ -32,16 +34,34 @@ class SampleStore:
     def locate(self, samples: NDArray[np.int64]) -> list[Location]:
         """Locations of the samples, in their order."""
         rows = self.table[samples]
-        return list(zip(rows["shard"].tolist(), rows["offset"].tolist(), rows["size"].tolist(), strict=True))
+        return list(zip(*(rows[name].tolist() for name in ("shard", "offset", "size", "crc32")), strict=True))
 
     def read(self, locations: Sequence[Location]) -> list[NDArray[np.uint8]]:
         """The JPEG files there, as views of the mapped shards: nothing is copied, pages load when first touched."""
         shards = self._bytes
-        return [shards[shard][offset : offset + size] for shard, offset, size in locations]
+        return [shards[shard][offset : offset + size] for shard, offset, size, _ in locations]
+
+    def sound(self, location: Location) -> bool:
+        """Whether the bytes there are what was sharded."""
+        return crc32(self.read([location])[0]) == location[3]
+
+    def stand_in(self, location: Location) -> int:
+        """The sample that takes a damaged one's place, always the same: the next sound one of the table."""
+        at_shard, at_offset = (
+            self.table[name] == value for name, value in zip(("shard", "offset"), location, strict=False)
+        )
+        (damaged,) = np.flatnonzero(at_shard & at_offset)
+        for after in range(1, len(self)):
+            sample = int(damaged + after) % len(self)
+            if self.sound(self.locate(np.array([sample]))[0]):
+                return sample
+        raise InputError(
+            f"{self.root / self.split} has no sound sample, expected at least one; shard the data set again"
+        )
 
     def prefetch(self, locations: Sequence[Location]) -> None:
         """Ask the kernel to load these pages in the background; returns at once."""
-        for shard, offset, size in locations:
+        for shard, offset, size, _ in locations:
             start = offset & -mmap.PAGESIZE
             self._advise[shard](mmap.MADV_WILLNEED, start, offset + size - start)
 

@@ -9,12 +9,10 @@ import asyncio
 import base64
 import hashlib
 import json
-import os
 import re
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -29,83 +27,13 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from service.asking import RESOURCES, Asking, Resource
 from service.httpd import Edge, serve
 from service.tokens import author_of
 
-WORKER_SECONDS: Final = 5.0  # that the worker may take to answer what needs no act
 ACT_SECONDS: Final = 60.0  # after these an act is still pending, and its client is told so
 FAILURES_PER_SECOND: Final = 10  # wrong tokens that are compared at all
 PAGE: Final = Path(__file__).with_name("page.html")
-
-
-@dataclass(frozen=True)
-class Resource:
-    """What a GET answers, and for how many seconds the same to everyone."""
-
-    path: str
-    seconds: float
-    kind: str
-    what: str
-
-
-RESOURCES: Final = (
-    Resource("/metrics", 0.25, "text/plain", "Prometheus's exposition of this rank."),
-    Resource("/healthz", 0.25, "application/json", "Liveness by progress: 503 when nothing was done for too long."),
-    Resource("/readyz", 0.25, "application/json", "Readiness: 503 until the first step is done."),
-    Resource("/api/status", 0.25, "application/json", "Where the run stands, and what has happened to it."),
-    Resource("/api/curve", 2.0, "application/json", "The training loss in at most about 1,000 points."),
-    Resource("/api/pictures", 2.0, "application/json", "Pictures that are trained on; 404 when there are none yet."),
-    Resource("/filters.png", 2.0, "image/png", "conv1's filters as of the last checkpoint; 404 before it."),
-    Resource("/api/targets", 1.0, "application/json", "All ranks' addresses, for Prometheus's http_sd."),
-)
-
-
-class Worker:
-    """The worker at the other end of the pipe."""
-
-    def __init__(self, channel: Connection):
-        self._channel, self._waiting, self._number = channel, dict[int, asyncio.Future[Response]](), 0
-        self._kept: dict[str, tuple[float, Response]] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
-
-    def listen(self, ended: Callable[[], None]) -> None:
-        """Take the worker's answers from now on; `ended` is called when it wants no more questions."""
-        loop = asyncio.get_running_loop()
-        threading.Thread(target=self._receive, args=(loop, ended), name="worker", daemon=True).start()
-
-    def _receive(self, loop: asyncio.AbstractEventLoop, ended: Callable[[], None]) -> None:
-        try:
-            while head := json.loads(self._channel.recv_bytes()):
-                response = Response(self._channel.recv_bytes(), head["status"], media_type=head["type"])
-                loop.call_soon_threadsafe(self._answered, head["id"], response)
-        except (EOFError, OSError):
-            os._exit(0)  # it is gone; its port is wanted by whoever takes its place
-        loop.call_soon_threadsafe(ended)
-
-    def _answered(self, number: int, response: Response) -> None:
-        future = self._waiting.pop(number, None)
-        if future and not future.done():
-            future.set_result(response)
-
-    async def ask(self, question: dict[str, Any], seconds: float) -> Response:
-        """The worker's answer; TimeoutError where it takes longer, OSError where it is gone."""
-        self._number = number = self._number + 1
-        future = self._waiting[number] = asyncio.get_running_loop().create_future()
-        self._channel.send_bytes(json.dumps({"id": number, **question}).encode())
-        return await asyncio.wait_for(future, seconds)
-
-    async def get(self, resource: Resource) -> Response:
-        """A resource, asked for anew when it is too old, and only once for all who wait for it."""
-        async with self._locks.setdefault(resource.path, asyncio.Lock()):
-            at, response = self._kept.get(resource.path, (0.0, Response()))
-            if time.monotonic() - at >= resource.seconds:
-                try:
-                    response = await self.ask({"get": resource.path}, WORKER_SECONDS)
-                except OSError:  # a TimeoutError is one
-                    why = f"the worker did not answer within {WORKER_SECONDS:g} s, expected it to; see its log"
-                    response = JSONResponse({"error": why, "status": "stalled", "phase": "unresponsive"}, 503)
-                self._kept[resource.path] = time.monotonic(), response
-            return Response(response.body, response.status_code, media_type=response.media_type)
 
 
 class Reason(BaseModel):
@@ -200,7 +128,7 @@ async def operator(
 Author = Annotated[str, Depends(operator)]
 
 
-def application(worker: Worker, token_file: Path | None) -> FastAPI:
+def application(worker: Asking, token_file: Path | None) -> FastAPI:
     """The routes."""
     app = FastAPI(title="AlexNet trainer", version="1", docs_url=None, redoc_url=None)
     app.state.guard = Guard(token_file)
@@ -238,7 +166,7 @@ def application(worker: Worker, token_file: Path | None) -> FastAPI:
     return app
 
 
-def add_resource(app: FastAPI, worker: Worker, resource: Resource) -> None:
+def add_resource(app: FastAPI, worker: Asking, resource: Resource) -> None:
     """A GET that the worker answers."""
 
     async def handler() -> Response:
@@ -297,7 +225,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):  # meant for the worker, after which this ends
         signal.signal(number, signal.SIG_IGN)
     settings = json.loads(sys.argv[1])
-    worker = Worker(Connection(settings["channel"]))
+    worker = Asking(Connection(settings["channel"]))
     app = application(worker, Path(settings["token_file"]) if settings["token_file"] else None)
     listener = socket.socket(fileno=settings["listener"])
     asyncio.run(serve(Edge(app), listener, settings["tls"], worker.listen))

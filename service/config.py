@@ -185,16 +185,16 @@ def write_run(folder: Path, fields: dict[str, Any]) -> None:
     write_atomic(folder / RUN_FILE, (json.dumps(fields, indent=1) + "\n").encode())
 
 
-def parse_run(arguments: list[str]) -> Run:
+def parse_run(arguments: list[str], program: str = "python -m service.train") -> Run:
     """The run that a command line asks for; without a recipe it is `paper`."""
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         arguments = ["paper", *arguments]
     return tyro.extras.overridable_config_cli(
         RECIPES,
         args=arguments,
-        prog="python -m service.train",
+        prog=program,
         description=(
             "Train AlexNet on shards, resuming what is in --out. Without a recipe it is paper. "
-            "A recipe's options: python -m service.train RECIPE --help."
+            f"A recipe's options: {program} RECIPE --help."
         ),
     )

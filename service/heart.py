@@ -10,7 +10,7 @@ COMPILE_FACTOR: Final = 5  # compiling may take this many times as long as any o
 class Heart:
     """Beats when something was done; one that has not beaten for longer than it may has stalled."""
 
-    def __init__(self, limit_seconds: float, clock: Callable[[], float] = time.time):
+    def __init__(self, limit_seconds: float, clock: Callable[[], float] = time.monotonic):
         self._clock, self._limit = clock, limit_seconds
         self.beat("starting", COMPILE_FACTOR)
 
@@ -26,7 +26,7 @@ class Heart:
     @property
     def last(self) -> float:
         """When it last beat, unix seconds."""
-        return self._last[0]
+        return time.time() - (self._clock() - self._last[0])
 
     @property
     def limit(self) -> float:

@@ -53,7 +53,9 @@ def launched(count: int, arguments: list[str], out: Path) -> int:
 def main() -> int:
     """Launch as the command line says; --nproc-per-node N before the worker's arguments, which are service.train's."""
     count, arguments = processes(sys.argv[1:])
-    run = parse_run(arguments)  # a wrong call is said once, and --help answered, before anything starts
+    run = parse_run(
+        arguments, "python -m service.launch [--nproc-per-node N]"
+    )  # a wrong call is said once, and --help answered, before anything starts
     if count is None:
         count = 1 if run.device == "cpu" else max(1, torch.cuda.device_count())
     if count == 1:

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from service.events import KINDS, change_of
 from service.gpu import gpu_state
 from service.heart import Heart
+from service.result import StepRecord
 
 STEP_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 PHASES: Final = ("data_wait", "compute", "checkpoint_copy")
@@ -126,6 +127,16 @@ class Metrics:
         self.progress_time.set_function(lambda: heart.last)
         self.progress_limit.set_function(lambda: heart.limit)
         self.folder = folder
+
+    def tell(self, record: StepRecord, pictures: int) -> None:
+        """A step was done; pictures: those of this process."""
+        self.steps.inc()
+        self.samples.inc(pictures)
+        self.epoch.set(record.epoch)
+        self.loss.set(record.loss)
+        self.gradient_norm.set(record.gradient_norm)
+        self.learning_rate.set(record.learning_rate)
+        self.data_wait.set(record.data_wait_ratio)
 
     def exposition(self) -> tuple[bytes, str]:
         """The text that Prometheus scrapes, and its content type."""

@@ -110,12 +110,19 @@ class Server:
     def _answer(self, channel: Connection, question: dict[str, Any]) -> None:
         send = partial(self._send, channel, question["id"])
         if "get" in question:
-            send(self._get(question["get"]))
+            send(self._got(question["get"]))
             return
         try:
             self._desk.ask(Act(**question["act"])).add_done_callback(lambda done: send(answer_of(done)))
         except Refused as error:
             send(json_answer({"error": str(error)}, error.status))
+
+    def _got(self, path: str) -> Answer:
+        try:
+            return self._get(path)
+        except Exception as error:  # one resource's fault must not take the others with it, nor the training
+            self._say(f"GET {path} failed ({error!r}), expected an answer; report this")
+            return json_answer({"error": f"{path} failed ({error!r}), expected an answer; see the worker's log"}, 500)
 
     def _send(self, channel: Connection, number: int, answer: Answer) -> None:
         head = json.dumps({"id": number, "status": answer.status, "type": answer.type})

@@ -116,7 +116,7 @@ def start(run: Run, device: Device, ranks: Ranks, stop: Stop, stack: ExitStack) 
 
     def claim() -> tuple[Layout | None, socket]:
         layout = layout_of(run, ranks)
-        check_access(run)
+        check_access(run, ranks)
         if ranks.leads:
             stack.enter_context(locked(run.out, REPLACED_SECONDS if ranks.launched else 0.0))
         return layout, listen(run.host, run.port + ranks.local_rank if run.port else 0)
@@ -146,9 +146,9 @@ def start(run: Run, device: Device, ranks: Ranks, stop: Stop, stack: ExitStack) 
     return worker
 
 
-def check_access(run: Run) -> None:
+def check_access(run: Run, ranks: Ranks) -> None:
     """InputError where the files that say who may connect and act are not as they must be."""
-    if run.token_file:
+    if run.token_file and ranks.leads:
         read_tokens(run.token_file)
     if run.tls_certificate and run.tls_key:
         check_tls(run.tls_certificate, run.tls_key)

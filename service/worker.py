@@ -126,6 +126,7 @@ class Worker:
         if self.window.wanted:
             self.window.show(self.state.step, batch)
         self.read_results(self.LAG if self.device.type == "cuda" else 0)
+        self.tell_damage()
         now = time.monotonic()
         self.speed.add(now, self.run.batch_size, self.waited)
         self.metrics.step_seconds.labels("data_wait").observe(self.waited)
@@ -163,11 +164,19 @@ class Worker:
             self.rates_sent = rates, torch.tensor([rates.base, rates.conv1], device=self.device)
         return self.rates_sent[1]
 
+    def tell_damage(self) -> None:
+        """Count the samples that others stood in for since the last look, and say where they are."""
+        found, self.loader.damaged = self.loader.damaged, []
+        for place in found:
+            self.metrics.replaced.labels("damaged").inc()
+            self.display.say(f"damaged sample ({place}): another stands in; shard the data set again")
+
     def act(self) -> None:
         """Do what operators have asked for, on all ranks after the same step; a pause lasts until one ends it."""
         if not self.steering.acting:
             return
         self.read_results(0)
+        self.speed = Speed()  # the time that this takes is not the steps'
         for request in self.steering.requests():
             self.perform(request)
         while self.paused and not self.steering.ending:
@@ -230,16 +239,10 @@ class Worker:
         if late.step % self.run.log_every == 0:
             self.log.append(vars(self.latest))
         self.curve.add(late.step, self.latest.epoch, loss)
-        self.metrics.steps.inc()
-        self.metrics.samples.inc(self.own_pictures)
-        self.metrics.epoch.set(self.latest.epoch)
+        self.metrics.tell(self.latest, self.own_pictures)
         self.metrics.progress.set(late.step / self.total_steps)
-        self.metrics.mfu.set(pictures_per_second / self.peak_pictures_per_second)
-        self.metrics.loss.set(loss)
-        self.metrics.gradient_norm.set(grad_norm)
-        self.metrics.learning_rate.set(late.rates.base)
         self.metrics.rate.set(pictures_per_second * self.own_pictures / self.run.batch_size)
-        self.metrics.data_wait.set(wait_share)
+        self.metrics.mfu.set(pictures_per_second / self.peak_pictures_per_second)
         self.display.update(late.step, loss, pictures_per_second, wait_share, self.run.batch_size)
 
     def validate_if_due(self) -> None:

@@ -244,3 +244,30 @@ def test_a_shard_cut_short_is_refused(square: Path, tmp_path: Path) -> None:
     tar.write_bytes(tar.read_bytes()[:-512])
     with pytest.raises(InputError, match=r"000001\.tar has \d+ bytes, expected \d+"):
         next(Loader(DataConfig(shards=copy)).train(4))
+
+
+def test_a_damaged_sample_is_replaced_by_the_next_sound_one_label_and_all(square: Path, tmp_path: Path) -> None:
+    """Any single flipped bit of its bytes is found; all other positions are as they were."""
+    root = tmp_path / "shards"
+    shutil.copytree(square, root)
+    samples = np.load(root / "train/samples.npy")
+    for sample, bit in ((3, 0), (4, 12345), (17, -1)):  # two neighbours, so that one stand-in is the second next
+        row = samples[sample]
+        path = root / f"train/{row['shard']:06d}.tar"
+        data = bytearray(path.read_bytes())
+        start, stop = int(row["offset"]), int(row["offset"]) + int(row["size"])
+        data[range(start, stop)[bit // 8]] ^= 1 << (bit % 8)
+        path.write_bytes(data)
+    stand_ins = {3: 5, 4: 5, 17: 18}
+    # Without augmentation a sample looks the same wherever it comes.
+    config = DataConfig(shards=root, crop=256, threads=1, augment=AugmentConfig(colour="off", mirror=False))
+    loader = Loader(config, seed=SEED)
+    sound = Loader(replace(config, shards=square), seed=SEED)
+    (found,), (expected,) = take(loader, 30, 0, 1), take(sound, 30, 0, 1)
+    order = epoch_order(SEED, 0, 30).tolist()
+    for place, sample in enumerate(order):
+        looked_for = order.index(stand_ins.get(sample, sample))
+        assert torch.equal(found.pictures[place], expected.pictures[looked_for])
+        assert found.labels[place] == expected.labels[looked_for]
+    names = {f"train/{samples[s]['shard']:06d}.tar, byte {samples[s]['offset']}" for s in stand_ins}
+    assert set(loader.damaged) == names and not sound.damaged

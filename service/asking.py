@@ -1,0 +1,85 @@
+"""Asks the worker over the pipe from its HTTP server, and keeps the answers a moment for all who want to know."""
+
+import asyncio
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, Final
+
+from fastapi.responses import JSONResponse, Response
+
+WORKER_SECONDS: Final = 5.0  # that the worker may take to answer what needs no act
+
+
+@dataclass(frozen=True)
+class Resource:
+    """What a GET answers, and for how many seconds the same to everyone."""
+
+    path: str
+    seconds: float
+    kind: str
+    what: str
+
+
+RESOURCES: Final = (
+    Resource("/metrics", 0.25, "text/plain", "Prometheus's exposition of this rank."),
+    Resource("/healthz", 0.25, "application/json", "Liveness by progress: 503 when nothing was done for too long."),
+    Resource("/readyz", 0.25, "application/json", "Readiness: 503 until the first step is done."),
+    Resource("/api/status", 0.25, "application/json", "Where the run stands, and what has happened to it."),
+    Resource("/api/curve", 2.0, "application/json", "The training loss in at most about 1,000 points."),
+    Resource("/api/pictures", 2.0, "application/json", "Pictures that are trained on; 404 when there are none yet."),
+    Resource("/filters.png", 2.0, "image/png", "conv1's filters as of the last checkpoint; 404 before it."),
+    Resource("/api/targets", 1.0, "application/json", "All ranks' addresses, for Prometheus's http_sd."),
+)
+
+
+class Asking:
+    """The worker at the other end of the pipe."""
+
+    def __init__(self, channel: Connection):
+        self._channel, self._waiting, self._number = channel, dict[int, asyncio.Future[Response]](), 0
+        self._kept: dict[str, tuple[float, Response]] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    def listen(self, ended: Callable[[], None]) -> None:
+        """Take the worker's answers from now on; `ended` is called when it wants no more questions."""
+        loop = asyncio.get_running_loop()
+        threading.Thread(target=self._receive, args=(loop, ended), name="worker", daemon=True).start()
+
+    def _receive(self, loop: asyncio.AbstractEventLoop, ended: Callable[[], None]) -> None:
+        try:
+            while head := json.loads(self._channel.recv_bytes()):
+                response = Response(self._channel.recv_bytes(), head["status"], media_type=head["type"])
+                loop.call_soon_threadsafe(self._answered, head["id"], response)
+        except (EOFError, OSError):
+            os._exit(0)  # it is gone; its port is wanted by whoever takes its place
+        loop.call_soon_threadsafe(ended)
+
+    def _answered(self, number: int, response: Response) -> None:
+        future = self._waiting.pop(number, None)
+        if future and not future.done():
+            future.set_result(response)
+
+    async def ask(self, question: dict[str, Any], seconds: float) -> Response:
+        """The worker's answer; TimeoutError where it takes longer, OSError where it is gone."""
+        self._number = number = self._number + 1
+        future = self._waiting[number] = asyncio.get_running_loop().create_future()
+        self._channel.send_bytes(json.dumps({"id": number, **question}).encode())
+        return await asyncio.wait_for(future, seconds)
+
+    async def get(self, resource: Resource) -> Response:
+        """A resource, asked for anew when it is too old, and only once for all who wait for it."""
+        async with self._locks.setdefault(resource.path, asyncio.Lock()):
+            at, response = self._kept.get(resource.path, (0.0, Response()))
+            if time.monotonic() - at >= resource.seconds:
+                try:
+                    response = await self.ask({"get": resource.path}, WORKER_SECONDS)
+                except OSError:  # a TimeoutError is one
+                    why = f"the worker did not answer within {WORKER_SECONDS:g} s, expected it to; see its log"
+                    response = JSONResponse({"error": why, "status": "stalled", "phase": "unresponsive"}, 503)
+                self._kept[resource.path] = time.monotonic(), response
+            return Response(response.body, response.status_code, media_type=response.media_type)
