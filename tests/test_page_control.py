@@ -285,6 +285,7 @@ def test_a_lost_connection_is_said_and_found_again(driver: Chrome) -> None:
         server.status = training(phase="ended")
         page.until_text("#phase", "Ended")
     page.until_text("#lost", "The run has ended, and its worker is gone.")
+    assert page.text("#phase") == "Ended"
     with server.running():
         server.status = training(progress=0.8)
         page.click("#retry")
