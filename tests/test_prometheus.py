@@ -198,3 +198,32 @@ def test_variables_find_the_run(run: Run) -> None:
         assert found
         values = run.prometheus.get(f"label/{found[2]}/values", **{"match[]": found[1]})
         assert values == {"job": ["trainer"], "instance": [run.url.removeprefix("http://")]}[variable["name"]]
+
+
+@needs_prometheus
+def test_an_operators_stop_is_seen_to_be_the_end(tmp_path: Path) -> None:
+    with running(tmp_path) as run:
+        state = Query("state", "job:trainer_state:code", True)
+
+        def states() -> set[float]:
+            return {value for each in run.prometheus.series(state) for value in each["values"]}
+
+        until(lambda: states() == {2}, states)
+        run.act("stop")
+        down = Query("down", "up == 0", True)
+        until(lambda: run.prometheus.series(down), states)
+        until(lambda: states() == {5}, states)
+
+
+@needs_prometheus
+def test_a_step_that_is_not_finite_is_seen_although_the_process_ends(tmp_path: Path) -> None:
+    with running(tmp_path) as run:
+        up = Query("up", "count_over_time(trainer_steps_total[1m]) > 3", True)
+        until(lambda: run.prometheus.series(up), lambda: run.prometheus.get("targets"))
+        run.act("learning-rate", rate=100)
+
+        def firing() -> set[str]:
+            alerts = run.prometheus.get("alerts")["alerts"]
+            return {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
+
+        until(lambda: "TrainerNonFinite" in firing(), firing)
