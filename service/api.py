@@ -196,7 +196,8 @@ def add_page(app: FastAPI) -> None:
 
     policy = (
         f"default-src 'none'; script-src {allowed('script')}; style-src {allowed('style')}; img-src 'self' data:; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'"
     )
     headers = {"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer"}
 
