@@ -1,10 +1,12 @@
 """What the worker answers to whoever looks at it, in any phase and from any thread."""
 
 import io
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from PIL import Image
 
@@ -21,6 +23,8 @@ from service.visualise import filters_picture
 from service.window import described
 from service.worker import Worker
 
+FAREWELL_SECONDS: Final = 20.0  # that a run which is over may wait to be seen so
+
 
 def missing(what: str) -> Answer:
     """Not there yet."""
@@ -36,6 +40,8 @@ class Answers:
         self._run, self._ranks, self._metrics, self._heart = run, ranks, metrics, heart
         self._facts, self._started = facts(run, ranks.ranks, layout, device), time.time()
         self._filters: tuple[Path, bytes] | None = None
+        self._scrapes: deque[float] = deque(maxlen=2)
+        self._scraped = threading.Event()
         self._resources: dict[str, Callable[[], Answer]] = {
             "/metrics": self._exposition,
             "/healthz": self._health,
@@ -53,7 +59,17 @@ class Answers:
 
     def _exposition(self) -> Answer:
         body, kind = self._metrics.exposition()
+        self._scrapes.append(time.monotonic())
+        self._scraped.set()
         return Answer(200, kind, body)
+
+    def farewell(self) -> None:
+        """Let whoever scrapes regularly see how the run has ended: wait for it, two of its intervals at most."""
+        if len(self._scrapes) < 2:
+            return
+        self._scraped.clear()
+        before, last = self._scrapes
+        self._scraped.wait(min(FAREWELL_SECONDS, last + 2 * (last - before) - time.monotonic()))
 
     def _health(self) -> Answer:
         found = self._heart.status()

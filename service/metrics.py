@@ -36,7 +36,9 @@ class Metrics:
         for phase in PHASES:
             self.step_seconds.labels(phase)
         self.epoch = Gauge("trainer_epoch", "Epochs done, fractional.", registry=registry)
-        self.progress = Gauge("trainer_progress_ratio", "Share of the run that is done.", registry=registry)
+        self.progress = Gauge(
+            "trainer_progress_ratio", "Share of the run that is done; NaN before that is known.", registry=registry
+        )
         self.rate = Gauge("trainer_samples_per_second", "Pictures a second, over about ten seconds.", registry=registry)
         self.data_wait = Gauge(
             "trainer_data_wait_ratio",
@@ -48,15 +50,15 @@ class Metrics:
             "Model FLOP utilisation: arithmetic done over that of the stated peak; NaN where none is stated.",
             registry=registry,
         )
-        self.mfu.set(float("nan"))
         self.loss = Gauge("trainer_loss", "Training loss of the last step that was read.", registry=registry)
         self.gradient_norm = Gauge("trainer_gradient_norm", "L2 norm of the gradient of that step.", registry=registry)
         self.learning_rate = Gauge("trainer_learning_rate", "Learning rate of the current step.", registry=registry)
         self.error = Gauge(
             "trainer_validation_error_ratio", "Validation error of the last epoch.", ["top"], registry=registry
         )
-        for top in ("1", "5"):
-            self.error.labels(top).set(float("nan"))
+        at_first = (self.epoch, self.progress, self.loss, self.gradient_norm, self.learning_rate, self.mfu)
+        for unknown in (*at_first, *(self.error.labels(top) for top in ("1", "5"))):
+            unknown.set(float("nan"))  # 0 would be taken for a value
         self.attempts = Counter("trainer_checkpoint_attempts", "Checkpoints begun.", registry=registry)
         self.failures = Counter("trainer_checkpoint_failures", "Checkpoints that failed.", registry=registry)
         self.checkpoint_seconds = Gauge(

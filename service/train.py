@@ -110,8 +110,8 @@ def layout_of(run: Run, ranks: Ranks) -> Layout | None:
         raise InputError(str(error)) from error
 
 
-def start(run: Run, device: Device, ranks: Ranks, stop: Stop, stack: ExitStack) -> Worker:
-    """A worker ready to train, serving its page and metrics; what it holds open is let go with the stack."""
+def start(run: Run, device: Device, ranks: Ranks, stop: Stop, stack: ExitStack) -> tuple[Worker, Answers]:
+    """A worker ready to train, and what it answers; what it holds open is let go with the stack."""
     metrics, heart, desk = Metrics(CollectorRegistry()), Heart(run.stall_seconds), Desk()
     gpu = torch.cuda.current_device() if device == "gpu" else None  # asked here: it is another one in other threads
     metrics.watch(heart, run.out if ranks.leads else None, gpu)
@@ -145,7 +145,7 @@ def start(run: Run, device: Device, ranks: Ranks, stop: Stop, stack: ExitStack) 
     worker = Worker(run, display, metrics, heart, stop, desk, setup)
     answers.worker = worker
     stack.callback(worker.saver.close)  # before the folder is let go, whatever happens
-    return worker
+    return worker, answers
 
 
 def check_access(run: Run, ranks: Ranks) -> None:
@@ -181,7 +181,10 @@ def main() -> int:
     device = choose_device(run.device)
     try:
         with joined(device, run.stall_seconds * COMPILE_FACTOR) as ranks, ExitStack() as stack:
-            status = train(start(run, device, ranks, stop, stack))
+            worker, answers = start(run, device, ranks, stop, stack)
+            status = train(worker)
+            if stop.signal is None:  # else there is somebody who waits
+                answers.farewell()
     except RanksLost as error:
         say(f"error: {error}")
         return FAULTS

@@ -153,7 +153,13 @@ class Worker:
         self.display.say(f"step {self.state.step}: {' '.join(word for word in words if word)}")
 
     def tell_standing(self) -> None:
-        """Metrics of what changes only with events and validations."""
+        """Metrics of where the run stands, which a resume knows before its first step."""
+        self.metrics.epoch.set(self.state.position / self.samples)
+        self.metrics.progress.set(self.state.step / self.total_steps)
+        self.metrics.learning_rate.set(self.rates.base)
+        for entry in self.state.history[-1:]:
+            self.metrics.error.labels("1").set(entry.top1)
+            self.metrics.error.labels("5").set(entry.top5)
         self.metrics.latest_events = self.state.events
         self.metrics.paused.set(self.paused)
         self.metrics.drop_proposed.set(proposal(self.run.optim, self.state, self.rates.base) is not None)
@@ -263,8 +269,6 @@ class Worker:
         entry = Validation(epoch=epoch, step=self.state.step, loss=loss, top1=top1, top5=top5)
         self.state = replace(self.state, history=(*self.state.history, entry))
         self.log.append({"validation": True, **asdict(entry)})
-        self.metrics.error.labels("1").set(top1)
-        self.metrics.error.labels("5").set(top5)
         self.tell_standing()
         self.display.say(f"epoch {epoch}: validation loss {loss:.4f}, top-1 error {top1:.2%}, top-5 error {top5:.2%}")
 

@@ -16,15 +16,17 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from dashboards import DOCKER, Query, board, chosen, filled, queries
+from dashboards import DOCKER, Query, board, chosen, filled, panels, queries
 from processes import command, small_shards
 from prometheus import FOLDER, Prometheus, prometheus, until
 from service.metrics import Metrics
+from service.status import DATA_WAIT_HIGH, DISK_CHECKPOINTS
 
 ALERTS_DOCUMENTED = DOCKER.parent / "docs" / "operations.md"
 TOKEN = "0123456789abcdef-alice"
 # Of a healthy run on a CPU these and no others return nothing, or only NaN.
 NO_ALERT = {"9 Alerts A", "annotation Alerts"}
+LIMITED = ("Waiting for data", "Work that is not saved")  # panels with a line where an alert begins
 NO_GPU = {"22 GPU utilisation A", "23 GPU temperature A"}
 
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
@@ -71,6 +73,20 @@ def test_every_alert_has_cases_and_instructions(rule: dict[str, Any]) -> None:
     assert set(rule["annotations"]) == {"summary", "description", "runbook"}
     assert rule["annotations"]["runbook"] == f"docs/operations.md#{name.lower()}"
     assert re.search(rf"^#+ {name}$", ALERTS_DOCUMENTED.read_text(), re.MULTILINE)  # whose anchor that is
+
+
+def test_limits_are_the_same_wherever_they_are_shown() -> None:
+    expressions = {rule["alert"]: rule["expr"] for rule in rules("alert")}
+    assert expressions["TrainerDataWaitHigh"].endswith(f"> {DATA_WAIT_HIGH}")
+    assert f"{DISK_CHECKPOINTS} * trainer_checkpoint_size_bytes" in expressions["TrainerDiskFilling"]
+    assert "job:trainer_unsaved:seconds > 7200" in expressions["TrainerCheckpointOld"]
+    assert "median1d < 0.7" in expressions["TrainerThroughputDrop"]
+    found = {panel["title"]: panel for panel in panels(board())}
+    lines = [found[t]["fieldConfig"]["defaults"]["thresholds"]["steps"][-1]["value"] for t in LIMITED]
+    assert lines == [DATA_WAIT_HIGH, 7200]
+    shown = {query.where: query.expr for query in queries(board())}
+    assert shown["16 Pictures a second C"].startswith("0.7 * ")
+    assert shown["33 Disk B"].startswith(f"{DISK_CHECKPOINTS} * ")
 
 
 @needs_promtool
@@ -198,3 +214,32 @@ def test_variables_find_the_run(run: Run) -> None:
         assert found
         values = run.prometheus.get(f"label/{found[2]}/values", **{"match[]": found[1]})
         assert values == {"job": ["trainer"], "instance": [run.url.removeprefix("http://")]}[variable["name"]]
+
+
+@needs_prometheus
+def test_an_operators_stop_is_seen_to_be_the_end(tmp_path: Path) -> None:
+    with running(tmp_path) as run:
+        state = Query("state", "job:trainer_state:code", True)
+
+        def states() -> set[float]:
+            return {value for each in run.prometheus.series(state) for value in each["values"]}
+
+        until(lambda: states() == {2}, states)
+        run.act("stop")
+        down = Query("down", "up == 0", True)
+        until(lambda: run.prometheus.series(down), states)
+        until(lambda: states() == {5}, states)
+
+
+@needs_prometheus
+def test_a_step_that_is_not_finite_is_seen_although_the_process_ends(tmp_path: Path) -> None:
+    with running(tmp_path) as run:
+        up = Query("up", "count_over_time(trainer_steps_total[1m]) > 1", True)
+        until(lambda: run.prometheus.series(up), lambda: run.prometheus.get("targets"))
+        run.act("learning-rate", rate=100)
+
+        def firing() -> set[str]:
+            alerts = run.prometheus.get("alerts")["alerts"]
+            return {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
+
+        until(lambda: "TrainerNonFinite" in firing(), firing)

@@ -43,14 +43,11 @@ def devices() -> list[PanelBuilder]:
         )
         .min(0)
         .max(1),
-        alarm_at(
-            lines(
-                "GPU temperature",
-                "celsius",
-                "As NVML says; none without a GPU.",
-                query("trainer_gpu_temperature_celsius{RANKS}", each),
-            ),
-            87,
+        lines(
+            "GPU temperature",
+            "celsius",
+            "As NVML says; none without a GPU.",
+            query("trainer_gpu_temperature_celsius{RANKS}", each),
         ),
         lines(
             "Device memory",
