@@ -221,7 +221,7 @@ def test_who_has_no_token_cannot_act(client: Client, tokens: Path) -> None:
     # A token is taken back, and a new one given, without a restart.
     text = tokens.read_text()
     tokens.write_text(text.replace(ALICE, "another-token-of-alices"))
-    assert client.post("/api/resume")[0] == 401
+    assert client.post("/api/resume")[0] in (401, 429)
     assert client.post("/api/resume", token="another-token-of-alices")[0] == 409
     tokens.chmod(0o644)
     status, answer = client.post("/api/resume", token="another-token-of-alices")
@@ -417,7 +417,7 @@ def test_fuzzing_finds_no_fault(shards: Path, tmp_path: Path, tokens: Path) -> N
     """Schemathesis's requests, valid and not: no 5xx, and every answer as /openapi.json has it."""
     acts = ["-H", f"Authorization: Bearer {ALICE}", "--exclude-path-regex", "stop|resume"]
     program = [str(Path(sys.executable).with_name("schemathesis")), "run", "--no-color", "--checks", "all"]
-    bounds = ["--max-examples", "10", "--seed", "1", "--generation-database", ":memory:"]
+    bounds = ["--max-examples", "5", "--seed", "1", "--generation-database", ":memory:"]
     with serving(command(shards, tmp_path, "--epochs", "100000", "--token-file", str(tokens)), tmp_path) as client:
         assert client.post("/api/pause")[0] == 200  # at the rates that are tried, training would end in infinities
         for options in ([*acts, "--exclude-checks", "ignored_auth"], ["--include-path-regex", "stop|resume"]):

@@ -97,7 +97,7 @@ def test_what_one_rank_is_told_all_do_and_each_has_its_metrics(shards: Path, tmp
         line = launcher.stdout.readline()
         assert line, "torchrun ended"
         if "serving" in line:
-            served[int(line.split()[1])] = line.split("serving ")[1].split()[0]
+            served[int(line.split()[1])] = line.split("serving ")[1].split(",")[0] + "metrics"
 
     def samples(rank: int) -> dict[str, float]:
         with urllib.request.urlopen(served[rank], timeout=10) as answer:
