@@ -5,7 +5,7 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format clean
+.PHONY: demo test compose check format clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m pipeline.sample data/sample
@@ -15,6 +15,10 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
+
+# Builds the image, and runs the containers for real; needs a Docker engine with Compose.
+compose:
+	tests/compose.sh
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check
