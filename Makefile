@@ -14,7 +14,7 @@ demo: $(VENV)/installed
 	$(BIN)/python -m service.visualise runs/demo --out runs/demo/filters.png
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Builds the image, and runs the containers for real; needs a Docker engine with Compose.
 compose:

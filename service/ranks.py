@@ -126,6 +126,10 @@ def joined(device: Device, patience_seconds: float) -> Iterator[Ranks]:
         if device == "cpu":
             torch.set_num_threads(place.threads)  # torchrun's choice is one
         yield place
+    except (InputError, SystemExit):  # of all ranks, as `together` has it
+        if dist.is_initialized():
+            dist.destroy_process_group()  # else a thread that is left may abort this process at its end
+        raise
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
             raise
