@@ -39,7 +39,7 @@ def get(port: int, path: str) -> bytes:
 
 
 def steps(port: int) -> int:
-    return json.loads(get(port, "/api/status"))["step"]
+    return json.loads(get(port, "/api/status")).get("step", 0)  # none while the worker is set up
 
 
 @contextmanager

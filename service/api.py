@@ -9,6 +9,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import os
 import re
 import signal
 import socket
@@ -245,6 +246,7 @@ def main() -> None:
     """Serve as the worker says: file descriptors of the listening sockets and of the pipe, and files."""
     for number in (signal.SIGTERM, signal.SIGINT):  # meant for the worker, after which this ends
         signal.signal(number, signal.SIG_IGN)
+    os.nice(10)  # the processor is the training's first
     settings = json.loads(sys.argv[1])
     worker = Asking(Connection(settings["channel"]))
     token_file = settings["token_file"]
