@@ -14,8 +14,9 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import tyro
@@ -72,41 +73,33 @@ def hammer(port: int) -> None:
         get(port, "/metrics")
 
 
-@contextmanager
-def flood(port: int) -> Iterator[None]:
-    """Processes that do nothing but ask."""
-    clients = [multiprocessing.Process(target=hammer, args=(port,), daemon=True) for _ in range(FLOOD)]
-    for client in clients:
-        client.start()
-    try:
-        yield
-    finally:
-        for client in clients:
-            client.kill()
-            client.join()
-
-
-@contextmanager
-def burning(port: int) -> Iterator[None]:
-    """As many processes that ask nobody anything, but want the processor as much."""
-    clients = [multiprocessing.Process(target=spin, daemon=True) for _ in range(FLOOD)]
-    for client in clients:
-        client.start()
-    try:
-        yield
-    finally:
-        for client in clients:
-            client.kill()
-            client.join()
-
-
-def spin() -> None:
+def spin(port: int) -> None:
+    """Work that asks nobody anything."""
     while True:
         pass
 
 
-SCENES: dict[str, Callable] = {"alone": nobody, f"{IDLE} idle": idle, f"{SLOW} slow": slow, f"{FLOOD} flooding": flood}
-SCENES[f"{FLOOD} spinning"] = burning
+@contextmanager
+def processes(work: Callable[[int], None], port: int) -> Iterator[None]:
+    """Some that do nothing but this."""
+    clients = [multiprocessing.Process(target=work, args=(port,), daemon=True) for _ in range(FLOOD)]
+    for client in clients:
+        client.start()
+    try:
+        yield
+    finally:
+        for client in clients:
+            client.kill()
+            client.join()
+
+
+SCENES: dict[str, Callable[[int], AbstractContextManager[None]]] = {
+    "alone": nobody,
+    f"{IDLE} idle": idle,
+    f"{SLOW} slow": slow,
+    f"{FLOOD} flooding": partial(processes, hammer),
+    f"{FLOOD} spinning": partial(processes, spin),
+}
 
 
 def measured(port: int, seconds: float) -> tuple[list[float], float]:

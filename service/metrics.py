@@ -28,6 +28,13 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry):
         self.registry = registry
+        self._of_steps(registry)
+        self._of_the_run(registry)
+        self._of_the_machine(registry)
+        build = Info("trainer_build", "Versions that this process runs.", registry=registry)
+        build.info({"torch": torch.__version__, "python": platform.python_version()})
+
+    def _of_steps(self, registry: CollectorRegistry) -> None:
         self.samples = Counter("trainer_samples", "Pictures trained on by this process.", registry=registry)
         self.steps = Counter("trainer_steps", "Training steps done by this process.", registry=registry)
         self.step_seconds = Histogram(
@@ -59,6 +66,8 @@ class Metrics:
         at_first = (self.epoch, self.progress, self.loss, self.gradient_norm, self.learning_rate, self.mfu)
         for unknown in (*at_first, *(self.error.labels(top) for top in ("1", "5"))):
             unknown.set(float("nan"))  # 0 would be taken for a value
+
+    def _of_the_run(self, registry: CollectorRegistry) -> None:
         self.attempts = Counter("trainer_checkpoint_attempts", "Checkpoints begun.", registry=registry)
         self.failures = Counter("trainer_checkpoint_failures", "Checkpoints that failed.", registry=registry)
         self.checkpoint_seconds = Gauge(
@@ -97,6 +106,12 @@ class Metrics:
             "1 while the validation error has stopped improving and the learning rate is the operator's to lower.",
             registry=registry,
         )
+        self.latest_events: Iterable[Mapping[str, Any]] = ()
+        registry.register(_EventTimes(self))
+
+    def _of_the_machine(self, registry: CollectorRegistry) -> None:
+        self._folder: Path | None = None
+        self._gpu: int | None = None
         self.disk = Gauge(
             "trainer_disk_bytes",
             "The file system of the run's folder: its size and what is free; NaN on ranks that do not write there.",
@@ -111,10 +126,6 @@ class Metrics:
         self.gpu_temperature = Gauge(
             "trainer_gpu_temperature_celsius", "Temperature of the GPU; NaN without NVML.", registry=registry
         )
-        self._folder: Path | None = None
-        self._gpu: int | None = None
-        self.latest_events: Iterable[Mapping[str, Any]] = ()
-        registry.register(_EventTimes(self))
         self.device_memory = Gauge(
             "trainer_device_memory_bytes",
             "Memory of this process on its device: in use now, at most so far, and reserved; 0 without one.",
@@ -122,8 +133,6 @@ class Metrics:
             registry=registry,
         )
         ProcessCollector(registry=registry)  # the host's side: resident memory, processor time, open files
-        build = Info("trainer_build", "Versions that this process runs.", registry=registry)
-        build.info({"torch": torch.__version__, "python": platform.python_version()})
 
     def watch(self, heart: Heart, folder: Path | None, gpu: int | None) -> None:
         """What to look at when somebody asks: the heart, the run's folder, and the GPU by torch's number of it."""

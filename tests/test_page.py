@@ -10,7 +10,7 @@ from selenium.webdriver import Chrome
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
-from browser import HERE, WHY_NOT, Page, chromium
+from browser import HERE, WHY_NOT, Page
 from page_server import DROPS, PageServer, curve, pictures, rate_event, starting, training
 
 pytestmark = pytest.mark.skipif(not HERE, reason=WHY_NOT)
@@ -24,17 +24,6 @@ PROPOSAL = {"rate": 1e-5, "factor": 0.1, "reason": "the error has not improved b
 CONTRAST = Path(__file__).with_name("contrast.js")
 EVIL = "<img src=x onerror='window.fired=1'><script>window.fired=1</script>\"onload=\"window.fired=1"
 LONG = "Donaudampfschifffahrtsgesellschaft" * 9
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    with chromium(tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
-
-
-@pytest.fixture
-def server() -> PageServer:
-    return PageServer()
 
 
 @pytest.fixture

@@ -7,24 +7,13 @@ import pytest
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.keys import Keys
 
-from browser import HERE, WHY_NOT, Page, chromium
+from browser import HERE, WHY_NOT, Page
 from page_server import TOKEN, PageServer, rate_event, training
 
 pytestmark = pytest.mark.skipif(not HERE, reason=WHY_NOT)
 
 BUTTONS = ("checkpoint", "pause", "stop", "set-rate", "divide")
 PROPOSAL = {"rate": 1e-5, "factor": 0.1, "reason": "the error has not improved by 0.001 for 3 epochs"}
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    with chromium(tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
-
-
-@pytest.fixture
-def server() -> PageServer:
-    return PageServer()
 
 
 @pytest.fixture
