@@ -1,6 +1,5 @@
 """What the worker answers to whoever looks at it, in any phase and from any thread."""
 
-import io
 import threading
 import time
 from collections import deque
@@ -8,10 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from PIL import Image
-
 from model.parallel import Layout
-from pipeline.command import InputError
 from service.checkpoint import step_of
 from service.config import Run
 from service.heart import Heart
@@ -19,7 +15,7 @@ from service.metrics import Metrics
 from service.ranks import Ranks
 from service.server import Answer, json_answer
 from service.status import facts, status
-from service.visualise import filters_picture
+from service.visualise import filters_png
 from service.window import described
 from service.worker import Worker
 
@@ -102,9 +98,7 @@ class Answers:
             return missing("filters")
         if not self._filters or self._filters[0] != good:
             try:
-                stream = io.BytesIO()
-                Image.fromarray(filters_picture(good)).save(stream, "PNG")
-            except (OSError, InputError):
+                self._filters = good, filters_png(good)
+            except OSError:  # of another host's rank 0
                 return missing("filters")
-            self._filters = good, stream.getvalue()
         return Answer(200, "image/png", self._filters[1])

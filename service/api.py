@@ -69,7 +69,7 @@ class Guard:
     leads: bool = True
     failures: list[float] = field(default_factory=list)
 
-    async def author(self, given: HTTPAuthorizationCredentials | None) -> str:
+    def author(self, given: HTTPAuthorizationCredentials | None) -> str:
         """The operator's name; HTTPException where the token is missing or wrong, or control is off."""
         if not self.leads:
             raise HTTPException(
@@ -143,7 +143,7 @@ async def operator(
     request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
 ) -> str:
     """The name of whoever asks."""
-    return await request.app.state.guard.author(given)
+    return request.app.state.guard.author(given)
 
 
 Author = Annotated[str, Depends(operator)]

@@ -64,8 +64,7 @@ def act_event(act: Act, state: State, samples: int, rates: Rates) -> Event:
     """The event that an operator's act is; rates: the current ones."""
     if act.kind != "learning-rate":
         return event_of(act.kind, state, samples, act.author, act.reason)
-    base = wanted(act, rates)
-    new = Rates(base, base if rates.conv1 == rates.base else rates.conv1)
+    new = with_base(rates, wanted(act, rates))
     return rate_event(state, samples, rates, new, act.author, act.reason, manual=True)
 
 
@@ -84,9 +83,12 @@ def rates_of(config: OptimConfig, state: State, samples: int) -> Rates:
     """The rates of the next step: the schedule's, until an operator has set one; conv1's overrides stay."""
     scheduled = rates_at(config, state.position / samples, [entry.top1 for entry in state.history])
     base = set_by_hand(state.events)
-    if base is None:
-        return scheduled
-    return Rates(base, base if scheduled.conv1 == scheduled.base else scheduled.conv1)
+    return scheduled if base is None else with_base(scheduled, base)
+
+
+def with_base(rates: Rates, base: float) -> Rates:
+    """The rates with another base; conv1's goes with it unless it was another already."""
+    return Rates(base, base if rates.conv1 == rates.base else rates.conv1)
 
 
 def epochs_waited(config: OptimConfig, history: Sequence[Validation], changes: Sequence[int]) -> int:

@@ -48,7 +48,8 @@ def sampled(path: Path, most: int = SAMPLED) -> list[dict[str, Any]]:
 
 def last_step(path: Path) -> float:
     """The last step that a log has; 0 where there is none."""
-    return max((step for line in _lines(path) if (step := _step(line)) < float("inf")), default=0)
+    steps = map(_step, reversed(_lines(path)))  # from the end: a log may have a million lines
+    return next((step for step in steps if step < float("inf")), 0)
 
 
 def _line(record: dict[str, Any]) -> bytes:

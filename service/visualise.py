@@ -5,9 +5,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import tyro
-from numpy.typing import NDArray
 from PIL import Image
 from safetensors import safe_open
 
@@ -41,13 +39,15 @@ def find_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def filters_picture(checkpoint: Path) -> NDArray[np.uint8]:
-    """conv1's kernels of both towers, of a checkpoint's folder, as one (height, width, 3) RGB picture."""
+def filters_png(checkpoint: Path) -> bytes:
+    """conv1's kernels of both towers, of a checkpoint's folder, as a PNG file."""
     kernels = []
     for tower in (0, 1):
         with safe_open(checkpoint / tower_file(tower), "pt") as file:
             kernels.append(file.get_tensor(f"towers.{tower}.conv1.weight"))
-    return towers_picture(kernels)
+    stream = io.BytesIO()
+    Image.fromarray(towers_picture(kernels)).save(stream, "PNG")
+    return stream.getvalue()
 
 
 def _error(checkpoint: Checkpoint) -> str:
@@ -62,10 +62,8 @@ def main() -> int:
     """Draw as the command line says."""
     options = tyro.cli(VisualiseOptions, prog="python -m service.visualise")
     checkpoint = find_checkpoint(options.checkpoint)
-    stream = io.BytesIO()
-    Image.fromarray(filters_picture(checkpoint.path)).save(stream, "PNG")
     try:
-        write_atomic(options.out, stream.getvalue())
+        write_atomic(options.out, filters_png(checkpoint.path))
     except OSError as error:
         raise InputError(f"cannot write {options.out} ({error.strerror}); give another --out") from error
     _say(f"{options.out}: conv1 filters of {checkpoint.path}, {_error(checkpoint)}")

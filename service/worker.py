@@ -22,7 +22,7 @@ from service.config import Run
 from service.console import Display, Speed
 from service.curve import Curve, Point
 from service.desk import Desk, Refused, Request
-from service.events import Event, act_event, change_of, proposal, rate_event, rates_of, refusal
+from service.events import Event, act_event, change_of, proposal, rate_changes, rate_event, rates_of, refusal
 from service.heart import Heart
 from service.log import NOWHERE, JsonLines, sampled
 from service.metrics import Metrics
@@ -136,8 +136,8 @@ class Worker:
     def next_rates(self) -> Rates:
         """The learning rates of the next step; a change that is not an event yet is one."""
         rates = rates_of(self.run.optim, self.state, self.samples)
-        past = [Rates(**event["new"]) for event in self.state.events if event["kind"] == "learning-rate"]
-        old = past[-1] if past else Rates(self.run.optim.lr, self.run.optim.lr)
+        changes = rate_changes(self.state.events)
+        old = Rates(**changes[-1]["new"]) if changes else Rates(self.run.optim.lr, self.run.optim.lr)
         if rates != old:
             self.note(rate_event(self.state, self.samples, old, rates, f"schedule {self.run.optim.schedule}"))
         self.rates = rates
@@ -146,6 +146,7 @@ class Worker:
     def note(self, event: Event) -> None:
         """Record an event, and tell everyone."""
         self.state = replace(self.state, events=(*self.state.events, event))
+        self.rates = rates_of(self.run.optim, self.state, self.samples)
         self.events.append(event)
         self.metrics.events.labels(event["kind"]).inc()
         self.tell_standing()
@@ -199,7 +200,6 @@ class Worker:
         self.paused = act.kind == "pause" or (self.paused and act.kind != "resume")
         event = act_event(act, self.state, self.samples, self.rates)
         self.note(event)
-        self.rates = rates_of(self.run.optim, self.state, self.samples)
         if act.kind == "stop":
             self.ended_by = act.author
             self.steering.end()

@@ -169,6 +169,7 @@ def test_acts_are_done_before_they_are_answered_and_are_on_disk(client: Client) 
     status, done = client.post("/api/learning-rate", body={"factor": 0.5, "reason": "too fast\\"})
     assert status == 200 and done["event"]["new"]["base"] == 0.005
     assert client.json("/api/status")["step"] == paused["step"]  # nothing was trained meanwhile
+    wait_until(lambda: client.metrics()["trainer_learning_rate"] == 0.005, client.process)  # told before the next step
     assert client.post("/api/resume")[0] == 200 and client.post("/api/resume")[0] == 409
     wait_until(lambda: client.json("/api/status")["step"] > paused["step"], client.process)
     records = [json.loads(line) for line in (client.out / "log.jsonl").read_text().splitlines()]
