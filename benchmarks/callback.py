@@ -8,6 +8,7 @@ decodes, so the pictures are random bytes laid out as tars are. With a cold page
 """
 
 import gc
+import hashlib
 import os
 import statistics
 import tempfile
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 
 from pipeline.loader import DataConfig, Loader, graph_inputs
 from pipeline.manifest import (
+    DATASET_FILE,
     MEAN_FILE,
     SAMPLE_DTYPE,
     SAMPLES_FILE,
@@ -34,8 +36,9 @@ from pipeline.manifest import (
     PictureClass,
     Shard,
     Split,
-    write_array,
-    write_dataset,
+    array_bytes,
+    encode_dataset,
+    write_atomic,
 )
 from pipeline.rows import TrainRows, mended
 from pipeline.storage import SampleStore
@@ -84,13 +87,15 @@ def write_data_set(root: Path, options: Options) -> None:
     (root / "train").mkdir()
     made = [write_shard(root, number, part) for number, part in enumerate(_shares(sizes))]
     table = np.concatenate([rows for _, rows in made])
-    split = Split(
-        samples=len(table),
-        shards=tuple(shard for shard, _ in made),
-        table_sha256=write_array(root / "train" / SAMPLES_FILE, table),
-    )
-    mean_sha256 = write_array(root / MEAN_FILE, np.full((256, 256, 3), 110, np.float32))
-    write_dataset(root, _dataset(split, mean_sha256))
+    contents = {
+        f"train/{SAMPLES_FILE}": array_bytes(table),
+        MEAN_FILE: array_bytes(np.full((256, 256, 3), 110, np.float32)),
+    }
+    for name, data in contents.items():
+        write_atomic(root / name, data)
+    split = Split(samples=len(table), shards=tuple(shard for shard, _ in made))
+    files = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    write_atomic(root / DATASET_FILE, encode_dataset(_dataset(split, files)))
 
 
 def _shares(sizes: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -111,7 +116,7 @@ def write_shard(root: Path, number: int, sizes: NDArray[np.int64]) -> tuple[Shar
     return Shard(name=path.name, samples=len(sizes), bytes=int(ends[-1]), sha256=""), rows
 
 
-def _dataset(split: Split, mean_sha256: str) -> Dataset:
+def _dataset(split: Split, files: dict[str, str]) -> Dataset:
     return Dataset(
         encoder="random bytes",
         size=256,
@@ -129,7 +134,7 @@ def _dataset(split: Split, mean_sha256: str) -> Dataset:
             eigenvectors=((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
             standard_deviations=(9000.0**0.5, 500.0**0.5, 10.0),
         ),
-        mean_sha256=mean_sha256,
+        files=files,
     )
 
 

@@ -1,55 +1,110 @@
-"""Hold an output folder that is made in place: refuse what is not ours, clear what an interrupted run left.
+"""Hold an output folder that is made in place: refuse what is not ours, say what an interrupted run left.
 
-A marker file says that the folder is ours and unfinished, and its lock that a run is at it. The lock goes with the
-process, however that ends.
+A marker file says that the folder is ours, unfinished, and what it will be. On disk its lock says that a run is at it,
+and goes with the process, however that ends; in a store, which has no locks, a lease does (lease.py).
 """
 
 import fcntl
-import shutil
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import IO, Any, Final
 
 from pipeline.command import InputError
-from pipeline.manifest import fsync_folder
+from pipeline.folder import Folder
+from pipeline.lease import LEASE, leased
+from pipeline.manifest import fsync_folder, is_temporary
 
 MARKER: Final = "unfinished"
 
+Check = Callable[[], None]  # raises InputError when the folder is no longer this run's
+
 
 @contextmanager
-def claimed(folder: Path, products: Iterable[str]) -> Iterator[None]:
-    """Make `folder` this run's own, without `products` (files and folders) of an earlier one; release it on success.
+def claimed(folder: Folder, identity: Mapping[str, Any]) -> Iterator[Check]:
+    """Make `folder` this run's own: empty, or with what an earlier run of the same identity left; release on success.
 
     InputError, with nothing touched, when it holds something else or another run is at it.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file, expected a new or empty folder; give another --out")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).exists():
-        raise InputError(f"{folder} holds other files, expected a new or empty folder; give another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / MARKER, "a") as marker:
-        try:
-            fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"another run is writing {folder}, expected to be alone; wait for it") from error
-        _clear(folder, products)
-        fsync_folder(folder)
-        fsync_folder(folder.resolve().parent)
-        yield
+    with _held(folder) as (check, previous):
+        if previous:
+            require_same(folder, previous, identity)
+        else:
+            _mark(folder, identity)
+        for name in folder.sizes():
+            if is_temporary(name):
+                folder.remove(name)
+        yield check
         release(folder)
 
 
-def release(folder: Path) -> None:
+def release(folder: Folder) -> None:
     """Take the marker off a finished folder, where a run that ended right after its last act left one."""
-    if (folder / MARKER).exists():
-        (folder / MARKER).unlink(missing_ok=True)
-        fsync_folder(folder)
+    for name in (MARKER, LEASE):
+        folder.remove(name)
+    if folder.local:
+        fsync_folder(folder.local)
 
 
-def _clear(folder: Path, products: Iterable[str]) -> None:
-    for path in [*(folder / name for name in products), *folder.glob(".*.tmp")]:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+def require_same(folder: Folder, there: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """InputError, naming the differences, when what is there is not what is asked for."""
+    differences = [name for name, value in identity.items() if there.get(name) != value]
+    if differences:
+        described = ", ".join(f"{name} {there.get(name)} there, {identity[name]} here" for name in differences)
+        raise InputError(
+            f"{folder.place} holds another data set ({described}), expected the same; give the same options, another "
+            "--out, or remove it"
+        )
+
+
+@contextmanager
+def _held(folder: Folder) -> Iterator[tuple[Check, dict[str, Any]]]:
+    if folder.local is None:
+        _require_ours(folder, next(iter(folder.sizes()), None), folder.exists(MARKER) or folder.exists(LEASE))
+        with leased(folder) as check:
+            yield check, _read_marker(folder.read(MARKER)) if folder.exists(MARKER) else {}
+        return
+    with _locked(folder, folder.local) as marker:
+        yield (lambda: None), _read_marker(marker.read())
+
+
+@contextmanager
+def _locked(folder: Folder, path: Path) -> Iterator[IO[bytes]]:
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{folder.place} is a file, expected a new or empty folder; give another --out")
+    path.mkdir(parents=True, exist_ok=True)
+    _require_ours(folder, next(path.iterdir(), None), (path / MARKER).exists())
+    with open(path / MARKER, "a+b") as marker:
+        try:
+            fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another run is writing {folder.place}, expected to be alone; wait for it") from error
+        fsync_folder(path)
+        fsync_folder(path.resolve().parent)
+        marker.seek(0)
+        yield marker
+
+
+def _require_ours(folder: Folder, example: object, marked: bool) -> None:
+    if example is not None and not marked:
+        raise InputError(f"{folder.place} holds other files, expected a new or empty folder; give another --out")
+
+
+def _read_marker(data: bytes) -> dict[str, Any]:
+    try:
+        read = json.loads(data)
+    except ValueError:
+        return {}  # the run before ended as it began: there is nothing of it but this
+    return read if isinstance(read, dict) else {}
+
+
+def _mark(folder: Folder, identity: Mapping[str, Any]) -> None:
+    data = json.dumps(identity).encode("ascii")
+    if folder.local:
+        # In place: the lock is on this very file.
+        with open(folder.local / MARKER, "r+b") as marker:
+            marker.truncate()
+            marker.write(data)
+    else:
+        folder.write(MARKER, data)

@@ -1,29 +1,35 @@
 """What a data set is: `dataset.json`, the sample tables, the mean image, and how files reach the disk whole.
 
-`dataset.json` is written last, so a folder with it is finished. What is read back is first held against its SHA-256.
+`dataset.json` is written last, so a folder with it is finished. It holds the SHA-256 of every other file and of itself;
+what is read back is first held against them.
 """
 
 import hashlib
 import io
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.command import InputError
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 DATASET_FILE: Final = "dataset.json"
 SAMPLES_FILE: Final = "samples.npy"
 MEAN_FILE: Final = "mean.npy"
+MEAN_PICTURE: Final = "mean.png"
+REJECTS_FILE: Final = "rejects.jsonl"
+CONTACT_FILE: Final = "contact-sheet.png"
 
-# `offset` is where the JPEG bytes start in the tar; `shard` indexes the split's `shards`; `crc32` is of the JPEG bytes.
+# `offset` is where the JPEG bytes start in the tar; `shard` indexes the split's `shards`; `crc32` is of the JPEG bytes;
+# `label` is -1 where a picture has none (ImageNet's test split).
 SAMPLE_DTYPE: Final = np.dtype(
     [("shard", "<u4"), ("offset", "<u8"), ("size", "<u4"), ("label", "<i4"), ("crc32", "<u4")]
 )
@@ -42,7 +48,7 @@ class PictureClass:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One tar of a split; its DALI index has the same name with `.idx`."""
+    """One tar of a split; its DALI index has the same name with `.idx`, and follows from it."""
 
     name: str
     samples: int
@@ -52,11 +58,10 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """`train` or `val`: how many samples in which tars, and the hash of the sample table."""
+    """`train`, `val` or `test`: how many samples in which tars."""
 
     samples: int
     shards: tuple[Shard, ...]
-    table_sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +89,12 @@ class Dataset:
     seed: int
     shard_samples: int  # as asked for; 0 means chosen by the number of pictures
     val_fraction: float
-    source_sha256: str  # of the list of source files: split, path, bytes
+    source_sha256: str  # of the list of source pictures: split, class, name, bytes
     classes: tuple[PictureClass, ...]
     splits: dict[str, Split]
     rejected: int
     colour: ColourStatistics
-    mean_sha256: str
+    files: dict[str, str]  # SHA-256 of every file but the tars, their indexes and dataset.json, by path
 
 
 def load_dataset(root: Path) -> Dataset:
@@ -99,14 +104,33 @@ def load_dataset(root: Path) -> Dataset:
         raise InputError(f"{root} is not a folder, expected shards; make them with python -m pipeline.shard")
     if not path.is_file():
         raise InputError(f"{root} has no {DATASET_FILE}, expected a finished data set; run pipeline.shard again")
+    return parse_dataset(path.read_bytes(), str(path))
+
+
+def parse_dataset(data: bytes, where: str) -> Dataset:
+    """The data set that these bytes of a `dataset.json` describe; InputError, naming `where`, unless all are sound."""
     try:
-        fields = json.loads(path.read_bytes())
+        fields = json.loads(data)
         version = fields["schema_version"]
         if version == SCHEMA_VERSION:
-            return _dataset(fields)
+            dataset = _dataset({name: value for name, value in fields.items() if name != "sha256"})
+            if encode_dataset(dataset) != data:
+                raise ValueError("its SHA-256 is another")
+            return dataset
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged ({error!r}), expected JSON of pipeline.shard; shard again") from error
-    raise InputError(f"{path} has schema version {version}, expected {SCHEMA_VERSION}; shard again with this version")
+        raise InputError(f"{where} is damaged ({error!r}), expected JSON of pipeline.shard; shard again") from error
+    raise InputError(f"{where} has schema version {version}, expected {SCHEMA_VERSION}; shard again with this version")
+
+
+def encode_dataset(dataset: Dataset) -> bytes:
+    """The bytes of `dataset.json`: JSON of the fields, and last of all the SHA-256 of what it would be without that."""
+    fields = asdict(dataset)
+    sha256 = hashlib.sha256(_json(fields)).hexdigest()
+    return _json({**fields, "sha256": sha256})
+
+
+def _json(fields: dict[str, Any]) -> bytes:
+    return (json.dumps(fields, indent=1) + "\n").encode("ascii")
 
 
 def load_samples(root: Path, dataset: Dataset, split: str) -> NDArray[np.void]:
@@ -117,28 +141,22 @@ def load_samples(root: Path, dataset: Dataset, split: str) -> NDArray[np.void]:
     if split not in dataset.splits:
         raise InputError(f"{root} has no split {split!r}, expected one of: {', '.join(dataset.splits)}")
     path = root / split / SAMPLES_FILE
-    _verify(path, dataset.splits[split].table_sha256)
+    _verify(path, dataset.files[f"{split}/{SAMPLES_FILE}"])
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def load_mean(root: Path, dataset: Dataset) -> NDArray[np.float32]:
     """The training set's mean picture, (size, size, 3) RGB on 0..255; InputError when it is not the one named."""
     path = root / MEAN_FILE
-    _verify(path, dataset.mean_sha256)
+    _verify(path, dataset.files[MEAN_FILE])
     return np.load(path, allow_pickle=False)
 
 
-def write_dataset(root: Path, dataset: Dataset) -> None:
-    """Write `dataset.json`: the last act of sharding, which makes `root` a finished data set."""
-    write_atomic(root / DATASET_FILE, (json.dumps(asdict(dataset), indent=1) + "\n").encode())
-
-
-def write_array(path: Path, array: NDArray[Any]) -> str:
-    """Write one `.npy` file durably; its SHA-256."""
+def array_bytes(array: NDArray[Any]) -> bytes:
+    """The bytes of an `.npy` file; ValueError for an array of objects, which would need pickle."""
     stream = io.BytesIO()
     np.save(stream, array, allow_pickle=False)
-    write_atomic(path, stream.getvalue())
-    return hashlib.sha256(stream.getbuffer()).hexdigest()
+    return stream.getvalue()
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -149,8 +167,11 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[io.BufferedRandom]:
-    """A file to write and read under a temporary name beside `path`; fsynced and renamed if the block succeeds."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """A file to write and read under a temporary name beside `path`; fsynced and renamed if the block succeeds.
+
+    Writers of one file do not meet, even where another host still writes what it was thought to have lost.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "w+b") as stream:
             yield stream
@@ -160,6 +181,12 @@ def replacing(path: Path) -> Iterator[io.BufferedRandom]:
     finally:
         temporary.unlink(missing_ok=True)
     fsync_folder(path.parent)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a path has a temporary name of `replacing`: what a process leaves that is killed meanwhile."""
+    last = name.rpartition("/")[2]
+    return last.startswith(".") and last.endswith(".tmp")
 
 
 def fsync_folder(folder: Path) -> None:
@@ -174,7 +201,15 @@ def fsync_folder(folder: Path) -> None:
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        return stream_sha256(stream)
+
+
+def stream_sha256(stream: IO[bytes]) -> str:
+    """The SHA-256, in hexadecimal, of what is left to read."""
+    digest = hashlib.sha256()
+    while chunk := stream.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _verify(path: Path, sha256: str) -> None:

@@ -2,53 +2,88 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Final, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.filesize import decimal
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 LINE_SECONDS: Final = 10.0
 
-Advance = Callable[[int, str], None]  # (how many more are done, a remark to show beside)
+
+class Advance(Protocol):
+    """Tell of more that is done."""
+
+    def __call__(self, count: int, remark: str = "", *, size: int = 0, before: bool = False) -> None:
+        """`count` more units of `size` bytes in all; `before`: they were done by an earlier run, and say nothing of how
+        fast this one is.
+        """
+        ...
+
+
+@dataclass
+class _Tally:
+    total: int
+    unit: str
+    start: float = field(default_factory=time.monotonic)
+    done: int = 0
+    timed: int = 0
+    bytes: int = 0
+
+    def add(self, count: int, size: int, before: bool) -> None:
+        self.done += count
+        if not before:
+            self.timed += count
+            self.bytes += size
+
+    def speed(self, remark: str) -> str:
+        seconds = max(time.monotonic() - self.start, 1e-9)
+        rate = self.timed / seconds
+        parts = [f"{rate:,.0f} a second" if rate >= 10 else f"{rate:.2g} a second"]
+        parts += [f"{decimal(round(self.bytes / seconds))}/s"] if self.bytes else []
+        parts += [f"{_duration((self.total - self.done) / rate)} left"] if rate else []
+        return ", ".join([*parts, *([remark] if remark else [])])
 
 
 @contextmanager
 def progress(total: int, unit: str) -> Iterator[Advance]:
     """Show on stderr how many of `total` units are done, how fast it goes and how long it still takes."""
     console = Console(stderr=True)
+    tally = _Tally(total, unit)
     if not console.is_terminal:
-        yield _lines(total, unit)
+        yield _lines(tally)
         return
-    columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
+    columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(unit, total=total)
-        start = time.monotonic()
 
-        def advance(count: int, remark: str) -> None:
-            bar.advance(task, count)
-            rate = bar.tasks[task].completed / max(time.monotonic() - start, 1e-9)
-            bar.update(task, description=f"{unit}, {rate:,.0f} a second{remark and ', ' + remark}")
+        def advance(count: int, remark: str = "", *, size: int = 0, before: bool = False) -> None:
+            tally.add(count, size, before)
+            bar.update(task, advance=count, description=f"{unit}, {tally.speed(remark)}")
 
         yield advance
 
 
-def _lines(total: int, unit: str) -> Advance:
-    start = last = time.monotonic()
-    done = 0
+def _lines(tally: _Tally) -> Advance:
+    last = tally.start
 
-    def advance(count: int, remark: str) -> None:
-        nonlocal done, last
-        done += count
+    def advance(count: int, remark: str = "", *, size: int = 0, before: bool = False) -> None:
+        nonlocal last
+        tally.add(count, size, before)
         now = time.monotonic()
         if now - last < LINE_SECONDS:
             return
         last = now
-        rate = done / (now - start)
-        left = f"{(total - done) / max(rate, 1e-9):,.0f} s left"
-        line = f"{done:,} of {total:,} {unit}, {rate:,.0f} a second, {left}{remark and ', ' + remark}\n"
-        sys.stderr.write(line)
+        sys.stderr.write(f"{tally.done:,} of {tally.total:,} {tally.unit}, {tally.speed(remark)}\n")
         sys.stderr.flush()
 
     return advance
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -24,7 +24,7 @@ from pipeline.memory import keep_freed_memory
 from pipeline.progress import progress
 from pipeline.scene import GENERATOR, picture
 from pipeline.textures import TEXTURES
-from pipeline.workers import results_in_order
+from pipeline.workers import LocalCrew, results_in_order
 
 SPLITS: Final = ("train", "val")
 MIN_SIDE: Final = 64  # pixels; below, the finest textures fall under five pixels a period
@@ -120,10 +120,10 @@ def write_tree(root: Path, config: SampleConfig) -> None:
     write = partial(write_pictures, root=root, seed=config.seed, side=config.side)
     with (
         progress(config.pictures, "pictures") as advance,
-        results_in_order(write, tasks(config), config.workers) as counts,
+        results_in_order(write, tasks(config), LocalCrew(config.workers)) as counts,
     ):
-        for count in counts:
-            advance(count, "")
+        for _, count in counts:
+            advance(count)
     (root / RECORD).write_text(json.dumps(record(config), indent=2) + "\n")
 
 

@@ -1,49 +1,161 @@
-"""Run a pure function over many tasks in worker processes."""
+"""Run a pure function over many tasks, in processes or on a cluster: results in order, failures tried again.
 
+Tasks are taken from their iterable as workers come free, so any number of them costs the memory of a few.
+"""
+
+import errno
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from pipeline.command import InputError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
+ATTEMPTS: Final = 3
+_TASKS_A_WORKER: Final = 3  # one at work, and more, so that none waits for the slowest
+_LOOK_SECONDS: Final = 5.0  # how often a crew is asked whether it is still there, while a result is waited for
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # trying again does not make room
+
+
+class Crew(Protocol):
+    """Who does the tasks."""
+
+    @property
+    def size(self) -> int:
+        """How many tasks at a time."""
+        ...
+
+    @property
+    def final(self) -> tuple[type[Exception], ...]:
+        """Errors of the executor's own after which it has tried enough."""
+        ...
+
+    def start(self) -> Executor:
+        """A new executor, the first, or in place of one whose workers died."""
+        ...
+
+    def stop(self, executor: Executor) -> None:
+        """Stop at once what it is doing."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalCrew:
+    """Processes of this host; a crew of one is this process."""
+
+    size: int
+    final: tuple[type[Exception], ...] = ()
+
+    def start(self) -> Executor:
+        """Spawned, not forked: a caller may have threads, and a fork would copy the locks that they hold."""
+        if self.size == 1:
+            return _Here()
+        return ProcessPoolExecutor(self.size, multiprocessing.get_context("spawn"), initializer=_follow_parent)
+
+    def stop(self, executor: Executor) -> None:
+        """Kill the workers. A worker may have died with a queue's lock: waiting could be for ever."""
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        executor.shutdown(wait=False)
+
+
+class _Here(Executor):
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
 
 @contextmanager
 def results_in_order(
-    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int
-) -> Iterator[Iterable[Result]]:
-    """The results of `function` in the order of `tasks`; a worker's error is raised, and leaving early stops them all.
+    function: Callable[[Task], Result], tasks: Iterable[Task], crew: Crew
+) -> Iterator[Iterator[tuple[Task, Result]]]:
+    """Each task with the result of `function`, in the order of `tasks`; leaving early stops all work.
 
-    `function` and `tasks` must pickle, unless there is one worker: then it is this process. InputError when the system
-    kills a worker.
+    A task that fails, or whose worker dies, is tried again, ATTEMPTS times in all; then InputError tells its reason.
+    An InputError or a full disk is raised at once. `function` and `tasks` must pickle, unless the crew is one.
     """
-    if workers == 1 or not tasks:
-        yield map(function, tasks)
-        return
-    # Spawned, not forked: a caller may have threads, and a fork would copy the locks that they hold.
-    context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(min(workers, len(tasks)), context, initializer=_follow_parent)
+    work = _Work(function, iter(tasks), crew)
     try:
-        # Not executor.map: it cancels what is left, and Python 3.11's executor trips over that when its workers go.
-        futures = deque(executor.submit(function, task) for task in tasks)
-        yield (futures.popleft().result() for _ in tasks)
-    except BaseException as error:
-        for worker in multiprocessing.active_children():
-            worker.kill()
-        executor.shutdown(wait=False)  # a worker may have died with a queue's lock: waiting could be for ever
-        if isinstance(error, BrokenProcessPool):
-            raise InputError("a worker was killed, expected memory for all of them; give fewer --workers") from error
+        yield work.results()
+    except BaseException:
+        crew.stop(work.executor)
         raise
-    executor.shutdown()
+    work.executor.shutdown()
+
+
+@dataclass
+class _Try(Generic[Task]):
+    task: Task
+    future: Future[Any]
+    number: int = 1
+
+
+class _Work(Generic[Task, Result]):
+    def __init__(self, function: Callable[[Task], Result], tasks: Iterator[Task], crew: Crew):
+        self.function, self.tasks, self.crew = function, tasks, crew
+        self.executor = crew.start()
+        self.tries: deque[_Try[Task]] = deque()
+        self.most = 1 if crew.size == 1 else crew.size * _TASKS_A_WORKER
+
+    def results(self) -> Iterator[tuple[Task, Result]]:
+        while self._fill():
+            first = self.tries[0]
+            try:
+                result = self._result(first)
+            except BrokenExecutor:
+                self._start_again()
+            except Exception as error:
+                if isinstance(error, InputError) or (isinstance(error, OSError) and error.errno in _FULL):
+                    raise
+                if reason := self.crew.final(error):
+                    raise InputError(f"{first.task} could not be made: {reason}") from error
+                self._try_again([first], error)
+            else:
+                self.tries.popleft()
+                yield first.task, result
+
+    def _result(self, one: _Try[Task]) -> Result:
+        while not wait([one.future], _LOOK_SECONDS).done:
+            if reason := self.crew.lost():
+                raise InputError(f"{one.task} could not be made: {reason}")
+        return one.future.result()
+
+    def _fill(self) -> bool:
+        while len(self.tries) < self.most and (task := next(self.tasks, None)) is not None:
+            self.tries.append(_Try(task, self.executor.submit(self.function, task)))
+        return bool(self.tries)
+
+    def _start_again(self) -> None:
+        # The executor is gone with all that it had; which of its tasks killed the worker, nobody knows.
+        self.crew.stop(self.executor)
+        self.executor = self.crew.start()
+        lost = [one for one in self.tries if not one.future.done() or one.future.exception() is not None]
+        self._try_again(lost, RuntimeError("a worker died; was there memory for all of them?"))
+
+    def _try_again(self, tries: list[_Try[Task]], error: Exception) -> None:
+        reason = str(error) or type(error).__name__
+        sys.stderr.write(f"notice: {tries[0].task}, try {tries[0].number} of {ATTEMPTS}: {reason}\n")
+        for one in tries:
+            if one.number == ATTEMPTS:
+                raise InputError(
+                    f"{one.task} failed {ATTEMPTS} times ({reason}), expected to be made; mend that, run the same again"
+                ) from error
+            one.number += 1
+            one.future = self.executor.submit(self.function, one.task)
 
 
 def _follow_parent() -> None:

@@ -23,7 +23,7 @@ def small_shards(folder: Path, val: bool = True) -> Path:
     """Shards of 30 training and 9 validation pictures in three classes, 72 pixels."""
     splits = {"train": {"a": 10, "b": 10, "c": 10}} | ({"val": {"a": 3, "b": 3, "c": 3}} if val else {})
     source = write_tree(folder / "source", splits, 90, 80)
-    assert shard(ShardOptions(source=source, out=folder / "shards", size=72, workers=1, shard_samples=8)) == 0
+    assert shard(ShardOptions(source=source, out=str(folder / "shards"), size=72, workers=1, shard_samples=8)) == 0
     return folder / "shards"
 
 

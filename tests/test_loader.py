@@ -46,14 +46,14 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def square(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("square") / "shards"
-    assert shard(ShardOptions(source=source, out=out, workers=1, shard_samples=8)) == 0
+    assert shard(ShardOptions(source=source, out=str(out), workers=1, shard_samples=8)) == 0
     return out
 
 
 @pytest.fixture(scope="module")
 def original(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("original") / "shards"
-    assert shard(ShardOptions(source=source, out=out, workers=1, shard_samples=8, size=0)) == 0
+    assert shard(ShardOptions(source=source, out=str(out), workers=1, shard_samples=8, size=0)) == 0
     return out
 
 
@@ -154,7 +154,7 @@ def test_a_real_picture_equals_the_reference(tmp_path: Path) -> None:
         members = [member for member in tar if member.isfile()][:24]
         tar.extractall(tmp_path / "source", members, filter="data")
     root = tmp_path / "shards"
-    assert shard(ShardOptions(source=tmp_path / "source", out=root, workers=1)) == 0
+    assert shard(ShardOptions(source=tmp_path / "source", out=str(root), workers=1)) == 0
     config = DataConfig(shards=root)
     batch = next(Loader(config, seed=SEED).train(24))
     seen = seen_by_the_network(batch, root, config)

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 from dataclasses import replace
@@ -15,14 +16,23 @@ from pipeline.manifest import (
     PictureClass,
     Shard,
     Split,
+    array_bytes,
+    encode_dataset,
     load_dataset,
     load_mean,
     load_samples,
     replacing,
-    write_array,
     write_atomic,
-    write_dataset,
 )
+
+
+def write_array(path: Path, array: np.ndarray) -> str:
+    write_atomic(path, array_bytes(array))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_dataset(root: Path, dataset: Dataset) -> None:
+    write_atomic(root / "dataset.json", encode_dataset(dataset))
 
 
 def small_dataset(root: Path) -> Dataset:
@@ -36,7 +46,8 @@ def small_dataset(root: Path) -> Dataset:
         standard_deviations=(3.0, 2.0, 0.0),
     )
     shard = Shard(name="000000.tar", samples=2, bytes=10240, sha256="0" * 64)
-    table_sha256 = write_array(root / "train/samples.npy", table)
+    files = {"train/samples.npy": write_array(root / "train/samples.npy", table)}
+    files["mean.npy"] = write_array(root / "mean.npy", mean)
     return Dataset(
         encoder="an encoder 1.0",
         size=4,
@@ -46,10 +57,10 @@ def small_dataset(root: Path) -> Dataset:
         val_fraction=0.0,
         source_sha256="1" * 64,
         classes=(PictureClass(index=0, id="n01", words="a fish, Zürich"), PictureClass(index=1, id="n02", words="n02")),
-        splits={"train": Split(samples=2, shards=(shard,), table_sha256=table_sha256)},
+        splits={"train": Split(samples=2, shards=(shard,))},
         rejected=3,
         colour=colour,
-        mean_sha256=write_array(root / "mean.npy", mean),
+        files=files,
     )
 
 
@@ -106,14 +117,14 @@ def test_missing_folders_and_manifests_are_named(tmp_path: Path) -> None:
 
 
 def test_another_schema_version_is_refused(tmp_path: Path) -> None:
-    write_dataset(tmp_path, replace(small_dataset(tmp_path), schema_version=2))
-    with pytest.raises(InputError, match="schema version 2, expected 1"):
+    write_dataset(tmp_path, replace(small_dataset(tmp_path), schema_version=1))
+    with pytest.raises(InputError, match="schema version 1, expected 2"):
         load_dataset(tmp_path)
 
 
 @pytest.mark.parametrize(
     "damage",
-    [b"", b"{", b"[]", b"{}", b"null", b'{"schema_version": 1}', b"\xff\xfe"],
+    [b"", b"{", b"[]", b"{}", b"null", b'{"schema_version": 2}', b"\xff\xfe"],
     ids=["empty", "cut", "list", "no fields", "null", "version only", "not text"],
 )
 def test_a_damaged_manifest_is_one_line(tmp_path: Path, damage: bytes) -> None:
@@ -130,6 +141,21 @@ def test_an_unknown_or_missing_field_is_damage(tmp_path: Path) -> None:
         (tmp_path / "dataset.json").write_text(json.dumps(changed))
         with pytest.raises(InputError, match="is damaged"):
             load_dataset(tmp_path)
+
+
+def test_every_changed_byte_of_the_manifest_is_damage(tmp_path: Path) -> None:
+    write_dataset(tmp_path, small_dataset(tmp_path))
+    path = tmp_path / "dataset.json"
+    data = path.read_bytes()
+    for place in range(len(data)):
+        changed = bytearray(data)
+        changed[place] ^= 1 + place % 255
+        path.write_bytes(changed)
+        with pytest.raises(InputError, match=r"is damaged|schema version"):
+            load_dataset(tmp_path)
+    path.write_bytes(data + b"\n")
+    with pytest.raises(InputError, match="is damaged"):
+        load_dataset(tmp_path)
 
 
 def test_an_array_of_objects_is_never_written(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def data_sets(options: Options, folder: Path) -> tuple[Path, Path]:
     squares, originals = options.shards or folder / "squares", folder / "originals"
     for out, size in ((squares, 256), (originals, 0)):
         if out != options.shards:
-            shard(ShardOptions(source=folder / "pictures", out=out, size=size))
+            shard(ShardOptions(source=folder / "pictures", out=str(out), size=size))
     return squares, originals
 
 

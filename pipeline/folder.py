@@ -1,0 +1,145 @@
+"""Where a data set is written and verified: a folder on this host, or a prefix in an object store, by fsspec.
+
+On disk a file appears whole because it is renamed; in a store because objects do. Names are relative, with slashes.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.command import InputError
+from pipeline.manifest import fsync_folder, replacing
+
+_READ_AHEAD: Final = 8 * 2**20  # bytes that a request to a store asks for
+_EXTRAS: Final = {"s3": "s3", "s3a": "s3"}
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Files by name. FileNotFoundError for one that is not there, another OSError where the place fails."""
+
+    place: str  # as the user wrote it
+    fs: Any  # fsspec's types are of no help
+    root: str  # the place in the file system's own words
+
+    @property
+    def local(self) -> Path | None:
+        """The folder's path, where it is on this host."""
+        return Path(self.root) if isinstance(self.fs, LocalFileSystem) else None
+
+    @property
+    def address(self) -> str:
+        """What folder_at understands in any process, whatever its current folder."""
+        return self.root if self.local else self.place
+
+    def sizes(self) -> dict[str, int]:
+        """Every file below with its bytes, sorted by name; nothing where there is no such folder."""
+        with _failures(self.root):
+            self.fs.invalidate_cache()
+            found = self.fs.find(self.root, detail=True)
+        return {path[len(self.root) + 1 :]: info["size"] for path, info in sorted(found.items())}
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file."""
+        try:
+            return bool(self.size(name) + 1)
+        except FileNotFoundError:
+            return False
+
+    def size(self, name: str) -> int:
+        """A file's bytes."""
+        with _failures(self._path(name)):
+            self.fs.invalidate_cache(self.root)
+            return self.fs.info(self._path(name))["size"]
+
+    def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
+        """A file's bytes, or those from start to before stop."""
+        with _failures(self._path(name)):
+            return self.fs.cat_file(self._path(name), start=start, end=stop)
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[IO[bytes]]:
+        """A stream to read a file from its start to its end."""
+        options = {} if self.local else {"block_size": _READ_AHEAD, "cache_type": "readahead"}
+        with _failures(self._path(name)):
+            stream = self.fs.open(self._path(name), "rb", **options)
+        with stream:
+            yield stream
+
+    def write(self, name: str, data: bytes) -> None:
+        """Make a file hold `data`, durably: after a crash it holds all of it, or what it held before."""
+        with self.writing(name) as stream:
+            stream.write(data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Make a file, whole, that must not be there before; whether it was made."""
+        try:
+            with _failures(self._path(name)):
+                self.fs.pipe_file(self._path(name), data, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[IO[bytes]]:
+        """A file to write and to read that takes its name, durably, if the block succeeds."""
+        if self.local:
+            path = self.local / name
+            if not path.parent.is_dir():
+                path.parent.mkdir()
+                fsync_folder(path.parent.parent)
+            with replacing(path) as stream:
+                yield stream
+            return
+        with tempfile.NamedTemporaryFile(prefix="shard-") as stream:
+            yield stream
+            stream.flush()
+            with _failures(self._path(name)):
+                self.fs.put_file(stream.name, self._path(name))
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        with _failures(self._path(name)):
+            try:
+                self.fs.rm_file(self._path(name))
+            except FileNotFoundError:
+                pass
+
+    def _path(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+
+def folder_at(place: str | os.PathLike[str]) -> Folder:
+    """The folder of a path or of an fsspec URL (s3://bucket/prefix); InputError for a URL that nobody here reads."""
+    place = os.fspath(place)
+    protocol, separator, _ = place.partition("://")
+    try:
+        # Cached instances keep listings, which other processes make stale.
+        fs, root = fsspec.url_to_fs(place) if separator else (LocalFileSystem(), os.path.abspath(place))
+    except ImportError as error:
+        extra = f"; pip install 'alexnet-trainer[{_EXTRAS[protocol]}]'" if protocol in _EXTRAS else ""
+        raise InputError(
+            f"{place} cannot be opened ({error}), expected its file system to be installed{extra}"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{place} cannot be opened ({error}), expected a folder or s3://bucket/prefix") from error
+    return Folder(place, fs, root.rstrip("/"))
+
+
+@contextmanager
+def _failures(path: str) -> Iterator[None]:
+    """Whatever a store's library raises (no credentials, no such host) as an OSError, as from a disk."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or path
+        raise
+    except Exception as error:
+        raise OSError(None, f"{type(error).__name__}: {error}".replace("\n", " "), path) from error

@@ -1,0 +1,135 @@
+"""Sharding by a real Dask cluster on this host: a scheduler, and workers that may die."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pictures import tree_bytes, write_tree
+from pipeline.command import InputError
+from pipeline.shard import ShardOptions, shard
+from processes import PATIENCE, wait_until
+from test_resume import finished
+
+
+def options(source: Path, out: Path, executor: str = "local", workers: int = 1) -> ShardOptions:
+    return ShardOptions(
+        source=source, out=str(out), size=32, shard_samples=2, val_fraction=0.2, executor=executor, workers=workers
+    )
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tree(tmp_path_factory.mktemp("source"), {"train": {"a": 30, "b": 30}}, 640, 480)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Every file of the data set as this process makes it."""
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    assert shard(options(source, out)) == 0
+    return tree_bytes(out)
+
+
+class Cluster:
+    """A scheduler and two workers of one thread each, as processes."""
+
+    def __init__(self, folder: Path):
+        self.file = folder / "scheduler.json"
+        self.scheduler = self._start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")
+        wait_until(self.file.exists, self.scheduler)
+        self.workers = [
+            self._start("worker", "--no-nanny", "--nthreads", "1", "--no-dashboard", "--local-directory", str(folder))
+            for _ in range(2)
+        ]
+
+    def _start(self, role: str, *arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "dask", role, "--scheduler-file", str(self.file), *arguments]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
+
+    @property
+    def executor(self) -> str:
+        """What --executor takes, once both workers are there."""
+        from distributed import Client
+
+        with Client(scheduler_file=str(self.file), set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=PATIENCE)
+            return client.scheduler.address.replace("tcp://", "dask://")
+
+    def stop(self) -> None:
+        for process in (*self.workers, self.scheduler):
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    made = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+def command(source: Path, out: Path, executor: str) -> list[str]:
+    given = [str(source), "--out", str(out), "--size", "32", "--shard-samples", "2", "--val-fraction", "0.2"]
+    return [sys.executable, "-m", "pipeline.shard", *given, "--executor", executor]
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_any_number_of_processes_writes_the_same_bytes(
+    source: Path, undisturbed: dict[str, bytes], tmp_path: Path, workers: int
+) -> None:
+    assert shard(options(source, tmp_path / "out", workers=workers)) == 0
+    assert tree_bytes(tmp_path / "out") == undisturbed
+
+
+def test_a_cluster_writes_the_same_bytes_also_when_a_worker_dies(
+    source: Path, undisturbed: dict[str, bytes], tmp_path: Path, cluster: Cluster
+) -> None:
+    executor = cluster.executor
+    whole = subprocess.run(command(source, tmp_path / "whole", executor), capture_output=True, text=True)
+    assert whole.returncode == 0, whole.stderr
+    assert tree_bytes(tmp_path / "whole") == undisturbed
+    out = tmp_path / "out"
+    with subprocess.Popen(
+        command(source, out, executor), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as run:
+        wait_until(lambda: finished(out), run)
+        cluster.workers[0].kill()
+        printed, _ = run.communicate(timeout=PATIENCE)
+    assert run.returncode == 0, printed
+    assert tree_bytes(out) == undisturbed
+
+
+def test_a_lost_scheduler_ends_the_run_and_others_go_on(
+    source: Path, undisturbed: dict[str, bytes], tmp_path: Path, cluster: Cluster
+) -> None:
+    out = tmp_path / "out"
+    with subprocess.Popen(
+        command(source, out, cluster.executor), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as run:
+        wait_until(lambda: finished(out), run)
+        cluster.scheduler.kill()
+        _, errors = run.communicate(timeout=PATIENCE)
+    assert run.returncode == 2
+    assert errors.count("\n") == 1 and "the Dask scheduler was lost" in errors
+    cluster.stop()  # else a worker may still be at a shard
+    assert shard(options(source, out)) == 0
+    assert tree_bytes(out) == undisturbed
+
+
+def test_a_cluster_that_is_not_there_is_one_line(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.cluster._CONNECT_SECONDS", 1)
+    with pytest.raises(InputError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:1 within"):
+        shard(options(source, tmp_path / "out", "dask://127.0.0.1:1"))
+
+
+@pytest.mark.parametrize("executor", ["dask", "dask://", "dask://host", "ray://host:1", "local:1", "dask://host:port"])
+def test_an_executor_nobody_knows_is_one_line(source: Path, tmp_path: Path, executor: str) -> None:
+    with pytest.raises(InputError, match="expected local or dask://HOST:PORT"):
+        options(source, tmp_path / "out", executor)

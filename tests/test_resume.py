@@ -1,0 +1,225 @@
+"""Sharding that is interrupted: what is left, and what the next run makes of it."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pictures import tree_bytes, write_tree
+from pipeline.archive import RECORD_SUFFIX
+from pipeline.command import InputError
+from pipeline.manifest import load_dataset
+from pipeline.shard import ShardOptions, shard
+from processes import wait_until
+
+SAMPLES = 60
+
+
+def options(source: Path, out: Path, **changes: Any) -> ShardOptions:
+    given: dict[str, Any] = {"size": 32, "workers": 1, "shard_samples": 2, "val_fraction": 0.2, **changes}
+    return ShardOptions(source=source, out=str(out), **given)
+
+
+def command(source: Path, out: Path, *arguments: str) -> list[str]:
+    """The same as a process of its own with two workers."""
+    given = [str(source), "--out", str(out), "--size", "32", "--shard-samples", "2", "--val-fraction", "0.2"]
+    return [sys.executable, "-m", "pipeline.shard", *given, "--workers", "2", *arguments]
+
+
+def finished(out: Path) -> list[Path]:
+    """The shards there whose records say that they are done."""
+    return [
+        path.with_name(f"{path.name.removeprefix('.').removesuffix(RECORD_SUFFIX)}.tar")
+        for path in sorted(out.glob(f"*/.*{RECORD_SUFFIX}"))
+    ]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures large enough that a run can be caught at work."""
+    return write_tree(tmp_path_factory.mktemp("source"), {"train": {"a": SAMPLES // 2, "b": SAMPLES // 2}}, 640, 480)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Every file of the data set that nobody interrupted."""
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    assert shard(options(source, out)) == 0
+    return tree_bytes(out)
+
+
+@pytest.fixture
+def half(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What a run leaves that ends with its tenth shard."""
+
+    class Pulled(BaseException):
+        pass
+
+    def pull(*_: object) -> None:
+        if len(finished(tmp_path / "out")) == 10:
+            raise Pulled
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.shard.add", pull)
+        with pytest.raises(Pulled):
+            shard(options(source, tmp_path / "out"))
+    return tmp_path / "out"
+
+
+def test_killed_again_and_again_it_ends_with_the_same_bytes(
+    source: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    kept: dict[Path, int] = {}
+    for wanted in (1, 6, 12, 20):
+        with subprocess.Popen(command(source, out), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+            wait_until(lambda wanted=wanted: len(finished(out)) >= wanted, run)
+            run.kill()
+            run.communicate(timeout=60)  # the pipe ends only when the workers too are gone
+        assert run.returncode == -signal.SIGKILL
+        with pytest.raises(InputError, match=r"has no dataset\.json"):
+            load_dataset(out)
+        for path in out.glob("*/*.tar"):
+            assert path.read_bytes() == undisturbed[str(path.relative_to(out))]
+        assert {path: path.stat().st_ino for path in kept} == kept  # not made again
+        kept = {path: path.stat().st_ino for path in finished(out)}
+    last = subprocess.run(command(source, out), capture_output=True, text=True)
+    assert last.returncode == 0, last.stderr
+    assert "were done by an earlier run" in last.stdout
+    assert {path: path.stat().st_ino for path in kept} == kept
+    assert tree_bytes(out) == undisturbed
+
+
+def test_sigterm_ends_a_run_and_its_workers(source: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with subprocess.Popen(command(source, out), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+        wait_until(lambda: finished(out), run)
+        run.terminate()
+        printed, _ = run.communicate(timeout=60)
+    assert run.returncode == 143
+    assert "Traceback" not in printed
+    assert shard(options(source, out)) == 0
+    assert tree_bytes(out) == undisturbed
+
+
+def test_a_second_run_is_refused_while_the_first_is_at_it(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with subprocess.Popen(command(source, out), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+        wait_until(lambda: finished(out), run)
+        run.send_signal(signal.SIGSTOP)  # so that it does not end before the second begins
+        second = subprocess.run(command(source, out), capture_output=True, text=True)
+        run.send_signal(signal.SIGCONT)
+        assert second.returncode == 2
+        assert second.stderr == f"error: another run is writing {out}, expected to be alone; wait for it\n"
+        assert run.wait(60) == 0
+        run.communicate()
+
+
+def test_temporary_files_of_a_killed_run_are_removed(
+    source: Path, undisturbed: dict[str, bytes], half: Path
+) -> None:
+    for name in (".dataset.json.1234.tmp", "train/.000099.tar.abcd.tmp"):
+        (half / name).write_bytes(b"half")
+    assert shard(options(source, half)) == 0
+    assert tree_bytes(half) == undisturbed
+
+
+@pytest.mark.parametrize("kind", ["tar", "idx", "record"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_a_finished_shard_that_is_damaged_is_made_again(
+    source: Path, undisturbed: dict[str, bytes], half: Path, kind: str, damage: str
+) -> None:
+    tar = finished(half)[3]
+    path = {"tar": tar, "idx": tar.with_suffix(".idx"), "record": tar.with_name(f".{tar.stem}{RECORD_SUFFIX}")}[kind]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(data if damage == "flip" else data[: len(data) // 2])
+    assert shard(options(source, half)) == 0
+    assert tree_bytes(half) == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"), [({"seed": 1}, "seed 0 there, 1 here"), ({"size": 16}, "size"), ({"limit": 3}, "source")]
+)
+def test_another_data_set_does_not_take_an_unfinished_folder(
+    source: Path, half: Path, changes: dict[str, Any], named: str
+) -> None:
+    before = tree_bytes(half)
+    with pytest.raises(InputError, match=f"holds another data set .*{named}"):
+        shard(options(source, half, **changes))
+    assert tree_bytes(half) == before
+
+
+def test_an_end_before_the_first_shard_leaves_nothing_in_the_way(
+    source: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/unfinished").write_bytes(b'{"seed": ')  # killed while it marked the folder
+    assert shard(options(source, tmp_path / "out")) == 0
+    assert tree_bytes(tmp_path / "out") == undisturbed
+
+
+def test_an_end_after_the_last_file_is_tidied_up(source: Path, undisturbed: dict[str, bytes], half: Path) -> None:
+    leftovers = {path: path.read_bytes() for path in [*half.glob(f"*/.*{RECORD_SUFFIX}"), half / "unfinished"]}
+    assert shard(options(source, half)) == 0
+    for path, data in leftovers.items():
+        path.write_bytes(data)
+    assert shard(options(source, half)) == 0
+    assert tree_bytes(half) == undisturbed
+
+
+def can_mount() -> bool:
+    """Whether this user may mount a file system in a namespace of its own."""
+    script = ["unshare", "--user", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    return shutil.which("unshare") is not None and not subprocess.run(script, capture_output=True).returncode
+
+
+@pytest.mark.skipif(not can_mount(), reason="a small disk needs a user namespace with mounts")
+def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(
+    source: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    disk, result = tmp_path / "disk", tmp_path / "result"
+    disk.mkdir()
+    # What is needed is checked before the start; the disk fills up afterwards, as when others write to it.
+    script = f"""
+        mount -t tmpfs -o size=8m tmpfs {disk}
+        dd if=/dev/zero of={disk}/other bs=1k count=7800 2>/dev/null
+        {" ".join(command(source, disk / "out"))}; echo "status $?"
+        echo "$(ls {disk}/out/train/*.tar | wc -l) shards"
+        rm {disk}/other
+        {" ".join(command(source, disk / "out"))}; echo "status $?"
+        cp -r {disk}/out {result}
+    """
+    room = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "bash", "-c", script], capture_output=True, text=True
+    )
+    assert "status 2" in room.stdout and "status 0" in room.stdout, room.stdout + room.stderr
+    assert "\n0 shards" not in room.stdout and "were done by an earlier run" in room.stdout
+    assert f"error: the disk of {disk}/out" in room.stderr
+    assert tree_bytes(result) == undisturbed
+
+
+def test_an_unwritable_folder_is_one_line(source: Path, tmp_path: Path) -> None:
+    run = subprocess.run(command(source, Path("/proc/none")), capture_output=True, text=True)
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1 and run.stderr.startswith("error: ")
+
+
+def test_the_order_of_the_listing_on_disk_does_not_count(
+    source: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    copy = tmp_path / "source"
+    for path in sorted(source.rglob("*.JPEG"), reverse=True):
+        target = copy / path.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.link(path, target)
+    assert shard(options(copy, tmp_path / "out")) == 0
+    assert tree_bytes(tmp_path / "out") == undisturbed
