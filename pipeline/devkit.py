@@ -25,6 +25,7 @@ KIT_NAMES: Final = ("ILSVRC2012_devkit_t12", "ILSVRC2010_devkit-1.0", "devkit-1.
 _ARCHIVES: Final = tuple(name + suffix for name in KIT_NAMES for suffix in (".tar.gz", ".tgz", ".tar"))
 _FOLDERS: Final = (*KIT_NAMES, "devkit", "data")  # what only `meta.mat` in it makes a kit comes last
 
+_YEARS: Final = ("2012", "2010")
 _META: Final = "meta.mat"
 _ID_FIELD: Final = re.compile(r"ILSVRC([0-9]{4})_ID")
 _TRUTH_FILE: Final = re.compile(r"ILSVRC([0-9]{4})_(?:validation|test)_ground_truth\.txt")
@@ -64,11 +65,14 @@ def read_truths(split: str, places: Sequence[Path], kits: Sequence[Kit]) -> list
     """Everything beside the pictures that labels those of `split`; InputError when a source is damaged."""
     solutions = [place / SOLUTION_FILE for place in places if split == "val" and (place / SOLUTION_FILE).is_file()]
     found = [_solution(path) for path in solutions]
-    for kit in kits:
-        name = f"ILSVRC{kit.year}_{_TRUTH_NAMES[split]}_ground_truth.txt"
+    for year in _YEARS:
+        name = f"ILSVRC{year}_{_TRUTH_NAMES[split]}_ground_truth.txt"
         loose = [(str(place / name), _text(place / name)) for place in places if (place / name).is_file()]
-        packed = [(kit.origin, kit.truths[name])] if name in kit.truths else []
-        found += [_numbered(kit, origin, text) for origin, text in packed + loose]
+        of_year = [kit for kit in kits if kit.year == year]
+        if loose and not of_year:
+            raise InputError(f"{loose[0][0]} has no development kit of {year} beside it, expected one; put it there")
+        found += [_numbered(kit, kit.origin, kit.truths[name]) for kit in of_year if name in kit.truths]
+        found += [_numbered(of_year[0], *each) for each in loose]
     return found
 
 
@@ -118,7 +122,7 @@ def _leaves(data: bytes) -> tuple[str, list[tuple[int, str, str]]]:
     from scipy.io import loadmat  # 0.1 s that only a kit costs
 
     table = np.atleast_1d(loadmat(io.BytesIO(data), squeeze_me=True, variable_names=["synsets"])["synsets"])
-    field, year = next((name, match[1]) for name in table.dtype.names if (match := _ID_FIELD.fullmatch(name)))
+    field, year = next((name, match[1]) for name in table.dtype.names or () if (match := _ID_FIELD.fullmatch(name)))
     leaves = [row for row in table if int(row["num_children"]) == 0]
     return year, [(int(row[field]), str(row["WNID"]), str(row["words"]).strip()) for row in leaves]
 
