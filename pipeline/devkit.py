@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import numpy as np
-
 from pipeline.command import InputError
 from pipeline.contents import names_in
+from pipeline.synsets import read_synsets
 
 MAPPING_FILE: Final = "LOC_synset_mapping.txt"  # Kaggle's; a line is "n01440764 tench, Tinca tinca"
 WORDS_FILE: Final = "synset_words.txt"  # Caffe's, with the same lines
@@ -27,7 +26,6 @@ _FOLDERS: Final = (*KIT_NAMES, "devkit", "data")  # what only `meta.mat` in it m
 
 _YEARS: Final = ("2012", "2010")
 _META: Final = "meta.mat"
-_ID_FIELD: Final = re.compile(r"ILSVRC([0-9]{4})_ID")
 _TRUTH_FILE: Final = re.compile(r"ILSVRC([0-9]{4})_(?:validation|test)_ground_truth\.txt")
 _TRUTH_NAMES: Final = {"val": "validation", "test": "test"}
 _COLUMNS: Final = ["ImageId", "PredictionString"]
@@ -97,7 +95,8 @@ def _unpacked(path: Path) -> dict[str, bytes]:
             streams = [(Path(member.name).name, tar.extractfile(member)) for member in kept]
             return {name: stream.read() for name, stream in streams if stream is not None}
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise InputError(f"{path} cannot be unpacked ({error}), expected ILSVRC's development kit; {_AGAIN}") from error
+        why = str(error).partition(":\n")[0]
+        raise InputError(f"{path} cannot be unpacked ({why}), expected ILSVRC's development kit; {_AGAIN}") from error
 
 
 def _is_kept(name: str) -> bool:
@@ -108,23 +107,12 @@ def _kit(path: Path, files: dict[str, bytes]) -> Kit:
     if _META not in files:
         raise InputError(f"{path} has no {_META}, expected ILSVRC's development kit; {_AGAIN}")
     try:
-        year, leaves = _leaves(files[_META])
-    except Exception as error:  # a damaged file makes scipy raise nearly anything
-        what = f"{type(error).__name__}: {error}"
-        raise InputError(f"{path} has an unusable {_META} ({what}), expected ILSVRC's synsets; {_AGAIN}") from error
+        year, synsets = read_synsets(files[_META])
+    except ValueError as error:
+        raise InputError(f"{path} has an unusable {_META} ({error}), expected ILSVRC's synsets; {_AGAIN}") from error
     texts = {name: data.decode("utf-8", "replace") for name, data in files.items() if name != _META}
-    synsets = {id: wnid for id, wnid, _ in leaves}
-    return Kit(str(path), year, synsets, {wnid: words for _, wnid, words in leaves}, texts)
-
-
-def _leaves(data: bytes) -> tuple[str, list[tuple[int, str, str]]]:
-    """The year of a `meta.mat`, and of each of its leaves the ILSVRC id, the WordNet id and the words."""
-    from scipy.io import loadmat  # 0.1 s that only a kit costs
-
-    table = np.atleast_1d(loadmat(io.BytesIO(data), squeeze_me=True, variable_names=["synsets"])["synsets"])
-    field, year = next((name, match[1]) for name in table.dtype.names or () if (match := _ID_FIELD.fullmatch(name)))
-    leaves = [row for row in table if int(row["num_children"]) == 0]
-    return year, [(int(row[field]), str(row["WNID"]), str(row["words"]).strip()) for row in leaves]
+    numbers = {each.number: each.id for each in synsets}
+    return Kit(str(path), year, numbers, {each.id: each.words for each in synsets}, texts)
 
 
 def _numbered(kit: Kit, origin: str, text: str) -> Truth:

@@ -3,6 +3,7 @@
 import io
 import tarfile
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def class_tars(classes: Mapping[str, Mapping[str, bytes]]) -> dict[str, bytes]:
     return {f"{id}.tar": tar_of(pictures) for id, pictures in classes.items()}
 
 
+@cache  # scipy writes the time into it
 def meta_mat(year: str = "2012") -> bytes:
     """`meta.mat` with the fields of the real one: its leaves in a mixed order, and nodes above them."""
     leaves = [(id, wnid, 0) for wnid, id in ILSVRC_IDS.items()]
