@@ -18,6 +18,7 @@ from layouts import (
     flat_val_and_kit,
     image_folder,
     kaggle,
+    kaggle_cls_loc,
     kit_archive,
     mapping,
     solution,
@@ -163,6 +164,9 @@ def test_the_digest_depends_on_all_that_makes_the_shards(reference: Source) -> N
         "fewer": changed(splits={**reference.splits, "train": train.take(np.arange(len(train) - 1))}),
         "split": changed(splits={"train": reference.splits["val"], "val": train}),
         "label": changed(splits={**reference.splits, "train": replace(train, labels=train.labels[::-1])}),
+        "name": changed(
+            splits={**reference.splits, "train": replace(train, names=memoryview(b"x" * len(train.names)))}
+        ),
         "bytes": changed(splits={**reference.splits, "train": replace(train, bytes=train.bytes + 1)}),
     }
     assert len({*other.values(), reference.sha256()}) == len(other) + 1
@@ -196,6 +200,7 @@ NO_SIGNS: dict[str, bytes] = {}
         ({"train/.x/x.JPEG": b""}, "train holds no classes"),
         ({"train/x.JPEG": b""}, "train holds no classes, but 1 pictures without"),
         ({"a/x.JPEG": b"", "b/notes.txt": b""}, "1 classes without pictures.*: b$"),
+        ({"train/a\n\udcff/.x": b""}, r"1 classes without pictures.*: a\\n\\udcff$"),
         ({**X, "val/.x": b""}, "val holds no pictures"),
         ({**X, "train/b/x.JPEG": b"", "val/a/x.JPEG": b"", "val/c/x": b""}, "only in train: b; only in val: c$"),
         ({**X, "test/b/x.JPEG": b""}, "only in train: a; only in test: b$"),
@@ -240,8 +245,17 @@ def test_two_labels_that_disagree_are_an_error(tmp_path: Path) -> None:
     assert find_pictures(tmp_path).found["val"].endswith("LOC_val_solution.csv and ILSVRC2012_devkit_t12.tar.gz")
     table = (tmp_path / "LOC_val_solution.csv").read_bytes().replace(b"0001,n03126707", b"0001,n02012849")
     write_files(tmp_path, {"LOC_val_solution.csv": table})
-    with pytest.raises(InputError, match="ILSVRC2012_val_00000001 is n02012849 in .* and n03126707 in .*expected them"):
+    with pytest.raises(
+        InputError, match=r"ILSVRC2012_val_00000001 is n02012849 in .* and n03126707 in .*expected them"
+    ):
         find_pictures(tmp_path)
+
+
+def test_kaggles_lists_are_found_above_the_splits_in_either_place(tmp_path: Path, reference: Source) -> None:
+    source = kaggle_cls_loc(tmp_path, some_pictures())
+    for name in ("LOC_val_solution.csv", "LOC_synset_mapping.txt"):
+        (tmp_path / name).rename(tmp_path / "ILSVRC" / name)
+    assert find_pictures(source).sha256() == reference.sha256()
 
 
 def test_a_missing_source_and_a_strange_file_are_named(tmp_path: Path) -> None:

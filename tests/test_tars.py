@@ -12,10 +12,10 @@ LONG = f"{'folder/' * 40}{'x' * 150}.JPEG"
 FILES = {"a.JPEG": b"a" * 700, LONG: b"bb", "ö \udcff.JPEG": b"", "./c.JPEG": b"c" * 512}
 
 
-def found_in(path: Path, **where: int) -> dict[str, bytes]:
+def found_in(path: Path, start: int = 0, size: int | None = None) -> dict[str, bytes]:
     """What the walk finds, read back from where it says."""
     data = path.read_bytes()
-    found = list(members(path, **where))
+    found = list(members(path, start, size))
     return {
         each.name.decode("utf-8", "surrogateescape"): data[each.offset : each.offset + each.bytes] for each in found
     }
@@ -39,6 +39,14 @@ def test_a_tar_in_a_tar_is_walked_in_place(tmp_path: Path) -> None:
     path.write_bytes(tar_of({"first.tar": tar_of({"z": b"z"}), "inner.tar": tar_of(FILES), "last": b"9" * 3000}))
     inner = list(members(path))[1]
     assert found_in(path, start=inner.offset, size=inner.bytes) == FILES
+
+
+def test_a_tar_in_a_tar_ends_where_it_ends(tmp_path: Path) -> None:
+    path = tmp_path / "outer.tar"
+    path.write_bytes(tar_of({"inner.tar": WHOLE[:SECOND], "z": b"z"}))
+    inner = next(members(path))
+    with pytest.raises(InputError, match=r"^n\.tar in .*outer\.tar ends at byte 2,048 without an end mark"):
+        list(members(path, inner.offset, inner.bytes, "n.tar"))
 
 
 def test_a_size_in_pax_records_counts(tmp_path: Path) -> None:
