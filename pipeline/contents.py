@@ -126,7 +126,7 @@ def _parts(name: bytes, *wrappers: str) -> list[bytes]:
 
 def _last(found: Iterable[tuple[list[bytes], int, int]]) -> list[File]:
     """Visible files; of several with one name the last, which is the one that unpacking would leave."""
-    visible = (row for row in found if not any(_is_hidden(os.fsdecode(part)) for part in row[0]))
+    visible = (row for row in found if row[0] and not any(_is_hidden(os.fsdecode(part)) for part in row[0]))
     named = ((b"/".join(parts), size, offset) for parts, size, offset in visible)
     return list({name: File(name, size, offset) for name, size, offset in named}.values())
 

@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import numpy as np
-
 from pipeline.command import InputError
 from pipeline.contents import names_in
+from pipeline.synsets import read_synsets
 
 MAPPING_FILE: Final = "LOC_synset_mapping.txt"  # Kaggle's; a line is "n01440764 tench, Tinca tinca"
 WORDS_FILE: Final = "synset_words.txt"  # Caffe's, with the same lines
@@ -25,8 +24,8 @@ KIT_NAMES: Final = ("ILSVRC2012_devkit_t12", "ILSVRC2010_devkit-1.0", "devkit-1.
 _ARCHIVES: Final = tuple(name + suffix for name in KIT_NAMES for suffix in (".tar.gz", ".tgz", ".tar"))
 _FOLDERS: Final = (*KIT_NAMES, "devkit", "data")  # what only `meta.mat` in it makes a kit comes last
 
+_YEARS: Final = ("2012", "2010")
 _META: Final = "meta.mat"
-_ID_FIELD: Final = re.compile(r"ILSVRC([0-9]{4})_ID")
 _TRUTH_FILE: Final = re.compile(r"ILSVRC([0-9]{4})_(?:validation|test)_ground_truth\.txt")
 _TRUTH_NAMES: Final = {"val": "validation", "test": "test"}
 _COLUMNS: Final = ["ImageId", "PredictionString"]
@@ -64,11 +63,14 @@ def read_truths(split: str, places: Sequence[Path], kits: Sequence[Kit]) -> list
     """Everything beside the pictures that labels those of `split`; InputError when a source is damaged."""
     solutions = [place / SOLUTION_FILE for place in places if split == "val" and (place / SOLUTION_FILE).is_file()]
     found = [_solution(path) for path in solutions]
-    for kit in kits:
-        name = f"ILSVRC{kit.year}_{_TRUTH_NAMES[split]}_ground_truth.txt"
+    for year in _YEARS:
+        name = f"ILSVRC{year}_{_TRUTH_NAMES[split]}_ground_truth.txt"
         loose = [(str(place / name), _text(place / name)) for place in places if (place / name).is_file()]
-        packed = [(kit.origin, kit.truths[name])] if name in kit.truths else []
-        found += [_numbered(kit, origin, text) for origin, text in packed + loose]
+        of_year = [kit for kit in kits if kit.year == year]
+        if loose and not of_year:
+            raise InputError(f"{loose[0][0]} has no development kit of {year} beside it, expected one; put it there")
+        found += [_numbered(kit, kit.origin, kit.truths[name]) for kit in of_year if name in kit.truths]
+        found += [_numbered(of_year[0], *each) for each in loose]
     return found
 
 
@@ -93,7 +95,8 @@ def _unpacked(path: Path) -> dict[str, bytes]:
             streams = [(Path(member.name).name, tar.extractfile(member)) for member in kept]
             return {name: stream.read() for name, stream in streams if stream is not None}
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise InputError(f"{path} cannot be unpacked ({error}), expected ILSVRC's development kit; {_AGAIN}") from error
+        why = str(error).partition(":\n")[0]
+        raise InputError(f"{path} cannot be unpacked ({why}), expected ILSVRC's development kit; {_AGAIN}") from error
 
 
 def _is_kept(name: str) -> bool:
@@ -104,23 +107,12 @@ def _kit(path: Path, files: dict[str, bytes]) -> Kit:
     if _META not in files:
         raise InputError(f"{path} has no {_META}, expected ILSVRC's development kit; {_AGAIN}")
     try:
-        year, leaves = _leaves(files[_META])
-    except Exception as error:  # a damaged file makes scipy raise nearly anything
-        what = f"{type(error).__name__}: {error}"
-        raise InputError(f"{path} has an unusable {_META} ({what}), expected ILSVRC's synsets; {_AGAIN}") from error
+        year, synsets = read_synsets(files[_META])
+    except ValueError as error:
+        raise InputError(f"{path} has an unusable {_META} ({error}), expected ILSVRC's synsets; {_AGAIN}") from error
     texts = {name: data.decode("utf-8", "replace") for name, data in files.items() if name != _META}
-    synsets = {id: wnid for id, wnid, _ in leaves}
-    return Kit(str(path), year, synsets, {wnid: words for _, wnid, words in leaves}, texts)
-
-
-def _leaves(data: bytes) -> tuple[str, list[tuple[int, str, str]]]:
-    """The year of a `meta.mat`, and of each of its leaves the ILSVRC id, the WordNet id and the words."""
-    from scipy.io import loadmat  # 0.1 s that only a kit costs
-
-    table = np.atleast_1d(loadmat(io.BytesIO(data), squeeze_me=True, variable_names=["synsets"])["synsets"])
-    field, year = next((name, match[1]) for name in table.dtype.names if (match := _ID_FIELD.fullmatch(name)))
-    leaves = [row for row in table if int(row["num_children"]) == 0]
-    return year, [(int(row[field]), str(row["WNID"]), str(row["words"]).strip()) for row in leaves]
+    numbers = {each.number: each.id for each in synsets}
+    return Kit(str(path), year, numbers, {each.id: each.words for each in synsets}, texts)
 
 
 def _numbered(kit: Kit, origin: str, text: str) -> Truth:
