@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Executor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -42,7 +42,8 @@ class DaskCrew:
 
     def stop(self, executor: Executor) -> None:
         """Cancel what is not begun; what is begun ends without harm, since files appear whole and are the same ones."""
-        executor.shutdown(wait=False)
+        with suppress(Exception):  # a client that lost its scheduler can cancel nothing; why we stop matters more
+            executor.shutdown(wait=False)
 
 
 @contextmanager
@@ -64,15 +65,18 @@ def crew_at(executor: str, workers: int) -> Iterator[Crew]:
         raise InputError(
             f"no Dask scheduler answers at {address} within {_CONNECT_SECONDS} s, expected one; start: dask scheduler"
         ) from error
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what it logs of a lost scheduler, final() says
-    with client:
-        counted: Any = client.nthreads()  # typed as what its asynchronous form returns
-        threads = sum(counted.values())
-        if not threads:
-            raise InputError(
-                f"the Dask scheduler at {address} has no workers, expected some; start: dask worker {address}"
-            )
-        yield DaskCrew(client, threads)
+    logging.disable(logging.ERROR)  # a lost scheduler is told in one line, not in tracebacks of several libraries
+    try:
+        with client:
+            counted: Any = client.nthreads()  # typed as what its asynchronous form returns
+            threads = sum(counted.values())
+            if not threads:
+                raise InputError(
+                    f"the Dask scheduler at {address} has no workers, expected some; start: dask worker {address}"
+                )
+            yield DaskCrew(client, threads)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def valid_executor(executor: str) -> bool:

@@ -54,7 +54,14 @@ class LocalCrew:
     """Processes of this host; a crew of one is this process."""
 
     size: int
-    final: tuple[type[Exception], ...] = ()
+
+    def final(self, error: Exception) -> str:
+        """Nothing: a worker that died is replaced."""
+        return ""
+
+    def lost(self) -> str:
+        """Nothing: the executor sees that itself."""
+        return ""
 
     def start(self) -> Executor:
         """Spawned, not forked: a caller may have threads, and a fork would copy the locks that they hold."""
@@ -136,8 +143,16 @@ class _Work(Generic[Task, Result]):
 
     def _fill(self) -> bool:
         while len(self.tries) < self.most and (task := next(self.tasks, None)) is not None:
-            self.tries.append(_Try(task, self.executor.submit(self.function, task)))
+            self.tries.append(_Try(task, self._submit(task)))
         return bool(self.tries)
+
+    def _submit(self, task: Task) -> Future[Result]:
+        try:
+            return self.executor.submit(self.function, task)
+        except BrokenExecutor as error:  # a worker has just died: this task is lost as those are that it had
+            future: Future[Result] = Future()
+            future.set_exception(error)
+            return future
 
     def _start_again(self) -> None:
         # The executor is gone with all that it had; which of its tasks killed the worker, nobody knows.
@@ -155,7 +170,7 @@ class _Work(Generic[Task, Result]):
                     f"{one.task} failed {ATTEMPTS} times ({reason}), expected to be made; mend that, run the same again"
                 ) from error
             one.number += 1
-            one.future = self.executor.submit(self.function, one.task)
+            one.future = self._submit(one.task)
 
 
 def _follow_parent() -> None:

@@ -114,16 +114,14 @@ def test_a_lost_scheduler_ends_the_run_and_others_go_on(
         wait_until(lambda: finished(out), run)
         cluster.scheduler.kill()
         _, errors = run.communicate(timeout=PATIENCE)
-    assert run.returncode == 2
+    assert run.returncode == 2, errors
     assert errors.count("\n") == 1 and "the Dask scheduler was lost" in errors
     cluster.stop()  # else a worker may still be at a shard
     assert shard(options(source, out)) == 0
     assert tree_bytes(out) == undisturbed
 
 
-def test_a_cluster_that_is_not_there_is_one_line(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cluster_that_is_not_there_is_one_line(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.cluster._CONNECT_SECONDS", 1)
     with pytest.raises(InputError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:1 within"):
         shard(options(source, tmp_path / "out", "dask://127.0.0.1:1"))

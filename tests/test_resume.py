@@ -120,9 +120,7 @@ def test_a_second_run_is_refused_while_the_first_is_at_it(source: Path, tmp_path
         run.communicate()
 
 
-def test_temporary_files_of_a_killed_run_are_removed(
-    source: Path, undisturbed: dict[str, bytes], half: Path
-) -> None:
+def test_temporary_files_of_a_killed_run_are_removed(source: Path, undisturbed: dict[str, bytes], half: Path) -> None:
     for name in (".dataset.json.1234.tmp", "train/.000099.tar.abcd.tmp"):
         (half / name).write_bytes(b"half")
     assert shard(options(source, half)) == 0
