@@ -10,26 +10,31 @@ FFCV 1.0.2 lives in an environment of its own, since it must be compiled:
     ffcv/bin/pip install --no-build-isolation ffcv==1.0.2
 
 SOURCE is a folder with train/<class>/<pictures>; they are linked under new names as often as it takes, so that starting
-processes does not decide. FFCV has its ImageNet script's way: an indexed dataset of PIL pictures, RGBImageField as JPEG,
-longer side 256. The second FFCV side is given what we write, squares of 256 pixels, made by Pillow in its dataset since
-FFCV has no such option. Either side's clock starts when its command has read its options and ends when its files are
-complete; ours decodes, measures and checksums what it wrote, and syncs it to the disk.
+processes does not decide. FFCV has its ImageNet script's way: an indexed dataset of PIL pictures, RGBImageField as
+JPEG, longer side 256. The second FFCV side is given what we write, squares of 256 pixels, made by Pillow in its dataset
+since FFCV has no such option. Either side's clock starts when its command has read its options and ends when its files
+are complete; ours decodes, measures and checksums what it wrote, and syncs it to the disk. A busy machine moves the
+rates by half, so there is the processor time as well, less that of a run over few pictures.
 """
 
 import os
 import platform
 import re
+import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
 
 import tyro
+
+from pipeline.picture import encoder
 
 FFCV = """
 import sys, time
@@ -91,94 +96,119 @@ class Options:
     """Folder for links and output, a disk's; a new temporary one if not given."""
 
 
+class Tree(NamedTuple):
+    """Pictures to write."""
+
+    root: Path
+    pictures: int
+
+
 class Result(NamedTuple):
-    """What a side did in one round."""
+    """What a side did in one run, or how two of its runs differ."""
 
     rate: float  # pictures/s
     bytes: float  # written a picture
+    seconds: float  # processor time of all its processes
+    pictures: int
 
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     print(f"Python {platform.python_version()}, {platform.machine()}, {len(os.sched_getaffinity(0))} cores, ", end="")
-    print(f"load {os.getloadavg()[0]:.1f}; {options.pictures:,} pictures, {options.workers} workers", flush=True)
+    print(f"load {os.getloadavg()[0]:.1f}; {options.pictures:,} pictures, {options.workers} workers; ", end="")
+    print(f"ours: {encoder()}", flush=True)
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
-        tree = link_pictures(options, Path(scratch) / "source")
-        report(measure(options, tree, Path(scratch)))
+        counts = options.pictures // 10, options.pictures
+        trees = [link_pictures(options.source, count, Path(scratch)) for count in counts]
+        report(measure(options, trees, Path(scratch)))
 
 
-def link_pictures(options: Options, tree: Path) -> Path:
+def link_pictures(source: Path, count: int, scratch: Path) -> Tree:
     """A tree like the source's with as many files as asked for, as hard links where the file system can."""
-    files = sorted(path for path in (options.source / "train").glob("*/*") if path.is_file())
-    for number, path in enumerate(islice(cycle(files), options.pictures)):
-        link = tree / "train" / path.parent.name / f"{number:07d}{path.suffix}"
+    root = scratch / f"source-{count}"
+    files = sorted(path for path in (source / "train").glob("*/*") if path.is_file())
+    for number, path in enumerate(islice(cycle(files), count)):
+        link = root / "train" / path.parent.name / f"{number:07d}{path.suffix}"
         link.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(path, link)
         except OSError:
             shutil.copyfile(path, link)
-    return tree
+    return Tree(root, count)
 
 
-def measure(options: Options, tree: Path, scratch: Path) -> dict[str, list[Result]]:
+def measure(options: Options, trees: list[Tree], scratch: Path) -> dict[str, list[Result]]:
     """The results of each side, one of each a round, in alternating order."""
-    sides = {
-        "ours": lambda: ours(options, tree, scratch / "shards"),
-        "FFCV, longer side 256": lambda: ffcv(options, tree, scratch, "whole", quality=90),
-        "FFCV, squares of 256": lambda: ffcv(options, tree, scratch, "square", quality=options.quality),
+    sides: dict[str, Callable[[Tree], Result]] = {
+        "ours": lambda tree: ours(options, tree, scratch / "shards"),
+        "FFCV, longer side 256": lambda tree: ffcv(options, tree, scratch, "whole", quality=90),
+        "FFCV, squares of 256": lambda tree: ffcv(options, tree, scratch, "square", quality=options.quality),
     }
     results: dict[str, list[Result]] = {name: [] for name in sides}
     for number in range(options.rounds):
         for name in sides if number % 2 == 0 else reversed(sides):
-            results[name].append(sides[name]())
-            print(f"round {number + 1}: {name} {results[name][-1].rate:,.0f} pictures/s", file=sys.stderr, flush=True)
+            few, many = [sides[name](tree) for tree in trees]
+            steady = many._replace(seconds=many.seconds - few.seconds, pictures=many.pictures - few.pictures)
+            results[name].append(steady)
+            print(f"round {number + 1}: {name} {many.rate:,.0f} pictures/s", file=sys.stderr, flush=True)
     return results
 
 
-def ours(options: Options, tree: Path, out: Path) -> Result:
+def ours(options: Options, tree: Tree, out: Path) -> Result:
     """Our command, by the rate that it prints."""
-    command = [sys.executable, "-m", "pipeline.shard", str(tree), "--out", str(out)]
-    settings = ["--workers", str(options.workers), "--quality", str(options.quality)]
-    answer = run([*command, *settings])
+    command = [sys.executable, "-m", "pipeline.shard", str(tree.root), "--out", str(out)]
+    answer, seconds = run([*command, "--workers", str(options.workers), "--quality", str(options.quality)])
     found = re.search(r"([\d,]+) pictures/s", answer)
     assert found and "; 0 rejected" in answer, answer
     written = sum(path.stat().st_size for path in out.rglob("*.tar"))
     shutil.rmtree(out)
-    return Result(float(found[1].replace(",", "")), written / options.pictures)
+    return Result(float(found[1].replace(",", "")), written / tree.pictures, seconds, tree.pictures)
 
 
-def ffcv(options: Options, tree: Path, scratch: Path, shape: str, *, quality: int) -> Result:
+def ffcv(options: Options, tree: Tree, scratch: Path, shape: str, *, quality: int) -> Result:
     """FFCV's writer, by the clock in its process."""
     script, out = scratch / "write_ffcv.py", scratch / "out.beton"
     script.write_text(FFCV)
-    command = [str(options.ffcv_python), str(script), str(tree / "train"), str(out)]
-    answer = run([*command, str(options.workers), str(quality), shape])
+    command = [str(options.ffcv_python), str(script), str(tree.root / "train"), str(out)]
+    answer, seconds = run([*command, str(options.workers), str(quality), shape])
     found = re.search(r"pictures/s ([\d.]+)", answer)
     assert found, answer
     written = out.stat().st_size
     out.unlink()
-    return Result(float(found[1]), written / options.pictures)
+    return Result(float(found[1]), written / tree.pictures, seconds, tree.pictures)
 
 
-def run(command: list[str]) -> str:
-    """The output of a command, which must succeed; each starts with no earlier one's writes in the way."""
+def run(command: list[str]) -> tuple[str, float]:
+    """The output of a command, which must succeed, and its processor time; no earlier one's writes are in its way."""
     os.sync()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stdout, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def report(results: dict[str, list[Result]]) -> None:
-    """A line for each side; ratios are of the same round."""
-    n = len(results["ours"])
-    print(f"{'':24} {'pictures/s median':>17} {'range':>12} {'ours / it':>10} {'range':>10} {'bytes':>8}   n = {n}")
+    """Two lines for each side, by the clock and by processor time; ratios are of the same round."""
+    print(f"{'':22} {'':12} {'median':>8} {'range':>12} {'ours is':>8} {'range':>10}   n = {len(results['ours'])}")
     for name, values in results.items():
-        rates = [value.rate for value in values]
-        ratios = [mine.rate / its for mine, its in zip(results["ours"], rates, strict=True)]
-        print(
-            f"{name:24} {statistics.median(rates):17,.0f} {f'{min(rates):,.0f}-{max(rates):,.0f}':>12} "
-            f"{statistics.median(ratios):10.2f} {f'{min(ratios):.2f}-{max(ratios):.2f}':>10} {values[0].bytes:8,.0f}"
-        )
+        line(name, "pictures/s", [value.rate for value in values], [value.rate for value in results["ours"]])
+        line("", "per core s", [core_rate(value) for value in values], [core_rate(value) for value in results["ours"]])
+        print(f"{'':22} {'bytes':12} {values[0].bytes:8,.0f}")
+
+
+def core_rate(result: Result) -> float:
+    """Pictures that take a second of processor time."""
+    return result.pictures / result.seconds
+
+
+def line(name: str, unit: str, rates: list[float], ours: list[float]) -> None:
+    """Median and range of a side's rates, and of how many times as fast ours are."""
+    ratios = [mine / its for mine, its in zip(ours, rates, strict=True)]
+    print(
+        f"{name:22} {unit:12} {statistics.median(rates):8,.0f} {f'{min(rates):,.0f}-{max(rates):,.0f}':>12} "
+        f"{statistics.median(ratios):8.2f} {f'{min(ratios):.2f}-{max(ratios):.2f}':>10}"
+    )
 
 
 if __name__ == "__main__":

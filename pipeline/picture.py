@@ -49,7 +49,7 @@ def to_jpeg(data: bytes, size: int, quality: int) -> tuple[bytes, NDArray[np.uin
 
     The shorter side becomes `size` pixels and the central square is kept. With size 0 an upright RGB or grey JPEG stays
     as it is, and anything else is encoded at its own size; the square returned is then of STATISTICS_SIZE.
-    UnusablePicture where the data does not decode whole and without a complaint of the decoder's, or has too many pixels.
+    UnusablePicture where the data does not decode whole and without complaint, or has too many pixels.
     """
     if not data:
         raise UnusablePicture("the file is empty")
@@ -88,9 +88,10 @@ def _own_size_jpeg(data: bytes, quality: int) -> tuple[bytes, NDArray[np.uint8]]
 def _jpeg_header(data: bytes) -> _Header:
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        return _Header(width, height, colours)
+        return _Header(int(width), int(height), colours)
     except KeyError:  # a layout of chroma that simplejpeg can decode but has no name for
-        return _Header(*_open(data).size, "unknown")
+        width, height = _open(data).size
+        return _Header(width, height, "unknown")
 
 
 def _decode(jpeg: bytes) -> NDArray[np.uint8]:

@@ -39,6 +39,7 @@ def central_square(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 def _resize(square: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     side = len(square)
+    assert fast is not None
     # A resizer of its own for each call: it keeps its working memory, and callers may be threads.
     source = fast.ImageData(side, side, fast.PixelType.U8x3, square.tobytes())
     target = fast.ImageData(size, size, fast.PixelType.U8x3)

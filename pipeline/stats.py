@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from pipeline.manifest import ColourStatistics, Triple
 
-
 _MOST_RECENT: Final = 257  # times 255 just fits 16 bits
 _MOST_SUMMED: Final = 2**16  # times 255 * 255 just fits 32 bits
 
