@@ -1,35 +1,47 @@
 """Bytes of any picture file -> an upright RGB JPEG, and the pixels a decoder will see in it.
 
 ImageNet's .JPEG files hold CMYK, grey, a PNG and worse; here they become one kind, or a reason why not. Embedded colour
-profiles are ignored, as training decoders do.
+profiles are ignored, as training decoders do. Nothing here is shared between calls: threads may call at once.
 """
 
 import io
-import warnings
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import PIL
+import simplejpeg
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pipeline.exif import orientation
+from pipeline.square import central_square, resizer
 
 STATISTICS_SIZE: Final = 256  # pixels a side of the central crop that is measured where pictures keep their own size
+MOST_PIXELS: Final = 89_478_485  # what Pillow warns of; a third of a gigabyte in its memory
 
+_JPEG: Final = b"\xff\xd8\xff"
 # Not every format Pillow knows: some start other programs (EPS), and no data set has them.
 _FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _PAPER: Final = "white"  # what shows through transparent pixels, as on a page
-_RESAMPLER: Final = Image.Resampling.BICUBIC
-_SUBSAMPLING: Final = "4:2:0"  # what cameras and ImageNet have, and decoders are fastest at
+_SUBSAMPLING: Final = "420"  # what cameras and ImageNet have, and decoders are fastest at
 
 
 class UnusablePicture(Exception):
-    """A file that cannot become a training picture; the message is the reason, the same on every run."""
+    """A file that cannot become a training picture; the message is the reason, one line, the same on every run."""
+
+
+class _Header(NamedTuple):
+    width: int
+    height: int
+    colours: str  # YCbCr, RGB, Gray, CMYK, YCCK or unknown
 
 
 def encoder() -> str:
-    """The encoder's name and version: with another one the same picture gives other bytes."""
-    turbo = features.version("libjpeg_turbo")
-    return f"Pillow {PIL.__version__}, " + (f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version('jpg')}")
+    """The names and versions of what decides the bytes: with others the same picture gives other ones.
+
+    simplejpeg holds a libjpeg-turbo of its own that cannot be asked; a version of the one has one version of the other.
+    """
+    return f"simplejpeg {simplejpeg.__version__}, {resizer()}, Pillow {PIL.__version__}"
 
 
 def to_jpeg(data: bytes, size: int, quality: int) -> tuple[bytes, NDArray[np.uint8]]:
@@ -37,43 +49,86 @@ def to_jpeg(data: bytes, size: int, quality: int) -> tuple[bytes, NDArray[np.uin
 
     The shorter side becomes `size` pixels and the central square is kept. With size 0 an upright RGB or grey JPEG stays
     as it is, and anything else is encoded at its own size; the square returned is then of STATISTICS_SIZE.
-    UnusablePicture where the data does not decode whole, or where the JPEG made of it does not.
+    UnusablePicture where the data does not decode whole and without complaint, or has too many pixels.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # remarks on odd metadata; the pixels are what counts
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            jpeg = _square_jpeg(data, size, quality) if size else _own_size_jpeg(data, quality)
-            return jpeg, _central_pixels(jpeg, size or STATISTICS_SIZE)
-        except MemoryError:
-            raise  # this machine's fault, not the picture's
-        except Exception as error:  # Pillow raises a dozen unrelated types on damaged data
-            raise UnusablePicture(_reason(data, error)) from error
+    if not data:
+        raise UnusablePicture("the file is empty")
+    try:
+        return _square_jpeg(data, size, quality) if size else _own_size_jpeg(data, quality)
+    except (MemoryError, UnusablePicture):
+        raise  # the former is this machine's fault, not the picture's
+    except Exception as error:  # Pillow raises a dozen unrelated types on damaged data
+        raise UnusablePicture(_reason(error)) from error
 
 
-def _square_jpeg(data: bytes, size: int, quality: int) -> bytes:
+def _square_jpeg(data: bytes, size: int, quality: int) -> tuple[bytes, NDArray[np.uint8]]:
+    if data.startswith(_JPEG):
+        _bounded(_jpeg_header(data))
+        # A large JPEG: let the DCT scale it down by 2 or more, to no less than twice the size.
+        decoded = simplejpeg.decode_jpeg(data, "RGB", min_height=2 * size, min_width=2 * size, min_factor=2)
+        pixels = _turned(decoded, orientation(data))
+    else:
+        pixels = _by_pillow(data)
+    jpeg = _encode(central_square(pixels, size), quality)
+    return jpeg, _decode(jpeg)
+
+
+def _own_size_jpeg(data: bytes, quality: int) -> tuple[bytes, NDArray[np.uint8]]:
+    if data.startswith(_JPEG):
+        header = _bounded(_jpeg_header(data))
+        pixels, turn = _decode(data), orientation(data)
+        if turn == 1 and header.colours in ("YCbCr", "RGB", "Gray"):
+            return data, central_square(pixels, STATISTICS_SIZE)
+        jpeg = _encode(_turned(pixels, turn), quality)
+    else:
+        jpeg = _encode(_by_pillow(data), quality)
+    return jpeg, central_square(_decode(jpeg), STATISTICS_SIZE)
+
+
+def _jpeg_header(data: bytes) -> _Header:
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        return _Header(int(width), int(height), colours)
+    except KeyError:  # a layout of chroma that simplejpeg can decode but has no name for
+        width, height = _open(data).size
+        return _Header(width, height, "unknown")
+
+
+def _decode(jpeg: bytes) -> NDArray[np.uint8]:
+    # The integer DCT and smooth upsampling, which all of libjpeg-turbo's instruction sets compute to the same bits.
+    # Strict: what libjpeg only warns of, such as an early end, is an error. CMYK is taken as Adobe writes it, inverted.
+    return simplejpeg.decode_jpeg(jpeg, "RGB")
+
+
+def _encode(pixels: NDArray[np.uint8], quality: int) -> bytes:
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, "RGB", _SUBSAMPLING)
+
+
+def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """An upright view of pixels that are stored in an EXIF orientation, 1 to 8."""
+    upright = pixels.swapaxes(0, 1) if orientation >= 5 else pixels
+    upright = upright[:, ::-1] if orientation in (2, 3, 6, 7) else upright
+    return upright[::-1] if orientation in (3, 4, 7, 8) else upright
+
+
+def _by_pillow(data: bytes) -> NDArray[np.uint8]:
     picture = _open(data)
-    picture.draft(None, (2 * size, 2 * size))  # a large JPEG: let the DCT scale it down to no less than twice the size
-    return _encode(ImageOps.fit(_upright_rgb(picture), (size, size), _RESAMPLER), quality)
-
-
-def _own_size_jpeg(data: bytes, quality: int) -> bytes:
-    picture = _open(data)
-    upright = picture.getexif().get(ExifTags.Base.Orientation, 1) == 1
-    if picture.format == "JPEG" and picture.mode in ("RGB", "L") and upright:
-        return data
-    return _encode(_upright_rgb(picture), quality)
-
-
-def _central_pixels(jpeg: bytes, size: int) -> NDArray[np.uint8]:
-    picture = _open(jpeg).convert("RGB")
-    if picture.size != (size, size):
-        picture = ImageOps.fit(picture, (size, size), _RESAMPLER)
-    return np.asarray(picture)
+    _bounded(_Header(*picture.size, picture.mode))
+    return np.asarray(_upright_rgb(picture))
 
 
 def _open(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data), formats=_FORMATS)
+
+
+def _bounded(header: _Header) -> _Header:
+    shorter, longer = sorted(header[:2])
+    if shorter * longer > MOST_PIXELS:
+        raise UnusablePicture(_TOO_LARGE)
+    # A loader that scales the shorter side to the usual size must not meet more either.
+    if longer * STATISTICS_SIZE**2 > MOST_PIXELS * shorter:
+        raise UnusablePicture(f"{header.width} x {header.height} pixels are too long for their width")
+    return header
 
 
 def _upright_rgb(picture: Image.Image) -> Image.Image:
@@ -82,25 +137,25 @@ def _upright_rgb(picture: Image.Image) -> Image.Image:
         return _eight_bits(picture).convert("RGB")
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         rgba = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, _PAPER), rgba).convert("RGB")
+        page = Image.new("RGB", rgba.size, _PAPER)
+        page.paste(rgba, mask=rgba)
+        return page
     return picture.convert("RGB")
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    values = np.asarray(picture).clip(0, 65535)  # Pillow itself would cut everything above 255 off
-    return Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    values = np.asarray(picture).clip(0, 65535).astype(np.uint32)  # Pillow itself would cut everything above 255 off
+    values += 128
+    values //= 257
+    return Image.fromarray(values.astype(np.uint8))
 
 
-def _encode(picture: Image.Image, quality: int) -> bytes:
-    stream = io.BytesIO()
-    # Pillow would copy the source's comment; nothing but the pixels shall decide the bytes.
-    picture.save(stream, "JPEG", quality=quality, subsampling=_SUBSAMPLING, comment=b"")
-    return stream.getvalue()
-
-
-def _reason(data: bytes, error: Exception) -> str:
-    if not data:
-        return "the file is empty"
+def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):  # its own message holds a memory address
         return f"not a picture in any of the formats {', '.join(_FORMATS)}"
-    return f"{type(error).__name__}: {error}"
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return _TOO_LARGE
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+_TOO_LARGE: Final = f"more than {MOST_PIXELS:,} pixels"

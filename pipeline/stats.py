@@ -4,12 +4,15 @@ The sums are integers, so any split of the work over workers, merged in any orde
 """
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.manifest import ColourStatistics, Triple
+
+_MOST_RECENT: Final = 257  # times 255 just fits 16 bits
+_MOST_SUMMED: Final = 2**16  # times 255 * 255 just fits 32 bits
 
 
 @dataclass(kw_only=True)
@@ -17,46 +20,64 @@ class PixelSums:
     """Sums over square RGB pictures; 64 bits hold them for 2e9 pictures of 256 x 256."""
 
     pictures: int
-    pixels: NDArray[np.int64]  # (size, size, 3): sum of the values at each place
+    pixels: NDArray[np.int64]  # (size, size, 3): sum of the values at each place, but for the recent pictures
+    recent: NDArray[
+        np.uint16
+    ]  # (3, size * size): sum over the recent pictures; narrow, since adding is bound by memory
+    recent_pictures: int
     moments: NDArray[np.int64]  # (3, 3): sum of value times value over all pixels
 
 
 def empty_sums(size: int) -> PixelSums:
     """The sums over no pictures of size x size."""
-    return PixelSums(pictures=0, pixels=np.zeros((size, size, 3), np.int64), moments=np.zeros((3, 3), np.int64))
+    return _sums(0, np.zeros((size, size, 3), np.int64), np.zeros((3, 3), np.int64))
 
 
 def add_picture(sums: PixelSums, picture: NDArray[np.uint8]) -> None:
     """Add one (size, size, 3) picture to `sums`, in place."""
+    channels = picture.reshape(-1, 3).T.astype(np.uint16, order="C")  # (3, pixels)
+    if sums.recent_pictures == _MOST_RECENT:
+        sums.pixels, sums.recent_pictures = _pixels(sums), 0
+        sums.recent[:] = 0
     sums.pictures += 1
-    sums.pixels += picture
-    sums.moments += _moments(picture)
+    sums.recent_pictures += 1
+    sums.recent += channels
+    sums.moments += _moments(channels)
 
 
 def merge(first: PixelSums, second: PixelSums) -> PixelSums:
     """The sums over the pictures of both."""
-    return PixelSums(
-        pictures=first.pictures + second.pictures,
-        pixels=first.pixels + second.pixels,
-        moments=first.moments + second.moments,
-    )
+    return _sums(first.pictures + second.pictures, _pixels(first) + _pixels(second), first.moments + second.moments)
 
 
 def finish(sums: PixelSums) -> tuple[NDArray[np.float32], ColourStatistics]:
     """The mean image, (size, size, 3) on 0..255, and the colour statistics; `sums` must hold a picture."""
-    mean_image = (sums.pixels / sums.pictures).astype(np.float32)
-    count = sums.pictures * sums.pixels.shape[0] * sums.pixels.shape[1]
-    totals: list[int] = sums.pixels.sum(axis=(0, 1)).tolist()
+    pixels = _pixels(sums)
+    mean_image = (pixels / sums.pictures).astype(np.float32)
+    count = sums.pictures * pixels.shape[0] * pixels.shape[1]
+    totals: list[int] = pixels.sum(axis=(0, 1)).tolist()
     return mean_image, _principal_components(count, totals, sums.moments.tolist())
 
 
-def _moments(picture: NDArray[np.uint8]) -> NDArray[np.int64]:
-    # 255 * 255 just fits 16 bits. No BLAS: it would need floats, and would start threads in every worker.
-    channels = picture.reshape(-1, 3).T.astype(np.uint16, order="C")  # (3, pixels)
-    moments = np.empty((3, 3), np.int64)
-    for i in range(3):
-        for j in range(i, 3):
-            moments[i, j] = moments[j, i] = (channels[i] * channels[j]).sum(dtype=np.int64)
+def _sums(pictures: int, pixels: NDArray[np.int64], moments: NDArray[np.int64]) -> PixelSums:
+    size = len(pixels)
+    recent = np.zeros((3, size * size), np.uint16)
+    return PixelSums(pictures=pictures, pixels=pixels, recent=recent, recent_pictures=0, moments=moments)
+
+
+def _pixels(sums: PixelSums) -> NDArray[np.int64]:
+    return sums.pixels + sums.recent.T.reshape(sums.pixels.shape)
+
+
+def _moments(channels: NDArray[np.uint16]) -> NDArray[np.int64]:
+    # No BLAS: it would need floats, and would start threads in every worker.
+    moments = np.zeros((3, 3), np.int64)
+    for start in range(0, channels.shape[1], _MOST_SUMMED):
+        part = channels[:, start : start + _MOST_SUMMED].astype(np.uint32)
+        for i in range(3):
+            for j in range(i, 3):
+                moments[i, j] += np.einsum("p,p->", part[i], part[j])
+                moments[j, i] = moments[i, j]
     return moments
 
 

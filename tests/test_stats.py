@@ -58,6 +58,20 @@ def test_extreme_values_do_not_overflow() -> None:
     assert colour.eigenvalues == (0.0, 0.0, 0.0)
 
 
+def test_more_pictures_than_fit_the_narrow_sums_are_exact() -> None:
+    white = np.full((600, SIZE, SIZE, 3), 255, np.uint8)
+    sums = sums_of(white)
+    assert (finish(sums)[0] == 255).all()
+    assert (finish(merge(sums, sums_of(white[:1])))[0] == 255).all()
+
+
+def test_a_large_white_picture_does_not_overflow() -> None:
+    size = 600  # several blocks, the last one not full
+    sums = empty_sums(size)
+    add_picture(sums, np.full((size, size, 3), 255, np.uint8))
+    assert (sums.moments == size * size * 255**2).all()
+
+
 def test_the_second_moment_is_exact() -> None:
     pictures = some_pictures(3)
     pixels = pictures.reshape(-1, 3).astype(object)  # Python's integers
