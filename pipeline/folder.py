@@ -3,6 +3,7 @@
 On disk a file appears whole because it is renamed; in a store because objects do. Names are relative, with slashes.
 """
 
+import io
 import os
 import tempfile
 from collections.abc import Iterator
@@ -65,12 +66,16 @@ class Folder:
             return self.fs.cat_file(self._path(name), start=start, end=stop)
 
     @contextmanager
-    def reading(self, name: str) -> Iterator[IO[bytes]]:
+    def reading(self, name: str) -> Iterator[io.BufferedIOBase]:
         """A stream to read a file from its start to its end."""
-        options = {} if self.local else {"block_size": _READ_AHEAD, "cache_type": "readahead"}
-        with _failures(self._path(name)):
-            stream = self.fs.open(self._path(name), "rb", **options)
-        with stream:
+        path = self._path(name)
+        if self.local:
+            with open(path, "rb") as stream:
+                yield stream
+            return
+        with _failures(path):
+            remote = self.fs.open(path, "rb", block_size=_READ_AHEAD, cache_type="readahead")
+        with remote, io.BufferedReader(_Remote(remote, path)) as stream:
             yield stream
 
     def write(self, name: str, data: bytes) -> None:
@@ -114,6 +119,23 @@ class Folder:
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"
+
+
+class _Remote(io.RawIOBase):
+    """A store's file whose reads fail with OSErrors, as a disk's do."""
+
+    def __init__(self, stream: Any, path: str):
+        self._stream, self._name = stream, path
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        room = memoryview(buffer)
+        with _failures(self._name):
+            data = self._stream.read(len(room))
+        room[: len(data)] = data
+        return len(data)
 
 
 def folder_at(place: str | os.PathLike[str]) -> Folder:

@@ -117,7 +117,7 @@ def parse_dataset(data: bytes, where: str) -> Dataset:
             if encode_dataset(dataset) != data:
                 raise ValueError("its SHA-256 is another")
             return dataset
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{where} is damaged ({error!r}), expected JSON of pipeline.shard; shard again") from error
     raise InputError(f"{where} has schema version {version}, expected {SCHEMA_VERSION}; shard again with this version")
 
