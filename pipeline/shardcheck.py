@@ -36,6 +36,7 @@ class ShardCheck:
     classes: int
     size: int  # pixels a side; 0 where each picture has its own
     decode: bool
+    indexed: bool  # whether the index is there to be read; one that is missing has been told of
 
     @property
     def tar(self) -> str:
@@ -62,14 +63,15 @@ class _Walked:
     """What the samples so far were; members are None where a damaged header has taken a name."""
 
     members: list[_Members | None] = field(default_factory=list)
-    doubtful: list[int] = field(default_factory=list)  # samples that lie elsewhere than the table says
+    doubtful: set[int] = field(default_factory=set)  # samples that are not what the table says
     keys: list[int] = field(default_factory=list)
 
     def index(self, samples: int, sound: bool) -> list[_Members | None]:
         """What the index should hold of each sample; None where a tar that is not sound leaves that open."""
-        lost = [] if sound else self.doubtful
-        members = [None if number in lost else each for number, each in enumerate(self.members)]
-        return members + [None] * (samples - len(members))
+        if sound:
+            return self.members
+        known = [None if number in self.doubtful else each for number, each in enumerate(self.members[:samples])]
+        return known + [None] * (samples - len(known))
 
 
 class _Sample(NamedTuple):
@@ -95,7 +97,7 @@ def check_shard(task: ShardCheck) -> Checked:
     whole.require("bytes", f"{task.shard.bytes:,}", f"{tape.position:,}")
     whole.require("samples", f"{task.shard.samples:,}", f"{len(walked.members):,}")
     expected = walked.index(task.shard.samples, sha256 == task.shard.sha256)
-    index_faults = _check_index(folder, index_name(task.tar), expected)
+    index_faults = _check_index(folder, index_name(task.tar), expected) if task.indexed else ()
     return Checked(
         faults=(*whole.told(), *faults.told(), *index_faults),
         bytes=tape.position,
@@ -143,8 +145,8 @@ def _check_sample(task: ShardCheck, walked: _Walked, sample: _Sample, faults: Fa
             faults.require(f"{label}, key", picture.stem, label.stem)
     if task.rows is not None and number < len(task.rows):
         _, offset, size, expected_label, checksum = task.rows[number].tolist()
-        if (offset, size) != (picture.offset, picture.size):
-            walked.doubtful.append(number)
+        if (offset, size, checksum) != (picture.offset, picture.size, picture.crc32):
+            walked.doubtful.add(number)
         faults.require(f"{picture}, first byte by the sample table", offset, picture.offset)
         faults.require(f"{picture}, bytes by the sample table", size, picture.size)
         faults.require(f"{picture}, CRC-32", f"{checksum:08x}", f"{picture.crc32:08x}")

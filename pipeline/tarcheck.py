@@ -204,8 +204,9 @@ def _tell_damage(block: bytes, hint: Hint, start: int, faults: Faults) -> None:
     starts = (0, *_FIELDS.values())
     fields = [(field, slice(first, end)) for first, (field, end) in zip(starts, _FIELDS.items(), strict=False)]
     differing = [(field, where) for field, where in fields if block[where] != expected[where]]
-    # The checksum follows from the others, so it says something only where it alone is another.
-    field, where = next((each for each in differing if each[0] != "checksum"), differing[0])
+    # The checksum follows from the others, so it says something only where it alone does not fit; then it may be the
+    # name that is another, and still is a name.
+    field, where = next((each for each in differing if each[0] != "checksum"), ("name or checksum", slice(148, 156)))
     named = name.decode("ascii") if name else f"a {hint.suffix}"
     faults.tell(f"header of {named} at byte {start:,}, {field}", _shortened(expected[where]), _shortened(block[where]))
 

@@ -18,6 +18,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
+from pipeline.archive import index_name
 from pipeline.command import DONE, FAULTS, InputError, run_command
 from pipeline.faults import Fault, limited
 from pipeline.filecheck import check_description, check_file, check_table, expected_names
@@ -99,7 +100,7 @@ def verify(folder: Folder, *, decode: bool = False, workers: int = 1) -> Report:
             tables[split], faults = check_table(folder, dataset, split, size)
             found += faults
     samples = size = 0
-    tasks = (task for task in _tasks(folder, dataset, tables, decode) if task.tar in there)
+    tasks = _tasks(folder, dataset, there, tables, decode)
     for task, checked in _checked(tasks, sum(split.samples for split in dataset.splits.values()), len(found), workers):
         found += checked.faults
         samples += task.shard.samples
@@ -137,17 +138,20 @@ def _description(folder: Folder, size: int) -> tuple[Dataset | None, tuple[Fault
 def _presence(dataset: Dataset, there: dict[str, int]) -> Iterator[Fault]:
     expected = expected_names(dataset)
     yield from limited("missing files", (Fault(name, "missing") for name in sorted(expected - there.keys())))
-    others = (Fault(name, "unexpected; no file of the data set") for name in there if name not in expected)
-    yield from limited("unexpected files", others)
+    # A store's consoles make an object for a folder; its name ends as a folder's.
+    others = sorted(name for name in there.keys() - expected if name and not name.endswith("/"))
+    yield from limited(
+        "unexpected files", (Fault(name, "unexpected; it is no file of the data set") for name in others)
+    )
 
 
 def _tasks(
-    folder: Folder, dataset: Dataset, tables: dict[str, NDArray[np.void] | None], decode: bool
+    folder: Folder, dataset: Dataset, there: dict[str, int], tables: dict[str, NDArray[np.void] | None], decode: bool
 ) -> Iterator[ShardCheck]:
     for name, split in dataset.splits.items():
         table, first = tables.get(name), 0
         for shard in split.shards:
-            yield ShardCheck(
+            task = ShardCheck(
                 place=folder.address,
                 split=name,
                 shard=shard,
@@ -155,8 +159,11 @@ def _tasks(
                 classes=len(dataset.classes),
                 size=dataset.size,
                 decode=decode,
+                indexed=index_name(f"{name}/{shard.name}") in there,
             )
             first += shard.samples
+            if task.tar in there:
+                yield task
 
 
 def _checked(
