@@ -141,15 +141,15 @@ def _check_sample(task: ShardCheck, walked: _Walked, sample: _Sample, faults: Fa
         if walked.keys and int(picture.stem) <= walked.keys[-1]:
             faults.tell(f"{picture}, key", f"one above {walked.keys[-1]:08d}", picture.stem)
         walked.keys.append(int(picture.stem))
-        if label and label.stem:
-            faults.require(f"{label}, key", picture.stem, label.stem)
+        if label and label.stem and label.stem != picture.stem:
+            faults.tell(f"{label}, key", picture.stem, label.stem)
     if task.rows is not None and number < len(task.rows):
         _, offset, size, expected_label, checksum = task.rows[number].tolist()
         if (offset, size, checksum) != (picture.offset, picture.size, picture.crc32):
             walked.doubtful.add(number)
-        faults.require(f"{picture}, first byte by the sample table", offset, picture.offset)
-        faults.require(f"{picture}, bytes by the sample table", size, picture.size)
-        faults.require(f"{picture}, CRC-32", f"{checksum:08x}", f"{picture.crc32:08x}")
+            faults.require(f"{picture}, first byte by the sample table", offset, picture.offset)
+            faults.require(f"{picture}, bytes by the sample table", size, picture.size)
+            faults.require(f"{picture}, CRC-32", f"{checksum:08x}", f"{picture.crc32:08x}")
         _check_label(sample, expected_label, faults)
     elif label and not _in_classes(label.data, task.classes):
         faults.tell(f"{label}", f"a class from 0 to {task.classes - 1:,}", _content(label))

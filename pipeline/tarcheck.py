@@ -97,7 +97,11 @@ class Tape:
 
     def take(self, count: int) -> bytes:
         """The next `count` bytes, fewer at the end; for small counts."""
-        return b"".join(self.pieces(count))
+        if count > len(self._chunk):
+            return b"".join(map(bytes, self.pieces(count)))
+        taken, self._chunk = self._chunk[:count], self._chunk[count:]  # nearly always: it lies in one chunk
+        self.position += count
+        return taken.tobytes()
 
     def rest(self) -> Iterator[memoryview]:
         """Everything that is left."""

@@ -15,7 +15,6 @@ from pipeline.command import InputError
 from pipeline.faults import MOST_FAULTS
 from pipeline.folder import folder_at
 from pipeline.manifest import load_dataset
-from pipeline.tarcheck import ustar_header
 from pipeline.verify import main, verify
 from verifying import (
     KINDS,
@@ -27,6 +26,7 @@ from verifying import (
     members,
     named,
     seal,
+    swap,
     write_fields,
     write_split,
 )
@@ -70,14 +70,6 @@ def test_a_data_set_without_rejects_or_other_splits_has_no_faults(out: Path) -> 
     write_fields(out, ["rejected"], 0)
     seal(out)
     assert lines(out) == []
-
-
-def test_headers_are_what_tarfile_writes() -> None:
-    for name in ("00000000.jpg", "99999999.cls", "1234567890123.jpg"):
-        for size in (0, 1, 511, 512, 513, 8**11 - 1):
-            info = tarfile.TarInfo(name)
-            info.size = size
-            assert ustar_header(name.encode("ascii"), size) == info.tobuf(tarfile.USTAR_FORMAT)
 
 
 # Every byte counts
@@ -243,12 +235,6 @@ def test_swapped_tars_are_both_named(out: Path) -> None:
     assert any("CRC-32" in line for line in lines(out))
 
 
-def swap(one: Path, other: Path) -> None:
-    first, second = one.read_bytes(), other.read_bytes()
-    one.write_bytes(second)
-    other.write_bytes(first)
-
-
 # Memory
 
 
@@ -340,6 +326,11 @@ def test_wrong_calls_are_one_line(
         main()
     assert "\n" not in str(raised.value)
     assert tree_bytes(tmp_path) == before
+
+
+def test_the_command_has_help() -> None:
+    run = command("--help")
+    assert run.returncode == 0 and "--decode" in run.stdout and not run.stderr
 
 
 def test_a_wrong_call_of_the_command_exits_with_2(tmp_path: Path) -> None:
