@@ -24,7 +24,7 @@ from pipeline.folder import Folder, folder_at
 from pipeline.listing import Picture, UnreadablePicture, read_picture
 from pipeline.manifest import SAMPLE_DTYPE, Shard, stream_sha256
 from pipeline.picture import STATISTICS_SIZE, UnusablePicture, encoder, to_jpeg
-from pipeline.stats import PixelSums, add_picture, empty_sums
+from pipeline.stats import PixelSums, add_picture, empty_sums, place_sums, sums_of
 
 INDEX_VERSION: Final = "v1.2"  # of the format that DALI's own wds2idx writes and fn.readers.webdataset reads
 RECORD_SUFFIX: Final = ".made.npz"
@@ -165,7 +165,7 @@ def _record(made: MadeShard, index: bytes) -> bytes:
         facts=np.frombuffer(json.dumps(facts).encode("ascii"), np.uint8),
         index=np.frombuffer(index, np.uint8),
         rows=made.rows,
-        pixels=made.sums.pixels.astype(np.uint32),  # half the bytes; holds 16 million pictures
+        pixels=place_sums(made.sums).astype(np.uint32),  # half the bytes; holds 16 million pictures
         moments=made.sums.moments,
     )
     return stream.getvalue()
@@ -174,9 +174,7 @@ def _record(made: MadeShard, index: bytes) -> bytes:
 def _from_record(data: bytes) -> tuple[MadeShard, bytes]:
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         facts: dict[str, Any] = json.loads(arrays["facts"].tobytes())
-        sums = PixelSums(
-            pictures=facts["pictures"], pixels=arrays["pixels"].astype(np.int64), moments=arrays["moments"]
-        )
+        sums = sums_of(facts["pictures"], arrays["pixels"].astype(np.int64), arrays["moments"])
         rows, index = arrays["rows"], arrays["index"].tobytes()
     shard = Shard(**facts["shard"]) if facts["shard"] else None
     rejects = tuple(Reject(*each) for each in facts["rejects"])

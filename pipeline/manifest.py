@@ -204,7 +204,7 @@ def sha256_of(path: Path) -> str:
         return stream_sha256(stream)
 
 
-def stream_sha256(stream: IO[bytes]) -> str:
+def stream_sha256(stream: IO[bytes] | io.BufferedIOBase) -> str:
     """The SHA-256, in hexadecimal, of what is left to read."""
     digest = hashlib.sha256()
     while chunk := stream.read(1 << 20):

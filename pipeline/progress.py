@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from rich.console import Console
@@ -28,7 +28,7 @@ class Advance(Protocol):
 class _Tally:
     total: int
     unit: str
-    start: float = field(default_factory=time.monotonic)
+    start: float
     done: int = 0
     timed: int = 0
     bytes: int = 0
@@ -39,8 +39,8 @@ class _Tally:
             self.timed += count
             self.bytes += size
 
-    def speed(self, remark: str) -> str:
-        seconds = max(time.monotonic() - self.start, 1e-9)
+    def speed(self, remark: str, now: float) -> str:
+        seconds = max(now - self.start, 1e-9)
         rate = self.timed / seconds
         parts = [f"{rate:,.0f} a second" if rate >= 10 else f"{rate:.2g} a second"]
         parts += [f"{decimal(round(self.bytes / seconds))}/s"] if self.bytes else []
@@ -52,7 +52,7 @@ class _Tally:
 def progress(total: int, unit: str) -> Iterator[Advance]:
     """Show on stderr how many of `total` units are done, how fast it goes and how long it still takes."""
     console = Console(stderr=True)
-    tally = _Tally(total, unit)
+    tally = _Tally(total, unit, time.monotonic())
     if not console.is_terminal:
         yield _lines(tally)
         return
@@ -62,7 +62,7 @@ def progress(total: int, unit: str) -> Iterator[Advance]:
 
         def advance(count: int, remark: str = "", *, size: int = 0, before: bool = False) -> None:
             tally.add(count, size, before)
-            bar.update(task, advance=count, description=f"{unit}, {tally.speed(remark)}")
+            bar.update(task, advance=count, description=f"{unit}, {tally.speed(remark, time.monotonic())}")
 
         yield advance
 
@@ -77,7 +77,7 @@ def _lines(tally: _Tally) -> Advance:
         if now - last < LINE_SECONDS:
             return
         last = now
-        sys.stderr.write(f"{tally.done:,} of {tally.total:,} {tally.unit}, {tally.speed(remark)}\n")
+        sys.stderr.write(f"{tally.done:,} of {tally.total:,} {tally.unit}, {tally.speed(remark, now)}\n")
         sys.stderr.flush()
 
     return advance

@@ -21,23 +21,33 @@ class PixelSums:
 
     pictures: int
     pixels: NDArray[np.int64]  # (size, size, 3): sum of the values at each place, but for the recent pictures
-    recent: NDArray[
-        np.uint16
-    ]  # (3, size * size): sum over the recent pictures; narrow, since adding is bound by memory
-    recent_pictures: int
     moments: NDArray[np.int64]  # (3, 3): sum of value times value over all pixels
+    recent_pictures: int
+    recent: NDArray[np.uint16]  # (3, size * size): sum over these pictures; narrow, since adding is bound by memory
 
 
 def empty_sums(size: int) -> PixelSums:
     """The sums over no pictures of size x size."""
-    return _sums(0, np.zeros((size, size, 3), np.int64), np.zeros((3, 3), np.int64))
+    return sums_of(0, np.zeros((size, size, 3), np.int64), np.zeros((3, 3), np.int64))
+
+
+def sums_of(pictures: int, pixels: NDArray[np.int64], moments: NDArray[np.int64]) -> PixelSums:
+    """The sums whose `pictures`, `place_sums` and `moments` were kept."""
+    size = len(pixels)
+    recent = np.zeros((3, size * size), np.uint16)
+    return PixelSums(pictures=pictures, pixels=pixels, moments=moments, recent_pictures=0, recent=recent)
+
+
+def place_sums(sums: PixelSums) -> NDArray[np.int64]:
+    """The sum of the values at each place, (size, size, 3), over all pictures."""
+    return sums.pixels + sums.recent.T.reshape(sums.pixels.shape)
 
 
 def add_picture(sums: PixelSums, picture: NDArray[np.uint8]) -> None:
     """Add one (size, size, 3) picture to `sums`, in place."""
     channels = picture.reshape(-1, 3).T.astype(np.uint16, order="C")  # (3, pixels)
     if sums.recent_pictures == _MOST_RECENT:
-        sums.pixels, sums.recent_pictures = _pixels(sums), 0
+        sums.pixels, sums.recent_pictures = place_sums(sums), 0
         sums.recent[:] = 0
     sums.pictures += 1
     sums.recent_pictures += 1
@@ -47,26 +57,17 @@ def add_picture(sums: PixelSums, picture: NDArray[np.uint8]) -> None:
 
 def merge(first: PixelSums, second: PixelSums) -> PixelSums:
     """The sums over the pictures of both."""
-    return _sums(first.pictures + second.pictures, _pixels(first) + _pixels(second), first.moments + second.moments)
+    pixels = place_sums(first) + place_sums(second)
+    return sums_of(first.pictures + second.pictures, pixels, first.moments + second.moments)
 
 
 def finish(sums: PixelSums) -> tuple[NDArray[np.float32], ColourStatistics]:
     """The mean image, (size, size, 3) on 0..255, and the colour statistics; `sums` must hold a picture."""
-    pixels = _pixels(sums)
+    pixels = place_sums(sums)
     mean_image = (pixels / sums.pictures).astype(np.float32)
     count = sums.pictures * pixels.shape[0] * pixels.shape[1]
     totals: list[int] = pixels.sum(axis=(0, 1)).tolist()
     return mean_image, _principal_components(count, totals, sums.moments.tolist())
-
-
-def _sums(pictures: int, pixels: NDArray[np.int64], moments: NDArray[np.int64]) -> PixelSums:
-    size = len(pixels)
-    recent = np.zeros((3, size * size), np.uint16)
-    return PixelSums(pictures=pictures, pixels=pixels, recent=recent, recent_pictures=0, moments=moments)
-
-
-def _pixels(sums: PixelSums) -> NDArray[np.int64]:
-    return sums.pixels + sums.recent.T.reshape(sums.pixels.shape)
 
 
 def _moments(channels: NDArray[np.uint16]) -> NDArray[np.int64]:

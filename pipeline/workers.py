@@ -35,9 +35,12 @@ class Crew(Protocol):
         """How many tasks at a time."""
         ...
 
-    @property
-    def final(self) -> tuple[type[Exception], ...]:
-        """Errors of the executor's own after which it has tried enough."""
+    def final(self, error: Exception) -> str:
+        """Why a task that failed so is not to be tried again; empty where it is."""
+        ...
+
+    def lost(self) -> str:
+        """Why no result will come any more; empty while one may."""
         ...
 
     def start(self) -> Executor:

@@ -1,3 +1,5 @@
+import json
+
 """Sharding by a real Dask cluster on this host: a scheduler, and workers that may die."""
 
 import subprocess
@@ -56,7 +58,7 @@ class Cluster:
 
         with Client(scheduler_file=str(self.file), set_as_default=False) as client:
             client.wait_for_workers(2, timeout=PATIENCE)
-            return client.scheduler.address.replace("tcp://", "dask://")
+        return json.loads(self.file.read_text())["address"].replace("tcp://", "dask://")
 
     def stop(self) -> None:
         for process in (*self.workers, self.scheduler):

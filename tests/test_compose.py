@@ -110,14 +110,14 @@ def test_pictures_are_sharded_with_the_users_options(tmp_path: Path) -> None:
     _, (words,) = shard(folder, SHARD_ARGS="--val-fraction 0.05")
     options = tyro.cli(ShardOptions, args=words[2:])
     assert words[1] == "pipeline.shard" and options.val_fraction == 0.05
-    assert (options.source, options.out) == (folder / "imagenet", folder / "shards/imagenet")
+    assert (options.source, options.out) == (folder / "imagenet", str(folder / "shards/imagenet"))
 
 
 def test_without_pictures_samples_are_made_that_the_demo_can_train_on(tmp_path: Path) -> None:
     done, (sample, words) = shard(sharded(tmp_path))
     assert (sample[1], words[1]) == ("pipeline.sample", "pipeline.shard") and "IMAGENET (not set)" in done.stdout
     made, options = tyro.cli(SampleConfig, args=sample[2:]), tyro.cli(ShardOptions, args=words[2:])
-    assert (options.source, options.out) == (made.dir, tmp_path / "shards/sample")
+    assert (options.source, options.out) == (made.dir, str(tmp_path / "shards/sample"))
     assert options.size >= RECIPES["demo"][1].data.crop
 
 

@@ -1,21 +1,39 @@
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from pipeline import progress as module
-from pipeline.progress import progress
+from pipeline.progress import Advance, progress
 
 
 def test_elsewhere_than_on_a_terminal_a_line_comes_now_and_then(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    clock = iter([0.0, 5.0, 10.0, 12.0])
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    tell = _clocked(monkeypatch, capsys, [5.0, 10.0, 12.0])
     with progress(4000, "pictures") as advance:
-        advance(1000, "")
-        assert capsys.readouterr().err == ""
-        advance(1000, "3 rejected")
-        assert capsys.readouterr().err == "2,000 of 4,000 pictures, 200 a second, 10 s left, 3 rejected\n"
-        advance(2000, "")
-    assert capsys.readouterr().err == ""
+        assert tell(advance, 1000) == ""
+        assert tell(advance, 1000, "3 rejected") == "2,000 of 4,000 pictures, 200 a second, 10 s left, 3 rejected\n"
+        assert tell(advance, 2000) == ""
+
+
+def test_bytes_are_told_where_there_are_some(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tell = _clocked(monkeypatch, capsys, [20.0])
+    with progress(400, "pictures") as advance:
+        line = tell(advance, 100, size=50_000_000)
+    assert line == "100 of 400 pictures, 5 a second, 2.5 MB/s, 1 min 00 s left\n"
+
+
+def test_what_an_earlier_run_did_says_nothing_of_the_speed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tell = _clocked(monkeypatch, capsys, [10.0, 20.0, 40.0])
+    with progress(40_000, "pictures") as advance:
+        assert tell(advance, 20_000, size=10**9, before=True) == "20,000 of 40,000 pictures, 0 a second\n"
+        assert tell(advance, 2000, size=10**6).endswith(", 100 a second, 50.0 kB/s, 3 min 00 s left\n")
+        assert tell(advance, 2000, size=10**6).endswith(", 100 a second, 50.0 kB/s, 2 min 40 s left\n")
 
 
 def test_on_a_terminal_there_is_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,4 +44,19 @@ def test_on_a_terminal_there_is_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: p
         advance(4000, "3 rejected")
     shown = capsys.readouterr().err
     assert "4000/4000" in shown
-    assert "a second, 3 rejected" in shown
+    assert "a second, 0 s left, 3 rejected" in shown
+
+
+def _clocked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], seconds: list[float]
+) -> Callable[..., str]:
+    """A caller of `advance` at these seconds after the start, that returns what is then told."""
+    clock = iter([0.0, *seconds])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+
+    def tell(advance: Advance, *args: Any, **kwargs: Any) -> str:
+        capsys.readouterr()
+        advance(*args, **kwargs)
+        return capsys.readouterr().err
+
+    return tell

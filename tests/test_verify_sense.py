@@ -65,6 +65,38 @@ def test_labels_that_trade_places_are_found(out: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ([(4, 4), (7, 7)], []),
+        ([(4, 4), (3, 3)], ["val/000000.tar: 00000003.jpg, key, expected one above 00000004, found 00000003"]),
+        ([(4, 4), (4, 4)], ["val/000000.tar: 00000004.jpg, key, expected one above 00000004, found 00000004"]),
+        ([(4, 5), (6, 6)], ["val/000000.tar: 00000005.cls, key, expected 00000004, found 00000005"]),
+        ([(4, 4), (10**8, 10**8)], []),
+    ],
+)
+def test_keys_within_a_tar(out: Path, keys: list[tuple[int, int]], expected: list[str]) -> None:
+    write_split(out, "val", [(encoded(photo(seed, SIZE, SIZE)), 1) for seed in (0, 1)], keys)
+    assert lines(out) == expected
+
+
+def test_a_tar_that_is_longer_than_its_samples_need_is_found(out: Path) -> None:
+    path = out / "val/000000.tar"
+    path.write_bytes(path.read_bytes() + bytes(10240))
+    seal(out)
+    assert lines(out) == ["val/000000.tar: bytes by its own form, expected 20,480, found 30,720"]
+
+
+def test_other_numbers_of_bytes_and_samples_are_found(out: Path) -> None:
+    write_fields(out, ["splits", "val", "shards", 0, "bytes"], 1024)
+    assert lines(out) == ["val/000000.tar: bytes, expected 1,024, found 20,480"]
+    seal(out)
+    write_fields(out, ["splits", "val", "shards", 0, "samples"], 8)
+    write_fields(out, ["splits", "val", "samples"], 8)
+    assert lines(out)[1:] == ["val/000000.tar: samples, expected 8, found 7"]
+    assert lines(out)[0].startswith("val/samples.npy: header, expected ((8,)")
+
+
 def test_keys_that_repeat_or_descend_are_found(out: Path) -> None:
     """The first shard once more, in place of the second one, with table and index to match."""
     table = load_samples(out, load_dataset(out), "train").copy()

@@ -2,7 +2,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,7 +113,7 @@ def test_a_task_that_kills_its_worker_three_times_ends_the_run(tmp_path: Path) -
 @pytest.mark.parametrize(("function", "error"), [(wrong, InputError), (full, OSError)])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_trying_again_cannot_mend_is_raised_at_once(
-    tmp_path: Path, function: object, error: type[Exception], workers: int
+    tmp_path: Path, function: Callable[[Job], int], error: type[Exception], workers: int
 ) -> None:
     with pytest.raises(error), results_in_order(function, [Job(0, tmp_path)], LocalCrew(workers)) as results:
         list(results)

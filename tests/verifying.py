@@ -123,8 +123,8 @@ def write_fields(root: Path, path: Sequence[str | int], value: object) -> None:
     (root / "dataset.json").write_text(sealed)
 
 
-def write_split(root: Path, split: str, samples: Sequence[Sample]) -> None:
-    """Replace a split by one tar of these samples, all of it in agreement."""
+def write_split(root: Path, split: str, samples: Sequence[Sample], keys: Sequence[tuple[int, int]] = ()) -> None:
+    """Replace a split by one tar of these samples, in agreement; `keys` of picture and label, else 0, 1, 2."""
     for path in (root / split).iterdir():
         path.unlink()
     rows: list[tuple[int, int, int, int, int]] = []
@@ -133,8 +133,8 @@ def write_split(root: Path, split: str, samples: Sequence[Sample]) -> None:
         open(root / split / "000000.tar", "wb") as stream,
         tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar,
     ):
-        for key, (jpeg, label) in enumerate(samples):
-            files = {f"{key:08d}.jpg": jpeg} | ({f"{key:08d}.cls": b"%d" % label} if label >= 0 else {})
+        for (key, label_key), (jpeg, label) in zip(keys or [(i, i) for i in range(len(samples))], samples, strict=True):
+            files = {f"{key:08d}.jpg": jpeg} | ({f"{label_key:08d}.cls": b"%d" % label} if label >= 0 else {})
             members.append(tuple(_append(tar, name, data) for name, data in files.items()))
             rows.append((0, members[-1][0].offset, len(jpeg), label, zlib.crc32(jpeg)))
     (root / split / "000000.idx").write_bytes(index_bytes(members))
