@@ -1,7 +1,6 @@
-import json
-
 """Sharding by a real Dask cluster on this host: a scheduler, and workers that may die."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
