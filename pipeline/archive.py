@@ -8,7 +8,6 @@ sound, is not made again.
 import io
 import json
 import socket
-import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
@@ -25,12 +24,13 @@ from pipeline.listing import Picture, UnreadablePicture, read_picture
 from pipeline.manifest import SAMPLE_DTYPE, Shard, stream_sha256
 from pipeline.picture import STATISTICS_SIZE, UnusablePicture, encoder, to_jpeg
 from pipeline.stats import PixelSums, add_picture, empty_sums, place_sums, sums_of
+from pipeline.ustar import BLOCK, ending, padding, ustar_header
 
 INDEX_VERSION: Final = "v1.2"  # of the format that DALI's own wds2idx writes and fn.readers.webdataset reads
 RECORD_SUFFIX: Final = ".made.npz"
 
 # A picture is read whole into memory; ImageNet's largest has 15 MB.
-_MOST_SOURCE_BYTES: Final = 256 * 2**20
+MOST_SOURCE_BYTES: Final = 256 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class MadeShard:
     shard: Shard | None
     rows: NDArray[np.void]  # (samples,) of SAMPLE_DTYPE; the column `shard` is still 0
     rejects: tuple[Reject, ...]
-    sums: PixelSums  # over the pictures as written
+    sums: PixelSums  # over the training pictures as written
     again: bool = False  # it was there already
 
 
@@ -184,21 +184,22 @@ def _from_record(data: bytes) -> tuple[MadeShard, bytes]:
 def _write_tar(stream: IO[bytes], task: ShardTask, sums: PixelSums) -> tuple[list[_Sample], list[Reject]]:
     samples: list[_Sample] = []
     rejects: list[Reject] = []
-    with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for key, picture in enumerate(task.pictures, start=task.first_key):
-            try:
-                jpeg, pixels = to_jpeg(_read(task, picture), task.size, task.quality)
-            except UnusablePicture as unusable:
-                rejects.append(Reject(_where(picture), str(unusable)))
-                continue
-            samples.append(_append_sample(tar, stream, f"{key:08d}", jpeg, picture.label))
+    for key, picture in enumerate(task.pictures, start=task.first_key):
+        try:
+            jpeg, pixels = to_jpeg(_read(task, picture), task.size, task.quality)
+        except UnusablePicture as unusable:
+            rejects.append(Reject(_where(picture), str(unusable)))
+            continue
+        samples.append(_append_sample(stream, f"{key:08d}", jpeg, picture.label))
+        if task.split == "train":  # what a network subtracts is the training pictures'
             add_picture(sums, pixels)
+    stream.write(ending(stream.tell()))
     return samples, rejects
 
 
 def _read(task: ShardTask, picture: Picture) -> bytes:
-    if picture.bytes > _MOST_SOURCE_BYTES:
-        raise UnusablePicture(f"the file has {picture.bytes:,} bytes, expected at most {_MOST_SOURCE_BYTES:,}")
+    if picture.bytes > MOST_SOURCE_BYTES:
+        raise UnusablePicture(f"the file has {picture.bytes:,} bytes, expected at most {MOST_SOURCE_BYTES:,}")
     try:
         return read_picture(task.source, picture)
     except UnreadablePicture as unreadable:
@@ -211,20 +212,17 @@ def _where(picture: Picture) -> str:
     return picture.file if picture.offset < 0 else f"{picture.file}/{picture.name}"
 
 
-def _append_sample(tar: tarfile.TarFile, stream: IO[bytes], key: str, jpeg: bytes, label: int) -> _Sample:
-    picture = _append(tar, stream, f"{key}.jpg", jpeg)
+def _append_sample(stream: IO[bytes], key: str, jpeg: bytes, label: int) -> _Sample:
+    picture = _append(stream, f"{key}.jpg", jpeg)
     row = (0, picture.offset, picture.size, label, zlib.crc32(jpeg))
     if label < 0:
         return _Sample((picture,), row)
-    return _Sample((picture, _append(tar, stream, f"{key}.cls", str(label).encode("ascii"))), row)
+    return _Sample((picture, _append(stream, f"{key}.cls", str(label).encode("ascii"))), row)
 
 
-def _append(tar: tarfile.TarFile, stream: IO[bytes], name: str, data: bytes) -> Member:
-    # A fresh TarInfo has owner 0, time 0 and mode 0644: the bytes depend on nothing else. A ustar header is one block.
-    member = Member(name, stream.tell() + tarfile.BLOCKSIZE, len(data))
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
+def _append(stream: IO[bytes], name: str, data: bytes) -> Member:
+    member = Member(name, stream.tell() + BLOCK, len(data))
+    stream.write(ustar_header(name.encode("ascii"), len(data)) + data + padding(len(data)))
     return member
 
 

@@ -53,8 +53,7 @@ def add(made: Made, split: str, one: MadeShard) -> None:
     """Add what came of the next shard of a split, in place."""
     made.rejects.extend(one.rejects)
     made.before += one.again * (len(one.rows) + len(one.rejects))
-    if split == "train":
-        made.sums = merge(made.sums, one.sums)
+    made.sums = merge(made.sums, one.sums)
     if one.shard:
         rows = one.rows.copy()
         rows["shard"] = len(made.shards[split])

@@ -8,20 +8,17 @@ held against the one that its own name and size would have, byte for byte.
 import hashlib
 import io
 import re
-import tarfile
 from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 from isal.isal_zlib import crc32
 
 from pipeline.faults import Faults
+from pipeline.ustar import BLOCK, END_BLOCKS, RECORD, ustar_header
 
 PICTURE: Final = ".jpg"
 LABEL: Final = ".cls"
 
-_BLOCK: Final = tarfile.BLOCKSIZE
-_RECORD: Final = tarfile.RECORDSIZE  # a tar's length is a multiple of it
-_END_BLOCKS: Final = 2
 _MOST_LABEL_BYTES: Final = 20
 _CHUNK: Final = 256 * 2**10  # stays in a core's cache between hash, CRC and comparison
 
@@ -46,10 +43,6 @@ _FIELDS: Final = {
     "prefix": 500,
     "padding": 512,
 }
-_AFTER_NAME: Final = b"0000644\0" + b"0000000\0" * 2
-_TIME: Final = b"\0%011o" % 0 + b"\0"
-_AFTER_CHECKSUM: Final = (b"0" + bytes(100) + b"ustar\0" + b"00").ljust(_BLOCK - 156, b"\0")
-_CONSTANT_SUM: Final = sum(_AFTER_NAME) + sum(_TIME) + sum(_AFTER_CHECKSUM) + 8 * ord(" ")
 
 
 _Header = tuple[str | None, str, int]  # stem, None where it is lost; suffix; size
@@ -74,7 +67,7 @@ class Found(NamedTuple):
 
     def __str__(self) -> str:
         """How messages name it."""
-        return f"{self.stem}{self.suffix}" if self.stem else f"the {self.suffix} at byte {self.offset - _BLOCK:,}"
+        return f"{self.stem}{self.suffix}" if self.stem else f"the {self.suffix} at byte {self.offset - BLOCK:,}"
 
 
 class Tape:
@@ -121,13 +114,6 @@ class Tape:
         return bool(filled)
 
 
-def ustar_header(name: bytes, size: int) -> bytes:
-    """The header of a plain file of owner 0, time 0 and mode 0644, as `tarfile` writes it; `name` is ASCII."""
-    digits = b"%011o" % size
-    checksum = b"%06o\0 " % (_CONSTANT_SUM + sum(name) + sum(digits))
-    return b"".join((name.ljust(100, b"\0"), _AFTER_NAME, digits, _TIME, checksum, _AFTER_CHECKSUM))
-
-
 def walk(tape: Tape, hints: Mapping[int, Hint], most: int, keep: int, faults: Faults) -> Iterator[Found]:
     """The members of a tar, and what is wrong with its form.
 
@@ -136,10 +122,10 @@ def walk(tape: Tape, hints: Mapping[int, Hint], most: int, keep: int, faults: Fa
     """
     for _ in range(most + 1):
         start = tape.position
-        block = tape.take(_BLOCK)
-        header, hint = _parse(block), hints.get(start + _BLOCK)
+        block = tape.take(BLOCK)
+        header, hint = _parse(block), hints.get(start + BLOCK)
         if header is None:
-            if hint is None or len(block) < _BLOCK:
+            if hint is None or len(block) < BLOCK:
                 _tail(tape, block, bool(hints), faults)
                 return
             _tell_damage(block, hint, start, faults)
@@ -174,12 +160,12 @@ def _member(tape: Tape, header: _Header, keep: int) -> Found:
 def _ends_well(tape: Tape, member: Found, faults: Faults) -> bool:
     """Whether the tar goes on behind a member's data, where only zeros fill its last block."""
     end = member.offset + member.size
-    padding = tape.take(-end % _BLOCK)
+    padding = tape.take(-end % BLOCK)
     if (other := _first_other(padding)) is not None:
         faults.tell(f"{member}, padding at byte {end + other:,}", "zeros", _shortened(padding))
-    if tape.position == end + -end % _BLOCK:
+    if tape.position == end + -end % BLOCK:
         return True
-    faults.tell(f"ends within {member}", f"{end + -end % _BLOCK:,} bytes and more", f"{tape.position:,}")
+    faults.tell(f"ends within {member}", f"{end + -end % BLOCK:,} bytes and more", f"{tape.position:,}")
     return False
 
 
@@ -190,13 +176,13 @@ def _tail(tape: Tape, block: bytes, hinted: bool, faults: Faults) -> None:
     if other is not None and (not hinted or _NAME.match(block)):
         faults.tell(f"byte {start:,}", "a header of KEY.jpg or KEY.cls, or the end", _shortened(block))
         return
-    for piece in (block, *([] if len(block) < _BLOCK else tape.rest())):
+    for piece in (block, *([] if len(block) < BLOCK else tape.rest())):
         if other is None and (other := _first_other(piece)) is not None:
             other += position - start
         position += len(piece)
     if other is not None:
         faults.tell(f"end of archive at byte {start:,}", "zeros", f"another byte at {start + other:,}")
-    expected = -(-(start + _END_BLOCKS * _BLOCK) // _RECORD) * _RECORD
+    expected = -(-(start + END_BLOCKS * BLOCK) // RECORD) * RECORD
     faults.require("bytes by its own form", f"{expected:,}", f"{position:,}")
 
 

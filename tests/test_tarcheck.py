@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from pipeline.faults import Faults
-from pipeline.tarcheck import Found, Hint, Tape, ustar_header, walk
+from pipeline.tarcheck import Found, Hint, Tape, walk
+from pipeline.ustar import ustar_header
 from verifying import make_data_set, members
 
 
