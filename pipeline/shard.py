@@ -13,7 +13,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -40,7 +40,7 @@ class ShardOptions:
     Interrupted, the same command goes on where it was.
     """
 
-    source: tyro.conf.Positional[Path]
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
     """train/<class>/* with val/, Kaggle's ILSVRC/, ILSVRC2012_img_*.tar with the devkit, or <class>/*"""
     out: str = "shards"
     """folder to write, new or empty, or s3://bucket/prefix (needs the extra [s3])"""

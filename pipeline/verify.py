@@ -12,11 +12,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import numpy as np
 import tyro
 from numpy.typing import NDArray
+from rich.filesize import decimal
 
 from pipeline.archive import index_name
 from pipeline.command import DONE, FAULTS, InputError, run_command
@@ -36,7 +37,7 @@ _STDOUT: Final = "-"
 class VerifyOptions:
     """Check every byte of a data set: exit 0 if all are as written, else each fault on a line and exit 1."""
 
-    dir: tyro.conf.Positional[str]
+    dir: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR")]
     """folder of pipeline.shard, or s3://bucket/prefix (needs the extra [s3])"""
     decode: bool = False
     """also decode every picture whole, and check its size"""
@@ -209,10 +210,8 @@ def _write_json(options: VerifyOptions, report: Report) -> None:
 def _summary(place: str, report: Report) -> str:
     found = f"{len(report.faults):,} faults" if report.faults else "every byte is as written"
     seconds = max(report.seconds, 1e-9)
-    return (
-        f"{place}: {found}; {report.samples:,} pictures, {report.bytes / 1e9:,.2f} GB in {seconds:,.1f} s, "
-        f"{report.samples / seconds:,.0f} pictures/s, {report.bytes / 1e6 / seconds:,.0f} MB/s\n"
-    )
+    rates = f"{report.samples / seconds:,.0f} pictures/s, {decimal(round(report.bytes / seconds))}/s"
+    return f"{place}: {found}; {report.samples:,} pictures, {decimal(report.bytes)} in {seconds:,.1f} s, {rates}\n"
 
 
 if __name__ == "__main__":

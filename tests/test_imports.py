@@ -45,7 +45,17 @@ def test_sharding_and_sample_pictures_need_neither_torch_nor_dali() -> None:
     assert answer.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("module", ["pipeline.sample", "pipeline.shard", "service.train", "service.visualise"])
+COMMANDS = (
+    "pipeline.sample",
+    "pipeline.shard",
+    "pipeline.verify",
+    "service.launch",
+    "service.train",
+    "service.visualise",
+)
+
+
+@pytest.mark.parametrize("module", COMMANDS)
 def test_every_command_has_help(module: str) -> None:
     answer = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True)
     assert answer.returncode == 0 and "usage:" in answer.stdout and not answer.stderr
