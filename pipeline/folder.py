@@ -51,7 +51,7 @@ class Folder:
         """Whether there is such a file."""
         try:
             return bool(self.size(name) + 1)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
 
     def size(self, name: str) -> int:

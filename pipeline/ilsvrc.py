@@ -94,6 +94,8 @@ def subset(source: Source, classes: int, limit: int, seed: int) -> Source:
         raise InputError(
             f"the source has {len(source.classes):,} classes, expected {classes:,}; ask for fewer or for 0"
         )
+    if not classes and not limit:
+        return source
     kept = source.classes[:classes] if classes else source.classes
     splits = {name: _drawn(source, name, len(kept), limit, seed) for name in source.splits}
     if empty := [name for name, listing in splits.items() if not len(listing)]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from rich.filesize import decimal
 
 from pipeline.archive import RECORD_SUFFIX, make_shard
 from pipeline.assemble import Made, add, assemble, nothing
@@ -136,7 +137,7 @@ def shard(options: ShardOptions) -> int:
 def _found(source: Source) -> str:
     classes = len(source.classes)
     lines = [
-        f"found {name}: {len(pictures):,} pictures, {pictures.bytes.sum() / 1e9:,.2f} GB, {source.found[name]}"
+        f"found {name}: {len(pictures):,} pictures, {decimal(int(pictures.bytes.sum()))}, {source.found[name]}"
         for name, pictures in source.splits.items()
     ]
     return "".join(f"{line}\n" for line in [f"found {classes:,} classes in {source.root}", *lines])
@@ -175,7 +176,7 @@ def _require_room(out: Path, needed: float) -> None:
     free = shutil.disk_usage(out).free
     if free < needed:
         raise InputError(
-            f"the disk of {out} has {free / 1e9:.1f} GB free, expected about {needed / 1e9:.1f} GB more for the data "
+            f"the disk of {out} has {decimal(free)} free, expected about {decimal(round(needed))} more for the data "
             "set; free some or give --out on another disk"
         )
 
