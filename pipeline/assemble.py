@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.archive import MadeShard, Reject
 from pipeline.command import InputError
 from pipeline.contact import CONTACT_TILES, Tile, contact_sheet
 from pipeline.folder import Folder
+from pipeline.listing import shown
 from pipeline.manifest import (
     CONTACT_FILE,
     DATASET_FILE,
@@ -29,6 +29,7 @@ from pipeline.manifest import (
     array_bytes,
     encode_dataset,
 )
+from pipeline.record import MadeShard, Reject
 from pipeline.stats import PixelSums, empty_sums, finish, merge
 
 
@@ -39,7 +40,7 @@ class Made:
     sums: PixelSums  # over the training pictures
     shards: dict[str, list[Shard]] = field(default_factory=dict)
     rows: dict[str, list[NDArray[np.void]]] = field(default_factory=dict)
-    rejects: list[Reject] = field(default_factory=list)
+    rejects: list[tuple[str, Reject]] = field(default_factory=list)  # each with its split
     before: int = 0  # pictures that an earlier run had done
 
 
@@ -49,10 +50,10 @@ def nothing(size: int, splits: Iterable[str]) -> Made:
     return Made(sums=empty_sums(size), shards={name: [] for name in names}, rows={name: [] for name in names})
 
 
-def add(made: Made, split: str, one: MadeShard) -> None:
-    """Add what came of the next shard of a split, in place."""
-    made.rejects.extend(one.rejects)
-    made.before += one.again * (len(one.rows) + len(one.rejects))
+def add(made: Made, split: str, one: MadeShard, before: bool) -> None:
+    """Add what came of the next shard of a split, in place; `before`: of an earlier run."""
+    made.rejects.extend((split, reject) for reject in one.rejects)
+    made.before += before * (len(one.rows) + len(one.rejects))
     made.sums = merge(made.sums, one.sums)
     if one.shard:
         rows = one.rows.copy()
@@ -72,7 +73,7 @@ def assemble(folder: Folder, made: Made, identity: Mapping[str, Any], classes: t
         **{f"{split}/{SAMPLES_FILE}": array_bytes(table) for split, table in tables.items()},
         MEAN_FILE: array_bytes(mean),
         MEAN_PICTURE: _png(mean),
-        REJECTS_FILE: _json_lines(made.rejects),
+        REJECTS_FILE: _json_lines(made.rejects, classes),
         CONTACT_FILE: contact_sheet(list(_tiles(folder, made.shards["train"], tables["train"], classes))),
     }
     for name, data in contents.items():
@@ -89,9 +90,9 @@ def assemble(folder: Folder, made: Made, identity: Mapping[str, Any], classes: t
     return dataset
 
 
-def _nothing_usable(split: str, rejects: list[Reject]) -> InputError:
-    example = f"{rejects[0].path}: {rejects[0].reason}" if rejects else "there are none"
-    return InputError(f"no picture of {split} could be used, expected pictures that decode; {example}")
+def _nothing_usable(split: str, rejects: list[tuple[str, Reject]]) -> InputError:
+    example = next((f"{reject.name}: {reject.reason}" for of, reject in rejects if of == split), "there are none")
+    return InputError(f"no picture of {split} could be used, expected pictures that decode; {shown(example)}")
 
 
 def _tiles(
@@ -106,8 +107,18 @@ def _tiles(
         yield Tile(jpeg, classes[label].words)
 
 
-def _json_lines(rejects: list[Reject]) -> bytes:
-    return "".join(json.dumps(reject._asdict()) + "\n" for reject in rejects).encode("ascii")
+def _json_lines(rejects: list[tuple[str, Reject]], classes: tuple[PictureClass, ...]) -> bytes:
+    """What was left out, by split, class and name: the same lines for the same pictures, wherever they lay."""
+    lines = [
+        {
+            "split": split,
+            "class": classes[reject.label].id if reject.label >= 0 else None,
+            "name": reject.name,
+            "reason": reject.reason,
+        }
+        for split, reject in rejects
+    ]
+    return "".join(json.dumps(line) + "\n" for line in lines).encode("ascii")
 
 
 def _png(mean: NDArray[np.float32]) -> bytes:

@@ -6,17 +6,16 @@ and goes with the process, however that ends; in a store, which has no locks, a 
 
 import fcntl
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any
 
 from pipeline.command import InputError
 from pipeline.folder import Folder
 from pipeline.lease import LEASE, leased
-from pipeline.manifest import fsync_folder, is_temporary
-
-MARKER: Final = "unfinished"
+from pipeline.manifest import DATASET_FILE, UNFINISHED_FILE, fsync_folder, is_temporary
 
 Check = Callable[[], None]  # raises InputError when the folder is no longer this run's
 
@@ -25,9 +24,16 @@ Check = Callable[[], None]  # raises InputError when the folder is no longer thi
 def claimed(folder: Folder, identity: Mapping[str, Any]) -> Iterator[Check]:
     """Make `folder` this run's own: empty, or with what an earlier run of the same identity left; release on success.
 
-    InputError, with nothing touched, when it holds something else or another run is at it.
+    InputError, with nothing touched, when it holds something else or another run is at it. It may hold a finished data
+    set, where another run was at it until now: that is left as it is.
     """
     with _held(folder) as (check, previous):
+        if folder.exists(DATASET_FILE):
+            try:
+                yield check
+            finally:
+                _release(folder)
+            return
         if previous:
             require_same(folder, previous, identity)
         else:
@@ -36,13 +42,18 @@ def claimed(folder: Folder, identity: Mapping[str, Any]) -> Iterator[Check]:
             if is_temporary(name):
                 folder.remove(name)
         yield check
-        release(folder)
+        _release(folder)
 
 
-def release(folder: Folder) -> None:
-    """Take the marker off a finished folder, where a run that ended right after its last act left one."""
-    for name in (MARKER, LEASE):
-        folder.remove(name)
+def clear(folder: Folder) -> None:
+    """Take off a finished folder what a run left on it that ended right after its last act."""
+    _release(folder)
+    if folder.local is None:
+        folder.remove(LEASE)
+
+
+def _release(folder: Folder) -> None:
+    folder.remove(UNFINISHED_FILE)
     if folder.local:
         fsync_folder(folder.local)
 
@@ -61,9 +72,10 @@ def require_same(folder: Folder, there: Mapping[str, Any], identity: Mapping[str
 @contextmanager
 def _held(folder: Folder) -> Iterator[tuple[Check, dict[str, Any]]]:
     if folder.local is None:
-        _require_ours(folder, next(iter(folder.sizes()), None), folder.exists(MARKER) or folder.exists(LEASE))
+        marked = any(map(folder.exists, (UNFINISHED_FILE, LEASE, DATASET_FILE)))
+        _require_ours(folder, next(iter(folder.sizes()), None), marked)
         with leased(folder) as check:
-            yield check, _read_marker(folder.read(MARKER)) if folder.exists(MARKER) else {}
+            yield check, _read_marker(folder.read(UNFINISHED_FILE)) if folder.exists(UNFINISHED_FILE) else {}
         return
     with _locked(folder, folder.local) as marker:
         yield (lambda: None), _read_marker(marker.read())
@@ -74,8 +86,9 @@ def _locked(folder: Folder, path: Path) -> Iterator[IO[bytes]]:
     if path.exists() and not path.is_dir():
         raise InputError(f"{folder.place} is a file, expected a new or empty folder; give another --out")
     path.mkdir(parents=True, exist_ok=True)
-    _require_ours(folder, next(path.iterdir(), None), (path / MARKER).exists())
-    with open(path / MARKER, "a+b") as marker:
+    marked = (path / UNFINISHED_FILE).exists() or (path / DATASET_FILE).exists()
+    _require_ours(folder, next(path.iterdir(), None), marked)
+    with open(path / UNFINISHED_FILE, "a+b") as marker:
         try:
             fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -103,8 +116,10 @@ def _mark(folder: Folder, identity: Mapping[str, Any]) -> None:
     data = json.dumps(identity).encode("ascii")
     if folder.local:
         # In place: the lock is on this very file.
-        with open(folder.local / MARKER, "r+b") as marker:
+        with open(folder.local / UNFINISHED_FILE, "r+b") as marker:
             marker.truncate()
             marker.write(data)
+            marker.flush()
+            os.fsync(marker.fileno())
     else:
-        folder.write(MARKER, data)
+        folder.write(UNFINISHED_FILE, data)

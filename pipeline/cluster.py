@@ -1,6 +1,7 @@
 """Who makes the shards: processes of this host, or the workers of a Dask cluster."""
 
 import logging
+import sys
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Executor
 from contextlib import contextmanager, suppress
@@ -13,15 +14,17 @@ from pipeline.workers import Crew, LocalCrew
 LOCAL: Final = "local"
 _DASK: Final = "dask://"
 _CONNECT_SECONDS: Final = 10
+_ANSWER_SECONDS: Final = 5
 _LOST: Final = "the Dask scheduler was lost, expected to run to the end; start it, then run the same again"
 
 
-@dataclass(frozen=True)
+@dataclass
 class DaskCrew:
     """The workers of a cluster."""
 
     client: Any
     size: int
+    waiting: bool = False  # for a worker, and has said so
 
     def final(self, error: Exception) -> str:
         """Dask itself gives a dead worker's task to others, and cancels all of them when it loses the scheduler."""
@@ -32,8 +35,22 @@ class DaskCrew:
         return ""
 
     def lost(self) -> str:
-        """A client that was closed, since it did not find the scheduler again, never answers."""
-        return _LOST if self.client.status in ("closing", "closed") else ""
+        """A client that was closed, since it did not find the scheduler again, never answers.
+
+        A cluster may have no workers for a while; that is not the end, but its owner should know.
+        """
+        if self.client.status in ("closing", "closed"):
+            return _LOST
+        workerless = self._is_workerless()
+        if workerless and not self.waiting:
+            sys.stderr.write("notice: the Dask scheduler has no workers; waiting for some\n")
+        self.waiting = workerless
+        return ""
+
+    def _is_workerless(self) -> bool:
+        with suppress(Exception):  # the scheduler may be away for a moment
+            return not self.client.sync(self.client.scheduler.identity, callback_timeout=_ANSWER_SECONDS)["workers"]
+        return False
 
     def start(self) -> Executor:
         """The cluster's concurrent.futures interface."""

@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+import simplejpeg
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 CONTACT_TILES: Final = 40
@@ -44,9 +45,8 @@ def contact_sheet(tiles: Sequence[Tile]) -> bytes:
 
 
 def _thumbnail(jpeg: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(jpeg)) as picture:
-        picture.draft("RGB", (_SIDE, _SIDE))
-        return ImageOps.fit(picture.convert("RGB"), (_SIDE, _SIDE), Image.Resampling.BICUBIC)
+    pixels = simplejpeg.decode_jpeg(jpeg, "RGB", min_height=_SIDE, min_width=_SIDE)
+    return ImageOps.fit(Image.fromarray(pixels), (_SIDE, _SIDE), Image.Resampling.BICUBIC)
 
 
 def _wrapped(words: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:

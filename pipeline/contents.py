@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from pipeline.command import InputError
 from pipeline.listing import File
+from pipeline.manifest import DATASET_FILE, UNFINISHED_FILE
 from pipeline.tars import members
 
 _PICTURES: Final = (".jpeg", ".jpg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
@@ -74,7 +75,7 @@ def class_files(root: Path, holder: Holder, id: str) -> list[File]:
 def names_in(folder: Path) -> tuple[list[str], list[str]]:
     """The visible folders and files in a folder, each sorted; links count as what they lead to."""
     visible = _visible(folder)
-    folders = sorted(entry.name for entry, found in visible if found and stat.S_ISDIR(found.st_mode))
+    folders = sorted(entry.name for entry, found in visible if _is_folder(found))
     return folders, sorted(entry.name for entry, found in visible if found and stat.S_ISREG(found.st_mode))
 
 
@@ -85,7 +86,7 @@ def _in_folder(root: Path, path: str, but: Container[str]) -> Contents:
     flat: list[File] = []
     for entry, found in visible:
         name = entry.name
-        if found and stat.S_ISDIR(found.st_mode):
+        if _is_folder(found):
             classes[name] = Holder(_join(path, name))
         elif name.endswith(_TAR) and not name.startswith(_ORIGINAL):
             packed[name[: -len(_TAR)]] = Holder(_join(path, name), 0)
@@ -145,9 +146,21 @@ def _below(folder: Path) -> Iterator[File]:
 
 
 def _visible(folder: str | Path) -> list[tuple[os.DirEntry[str], os.stat_result | None]]:
-    """Entries of a folder with what they are, links followed; None for links that lead nowhere."""
+    """Entries of a folder with what they are, links followed; None for links that lead nowhere.
+
+    What pipeline.shard makes is passed over: who shards a folder into itself goes on as he began.
+    """
     with os.scandir(folder) as entries:
-        return [(entry, _stat(entry)) for entry in entries if not _is_hidden(entry.name)]
+        found = [(entry, _stat(entry)) for entry in entries if not _is_hidden(entry.name)]
+    return [(entry, each) for entry, each in found if not (_is_folder(each) and _is_made(entry.path))]
+
+
+def _is_folder(found: os.stat_result | None) -> bool:
+    return found is not None and stat.S_ISDIR(found.st_mode)
+
+
+def _is_made(folder: str) -> bool:
+    return any(os.path.exists(os.path.join(folder, name)) for name in (DATASET_FILE, UNFINISHED_FILE))
 
 
 def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:

@@ -10,7 +10,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.archive import index_name
 from pipeline.faults import Fault, Faults
 from pipeline.folder import Folder
 from pipeline.layout import SPLITS
@@ -26,6 +25,7 @@ from pipeline.manifest import (
     PictureClass,
     Shard,
     Split,
+    index_name,
 )
 from pipeline.tarcheck import Tape
 

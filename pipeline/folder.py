@@ -98,7 +98,7 @@ class Folder:
         if self.local:
             path = self.local / name
             if not path.parent.is_dir():
-                path.parent.mkdir()
+                path.parent.mkdir(exist_ok=True)  # another worker may be faster
                 fsync_folder(path.parent.parent)
             with replacing(path) as stream:
                 yield stream

@@ -43,7 +43,7 @@ def leased(folder: Folder) -> Iterator[Callable[[], None]]:
     finally:
         ended.set()
         renewing.join()
-        if not lost.is_set():
+        if _read(folder).get("token") == owner["token"]:
             folder.remove(LEASE)
 
 

@@ -36,7 +36,15 @@ class File(NamedTuple):
 
 
 class UnreadablePicture(Exception):
-    """A listed picture cannot be read; the message is one line: which, and why."""
+    """A listed picture cannot be read; the message is one line: where it lies, and the reason."""
+
+    def __init__(self, where: str, reason: str):
+        super().__init__(where, reason)
+        self.where, self.reason = where, reason
+
+    def __str__(self) -> str:
+        """Which, and why."""
+        return f"{self.where} {self.reason}"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -138,10 +146,10 @@ def read_picture(root: Path, picture: Picture) -> bytes:
             stream.seek(max(picture.offset, 0))
             data = stream.read(picture.bytes + is_file)  # one more, to see that a file has grown
     except OSError as error:
-        raise UnreadablePicture(f"{_where(picture)} cannot be read ({error.strerror})") from error
+        raise UnreadablePicture(_where(picture), f"cannot be read ({error.strerror})") from error
     if len(data) != picture.bytes:
         found = "more" if len(data) > picture.bytes else f"{len(data):,}"
-        raise UnreadablePicture(f"{_where(picture)} has changed: {found} bytes, listed with {picture.bytes:,}")
+        raise UnreadablePicture(_where(picture), f"has changed: {found} bytes, listed with {picture.bytes:,}")
     return data
 
 

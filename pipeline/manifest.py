@@ -27,6 +27,7 @@ MEAN_FILE: Final = "mean.npy"
 MEAN_PICTURE: Final = "mean.png"
 REJECTS_FILE: Final = "rejects.jsonl"
 CONTACT_FILE: Final = "contact-sheet.png"
+UNFINISHED_FILE: Final = "unfinished"  # there while a data set is being made
 
 # `offset` is where the JPEG bytes start in the tar; `shard` indexes the split's `shards`; `crc32` is of the JPEG bytes;
 # `label` is -1 where a picture has none (ImageNet's test split).
@@ -95,6 +96,11 @@ class Dataset:
     rejected: int
     colour: ColourStatistics
     files: dict[str, str]  # SHA-256 of every file but the tars, their indexes and dataset.json, by path
+
+
+def index_name(tar: str) -> str:
+    """The DALI index of a tar."""
+    return f"{tar.removesuffix('.tar')}.idx"
 
 
 def load_dataset(root: Path) -> Dataset:

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 from prometheus_client.process_collector import ProcessCollector
 
-from pipeline.archive import MadeShard
 from pipeline.command import InputError
 from pipeline.listing import Picture
+from pipeline.record import MadeShard
 
 
 class ShardMetrics:
@@ -30,14 +30,14 @@ class ShardMetrics:
         self.start = self._gauge("shard_start_timestamp_seconds", "When the run began, Unix time.")
         self.start.set_to_current_time()
 
-    def observe(self, pictures: tuple[Picture, ...], made: MadeShard) -> None:
-        """Count a shard that is done."""
+    def observe(self, pictures: tuple[Picture, ...], made: MadeShard, before: bool) -> None:
+        """Count a shard that is done; `before`: by an earlier run."""
         self.pictures.inc(len(pictures))
         self.source_bytes.inc(sum(picture.bytes for picture in pictures))
         self.rejected.inc(len(made.rejects))
         self.written_bytes.inc(made.shard.bytes if made.shard else 0)
         self.shards.inc()
-        self.resumed.inc(made.again)
+        self.resumed.inc(before)
 
     def _counter(self, name: str, help: str) -> Counter:
         return Counter(name, help, registry=self.registry)

@@ -5,6 +5,8 @@ profiles are ignored, as training decoders do. Nothing here is shared between ca
 """
 
 import io
+import re
+from functools import partial
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -22,6 +24,9 @@ MOST_PIXELS: Final = 89_478_485  # what Pillow warns of; a third of a gigabyte i
 _JPEG: Final = b"\xff\xd8\xff"
 # Not every format Pillow knows: some start other programs (EPS), and no data set has them.
 _FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+# Behind the last block, and before the end mark: nothing of the picture is missing. ImageNet has such pictures
+# (apache/mxnet issue 1522), and everybody else trains on them.
+_BYTES_AT_THE_END: Final = re.compile("extraneous bytes before marker 0xd9")
 _PAPER: Final = "white"  # what shows through transparent pixels, as on a page
 _SUBSAMPLING: Final = "420"  # what cameras and ImageNet have, and decoders are fastest at
 
@@ -30,10 +35,17 @@ class UnusablePicture(Exception):
     """A file that cannot become a training picture; the message is the reason, one line, the same on every run."""
 
 
-class _Header(NamedTuple):
+class Header(NamedTuple):
+    """What a picture file says of itself."""
+
     width: int
     height: int
     colours: str  # YCbCr, RGB, Gray, CMYK, YCCK or unknown
+
+
+class _Decoded(NamedTuple):
+    pixels: NDArray[np.uint8]  # (height, width, 3)
+    clean: bool  # whether there was nothing that a decoder might warn of
 
 
 def encoder() -> str:
@@ -61,43 +73,63 @@ def to_jpeg(data: bytes, size: int, quality: int) -> tuple[bytes, NDArray[np.uin
         raise UnusablePicture(_reason(error)) from error
 
 
+def stored_header(jpeg: bytes) -> Header:
+    """The header of a JPEG of a data set; UnusablePicture unless it decodes whole and without complaint."""
+    try:
+        header = _bounded(_jpeg_header(jpeg))
+        simplejpeg.decode_jpeg(jpeg, "RGB")
+    except (MemoryError, UnusablePicture):
+        raise
+    except Exception as error:
+        raise UnusablePicture(_reason(error)) from error
+    return header
+
+
 def _square_jpeg(data: bytes, size: int, quality: int) -> tuple[bytes, NDArray[np.uint8]]:
     if data.startswith(_JPEG):
         _bounded(_jpeg_header(data))
         # A large JPEG: let the DCT scale it down by 2 or more, to no less than twice the size.
-        decoded = simplejpeg.decode_jpeg(data, "RGB", min_height=2 * size, min_width=2 * size, min_factor=2)
-        pixels = _turned(decoded, orientation(data))
+        decoded = _decode(data, least=2 * size)
+        pixels = _turned(decoded.pixels, orientation(data))
     else:
         pixels = _by_pillow(data)
     jpeg = _encode(central_square(pixels, size), quality)
-    return jpeg, _decode(jpeg)
+    return jpeg, _decode(jpeg).pixels
 
 
 def _own_size_jpeg(data: bytes, quality: int) -> tuple[bytes, NDArray[np.uint8]]:
     if data.startswith(_JPEG):
         header = _bounded(_jpeg_header(data))
-        pixels, turn = _decode(data), orientation(data)
-        if turn == 1 and header.colours in ("YCbCr", "RGB", "Gray"):
-            return data, central_square(pixels, STATISTICS_SIZE)
-        jpeg = _encode(_turned(pixels, turn), quality)
+        decoded, turn = _decode(data), orientation(data)
+        if turn == 1 and header.colours in ("YCbCr", "RGB", "Gray") and decoded.clean:
+            return data, central_square(decoded.pixels, STATISTICS_SIZE)
+        jpeg = _encode(_turned(decoded.pixels, turn), quality)
     else:
         jpeg = _encode(_by_pillow(data), quality)
-    return jpeg, central_square(_decode(jpeg), STATISTICS_SIZE)
+    return jpeg, central_square(_decode(jpeg).pixels, STATISTICS_SIZE)
 
 
-def _jpeg_header(data: bytes) -> _Header:
+def _jpeg_header(data: bytes) -> Header:
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        return _Header(int(width), int(height), colours)
+        return Header(int(width), int(height), colours)
     except KeyError:  # a layout of chroma that simplejpeg can decode but has no name for
         width, height = _open(data).size
-        return _Header(width, height, "unknown")
+        return Header(width, height, "unknown")
 
 
-def _decode(jpeg: bytes) -> NDArray[np.uint8]:
+def _decode(jpeg: bytes, least: int = 0) -> _Decoded:
+    """The pixels; scaled down by 2 or more where they are still at least `least` a side."""
     # The integer DCT and smooth upsampling, which all of libjpeg-turbo's instruction sets compute to the same bits.
     # Strict: what libjpeg only warns of, such as an early end, is an error. CMYK is taken as Adobe writes it, inverted.
-    return simplejpeg.decode_jpeg(jpeg, "RGB")
+    factor = 2 if least else 1
+    decode = partial(simplejpeg.decode_jpeg, jpeg, "RGB", min_height=least, min_width=least, min_factor=factor)
+    try:
+        return _Decoded(decode(), clean=True)
+    except ValueError as error:
+        if not _BYTES_AT_THE_END.search(str(error)):
+            raise
+        return _Decoded(decode(strict=False), clean=False)
 
 
 def _encode(pixels: NDArray[np.uint8], quality: int) -> bytes:
@@ -113,7 +145,7 @@ def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 
 def _by_pillow(data: bytes) -> NDArray[np.uint8]:
     picture = _open(data)
-    _bounded(_Header(*picture.size, picture.mode))
+    _bounded(Header(*picture.size, picture.mode))
     return np.asarray(_upright_rgb(picture))
 
 
@@ -121,7 +153,7 @@ def _open(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data), formats=_FORMATS)
 
 
-def _bounded(header: _Header) -> _Header:
+def _bounded(header: Header) -> Header:
     shorter, longer = sorted(header[:2])
     if shorter * longer > MOST_PIXELS:
         raise UnusablePicture(_TOO_LARGE)

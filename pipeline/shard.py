@@ -10,7 +10,9 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,19 +20,20 @@ from typing import Annotated, Any
 import tyro
 from rich.filesize import decimal
 
-from pipeline.archive import RECORD_SUFFIX, make_shard
+from pipeline.archive import make_shard
 from pipeline.assemble import Made, add, assemble, nothing
-from pipeline.claim import Check, claimed, release, require_same
+from pipeline.claim import Check, claimed, clear, require_same
 from pipeline.cluster import LOCAL, crew_at, valid_executor
 from pipeline.command import DONE, InputError, run_command
 from pipeline.folder import Folder, folder_at
 from pipeline.ilsvrc import Source, find_pictures, hold_out, subset
-from pipeline.listing import UnreadablePicture
+from pipeline.listing import UnreadablePicture, shown
 from pipeline.manifest import CONTACT_FILE, DATASET_FILE, REJECTS_FILE, Dataset, is_temporary, parse_dataset
 from pipeline.metrics import ShardMetrics, exposed
 from pipeline.picture import STATISTICS_SIZE, encoder
 from pipeline.plan import Plan, most_bytes, shard_tasks
 from pipeline.progress import progress
+from pipeline.record import RECORD_SUFFIX, read_record
 from pipeline.workers import results_in_order
 
 
@@ -116,13 +119,12 @@ def shard(options: ShardOptions) -> int:
     folder = folder_at(options.out)
     identity = _identity(options, listed)
     source = _with_validation(listed, options)
-    if folder.exists(DATASET_FILE):
-        require_same(folder, _made_identity(folder), identity)
-        _tidy(folder)
-        release(folder)
-        sys.stdout.write(f"already sharded: {options.out}\n")
-        return DONE
+    if _is_made(folder, identity):
+        clear(folder)
+        return _already(folder)
     with claimed(folder, identity) as check:
+        if _is_made(folder, identity):  # another run has ended meanwhile
+            return _already(folder)
         if folder.local:
             _require_room(folder.local, most_bytes(options.plan, source) - sum(folder.sizes().values()))
         start = time.monotonic()
@@ -130,7 +132,22 @@ def shard(options: ShardOptions) -> int:
         check()
         dataset = assemble(folder, made, identity, source.classes)
         _tidy(folder)
-        sys.stdout.write(_summary(dataset, made.before, options.out, time.monotonic() - start))
+        sys.stdout.write(_summary(dataset, made.before, shown(options.out), time.monotonic() - start))
+    return DONE
+
+
+def _is_made(folder: Folder, identity: Mapping[str, Any]) -> bool:
+    """Whether the folder holds the data set of this identity; InputError when it holds another one."""
+    if not folder.exists(DATASET_FILE):
+        return False
+    made = parse_dataset(folder.read(DATASET_FILE), f"{folder.place}/{DATASET_FILE}")
+    require_same(folder, vars(made), identity)
+    return True
+
+
+def _already(folder: Folder) -> int:
+    _tidy(folder)
+    sys.stdout.write(f"already sharded: {shown(folder.place)}\n")
     return DONE
 
 
@@ -140,7 +157,7 @@ def _found(source: Source) -> str:
         f"found {name}: {len(pictures):,} pictures, {decimal(int(pictures.bytes.sum()))}, {source.found[name]}"
         for name, pictures in source.splits.items()
     ]
-    return "".join(f"{line}\n" for line in [f"found {classes:,} classes in {source.root}", *lines])
+    return "".join(f"{line}\n" for line in [f"found {classes:,} classes in {shown(str(source.root))}", *lines])
 
 
 def _identity(options: ShardOptions, source: Source) -> dict[str, Any]:
@@ -156,10 +173,6 @@ def _identity(options: ShardOptions, source: Source) -> dict[str, Any]:
     }
 
 
-def _made_identity(folder: Folder) -> dict[str, Any]:
-    return vars(parse_dataset(folder.read(DATASET_FILE), f"{folder.place}/{DATASET_FILE}"))
-
-
 def _with_validation(source: Source, options: ShardOptions) -> Source:
     if "val" in source.splits:
         _require(not options.val_fraction, "--val-fraction", options.val_fraction, f"0, since {source.root} has val/")
@@ -167,7 +180,7 @@ def _with_validation(source: Source, options: ShardOptions) -> Source:
     if options.val_fraction:
         return hold_out(source, options.val_fraction, options.seed)
     sys.stderr.write(
-        f"notice: {source.root} has no val/, so training skips validation; --val-fraction holds some out\n"
+        f"notice: {shown(str(source.root))} has no val/, so training skips validation; --val-fraction holds some out\n"
     )
     return source
 
@@ -192,13 +205,14 @@ def _make(options: ShardOptions, folder: Folder, source: Source, check: Check) -
         results_in_order(make_shard, tasks, crew) as results,
     ):
         made = nothing(options.size or STATISTICS_SIZE, source.splits)
-        for task, one in results:
+        for task, before in results:
             check()
-            add(made, task.split, one)
-            metrics.observe(task.pictures, one)
+            one = read_record(folder, task.name)
+            add(made, task.split, one, before)
+            metrics.observe(task.pictures, one, before)
             size = sum(picture.bytes for picture in task.pictures)
             rejected = f"{len(made.rejects):,} rejected" if made.rejects else ""
-            advance(len(task.pictures), rejected, size=size, before=one.again)
+            advance(len(task.pictures), rejected, size=size, before=before)
     return made
 
 
@@ -222,8 +236,9 @@ def _summary(dataset: Dataset, before: int, out: str, seconds: float) -> str:
 
 def _explain(error: OSError, out: str) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk of {out} is full, expected room for the whole data set; free some, then run the same again"
-    return f"{error.filename or out}: {error.strerror}; expected to read the source and write {out}"
+        made_in, room = (tempfile.gettempdir(), "a shard a worker") if "://" in out else (out, "the whole data set")
+        return f"the disk of {made_in} is full, expected room for {room}; free some, then run the same again"
+    return f"{error.filename or out}: {error.strerror or error}; expected to read the source and write {out}"
 
 
 if __name__ == "__main__":

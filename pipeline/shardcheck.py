@@ -3,20 +3,18 @@
 A pure task in the sense of executors, as pipeline.archive is: its argument says everything, its result is small.
 """
 
-import io
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from pipeline.archive import Member, index_bytes, index_name
+from pipeline.archive import Member, index_bytes
 from pipeline.faults import Fault, Faults
 from pipeline.folder import Folder, folder_at
-from pipeline.manifest import Shard
+from pipeline.manifest import Shard, index_name
+from pipeline.picture import UnusablePicture, stored_header
 from pipeline.tarcheck import LABEL, PICTURE, Found, Hint, Tape, walk
 
 _Members = tuple[Member, ...]
@@ -180,20 +178,13 @@ def _decoding_fault(picture: Found, size: int) -> tuple[str, str] | None:
     """What was expected and what was found, where a JPEG does not decode whole to what it should be."""
     if picture.data is None:
         return f"at most {_MOST_PICTURE_BYTES:,} bytes", f"{picture.size:,}"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # remarks on odd metadata; the pixels are what counts
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            decoded = Image.open(io.BytesIO(picture.data), formats=("JPEG",))
-            decoded.load()
-        except MemoryError:
-            raise  # this machine's fault, not the picture's
-        except Exception as error:  # Pillow raises a dozen unrelated types on damaged data
-            return "a whole JPEG", type(error).__name__ if "object at 0x" in str(error) else str(error)
-    width, height = decoded.size
-    sound = (width, height, decoded.mode) == (size, size, "RGB") if size else decoded.mode in ("RGB", "L")
-    expected = f"{size} x {size} RGB" if size else "RGB or grey"
-    return None if sound else (expected, f"{width} x {height} {decoded.mode}")
+    try:
+        width, height, colours = stored_header(picture.data)
+    except UnusablePicture as unusable:
+        return "a whole JPEG", str(unusable)
+    sound = (width, height, colours) == (size, size, "YCbCr") if size else colours in ("YCbCr", "RGB", "Gray")
+    expected = f"{size} x {size} YCbCr" if size else "YCbCr, RGB or Gray"
+    return None if sound else (expected, f"{width} x {height} {colours}")
 
 
 def _members(sample: _Sample) -> tuple[Member, ...] | None:

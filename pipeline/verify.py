@@ -19,12 +19,11 @@ import tyro
 from numpy.typing import NDArray
 from rich.filesize import decimal
 
-from pipeline.archive import index_name
 from pipeline.command import DONE, FAULTS, InputError, run_command
 from pipeline.faults import Fault, limited
 from pipeline.filecheck import check_description, check_file, check_table, expected_names
 from pipeline.folder import Folder, folder_at
-from pipeline.manifest import DATASET_FILE, SAMPLES_FILE, Dataset, parse_dataset, write_atomic
+from pipeline.manifest import DATASET_FILE, SAMPLES_FILE, Dataset, index_name, parse_dataset, write_atomic
 from pipeline.progress import progress
 from pipeline.shardcheck import Checked, ShardCheck, check_shard
 from pipeline.workers import LocalCrew, results_in_order

@@ -96,7 +96,8 @@ def results_in_order(
     """Each task with the result of `function`, in the order of `tasks`; leaving early stops all work.
 
     A task that fails, or whose worker dies, is tried again, ATTEMPTS times in all; then InputError tells its reason.
-    An InputError or a full disk is raised at once. `function` and `tasks` must pickle, unless the crew is one.
+    An InputError or a full disk is raised at once. `function` and `tasks` must pickle, unless the crew is one. Results
+    must be small, less than a pipe takes at once: of a worker killed meanwhile, half of one is waited for without end.
     """
     work = _Work(function, iter(tasks), crew)
     try:
@@ -162,7 +163,11 @@ class _Work(Generic[Task, Result]):
         self.crew.stop(self.executor)
         self.executor = self.crew.start()
         lost = [one for one in self.tries if not one.future.done() or one.future.exception() is not None]
-        self._try_again(lost, RuntimeError("a worker died; was there memory for all of them?"))
+        # Tasks begin in their order: those behind the first few had not begun, and are no less innocent than the rest.
+        begun, others = lost[: self.crew.size], lost[self.crew.size :]
+        self._try_again(begun, RuntimeError("a worker died; was there memory for all of them?"))
+        for one in others:
+            one.future = self._submit(one.task)
 
     def _try_again(self, tries: list[_Try[Task]], error: Exception) -> None:
         reason = str(error) or type(error).__name__

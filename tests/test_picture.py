@@ -75,6 +75,7 @@ KINDS = {
         RED,
         BLUE,
     ),
+    "bytes before the end": (encoded(red_left(), quality=95)[:-2] + bytes(1483) + b"\xff\xd9", RED, BLUE),
     "bytes after the end": (encoded(red_left(), quality=95) + bytes(1000), RED, BLUE),
     "large profile": (encoded(red_left(), quality=95, icc_profile=bytes(300_000)), RED, BLUE),
     "large odd EXIF": (encoded(red_left(), quality=95, exif=b"Exif\0\0II*\0" + b"\7" * 60_000), RED, BLUE),

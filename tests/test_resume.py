@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from pictures import tree_bytes, write_tree
-from pipeline.archive import RECORD_SUFFIX
 from pipeline.command import InputError
 from pipeline.manifest import load_dataset
+from pipeline.record import RECORD_SUFFIX
 from pipeline.shard import ShardOptions, shard
 from processes import wait_until
 

@@ -180,7 +180,7 @@ def test_statistics_are_of_the_written_training_pictures(shards: Path) -> None:
 
 def test_rejects_are_listed_with_reasons_and_counted(shards: Path) -> None:
     lines = [json.loads(line) for line in (shards / "rejects.jsonl").read_text().splitlines()]
-    assert [line["path"] for line in lines] == ["train/b/notes.txt"]
+    assert [(line["split"], line["class"], line["name"]) for line in lines] == [("train", "b", "notes.txt")]
     assert "not a picture" in lines[0]["reason"]
     assert load_dataset(shards).rejected == 1
 

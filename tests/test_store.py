@@ -13,9 +13,9 @@ import pytest
 from object_store import s3_bucket
 from pictures import tree_bytes, write_tree
 from pipeline import lease
-from pipeline.archive import RECORD_SUFFIX
 from pipeline.command import InputError
 from pipeline.folder import Folder, folder_at
+from pipeline.record import RECORD_SUFFIX
 from pipeline.shard import ShardOptions, shard
 from processes import PATIENCE, wait_until
 

@@ -219,7 +219,7 @@ def test_wrong_calls_get_one_line_and_status_2(shards: Path, tmp_path: Path) -> 
     newer.mkdir()
     fields = json.loads((shards / "dataset.json").read_text())
     (newer / "dataset.json").write_text(json.dumps({**fields, "schema_version": 99}))
-    assert "schema version 99, expected 1" in wrong(command(newer, tmp_path / "b"))
+    assert "schema version 99, expected 2" in wrong(command(newer, tmp_path / "b"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"port {port} cannot be used" in wrong(command(shards, tmp_path / "c", "--port", str(port)))
