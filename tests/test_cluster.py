@@ -41,10 +41,13 @@ class Cluster:
         self.file = folder / "scheduler.json"
         self.scheduler = self._start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")
         wait_until(self.file.exists, self.scheduler)
-        self.workers = [
-            self._start("worker", "--no-nanny", "--nthreads", "1", "--no-dashboard", "--local-directory", str(folder))
-            for _ in range(2)
-        ]
+        self.workers: list[subprocess.Popen[str]] = []
+        for _ in range(2):
+            self.add_worker()
+
+    def add_worker(self) -> None:
+        place = "--local-directory", str(self.file.parent)
+        self.workers.append(self._start("worker", "--no-nanny", "--nthreads", "1", "--no-dashboard", *place))
 
     def _start(self, role: str, *arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "dask", role, "--scheduler-file", str(self.file), *arguments]
@@ -119,6 +122,24 @@ def test_a_lost_scheduler_ends_the_run_and_others_go_on(
     assert errors.count("\n") == 1 and "the Dask scheduler was lost" in errors
     cluster.stop()  # else a worker may still be at a shard
     assert shard(options(source, out)) == 0
+    assert tree_bytes(out) == undisturbed
+
+
+def test_a_cluster_that_loses_all_its_workers_says_so_and_goes_on_with_new_ones(
+    source: Path, undisturbed: dict[str, bytes], tmp_path: Path, cluster: Cluster
+) -> None:
+    out = tmp_path / "out"
+    with subprocess.Popen(
+        command(source, out, cluster.executor), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as run:
+        wait_until(lambda: finished(out), run)
+        for worker in cluster.workers:
+            worker.kill()
+        assert run.stderr is not None
+        assert "has no workers; waiting" in run.stderr.readline()
+        cluster.add_worker()
+        _, errors = run.communicate(timeout=PATIENCE)
+    assert run.returncode == 0, errors
     assert tree_bytes(out) == undisturbed
 
 

@@ -26,6 +26,13 @@ def real_files(year: str = "2012") -> Pictures:
     return pictures
 
 
+def with_a_reject() -> Pictures:
+    """The same, but for a file of train that is no picture."""
+    pictures = real_files()
+    some_class, named = next(iter(pictures["train"].items()))
+    return {**pictures, "train": {**pictures["train"], some_class: {**named, next(iter(named)): b"no picture"}}}
+
+
 def sharded(source: Path, out: Path, size: int = 32) -> dict[str, bytes]:
     options = ShardOptions(source=source, out=str(out), size=size, workers=1, shard_samples=3)
     assert shard(options) == 0
@@ -36,12 +43,14 @@ def sharded(source: Path, out: Path, size: int = 32) -> dict[str, bytes]:
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The shards of the pictures in class folders."""
     root = tmp_path_factory.mktemp("expected")
-    return sharded(LAYOUTS["class_folders"](root / "source", real_files()), root / "out")
+    files = sharded(LAYOUTS["class_folders"](root / "source", with_a_reject()), root / "out")
+    assert files["rejects.jsonl"].count(b"\n") == 1
+    return files
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_same_data_set(layout: str, expected: dict[str, bytes], tmp_path: Path) -> None:
-    source = LAYOUTS[layout](tmp_path / "source", real_files())
+    source = LAYOUTS[layout](tmp_path / "source", with_a_reject())
     assert sharded(source, tmp_path / "out") == expected
 
 

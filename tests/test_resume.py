@@ -1,6 +1,7 @@
 """Sharding that is interrupted: what is left, and what the next run makes of it."""
 
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -11,10 +12,15 @@ from typing import Any
 import pytest
 
 from pictures import tree_bytes, write_tree
+from pipeline.archive import make_shard
 from pipeline.command import InputError
+from pipeline.ilsvrc import find_pictures
 from pipeline.manifest import load_dataset
+from pipeline.picture import encoder
+from pipeline.plan import shard_tasks
 from pipeline.record import RECORD_SUFFIX
 from pipeline.shard import ShardOptions, shard
+from pipeline.shard import _is_made as is_made
 from processes import wait_until
 
 SAMPLES = 60
@@ -221,3 +227,76 @@ def test_the_order_of_the_listing_on_disk_does_not_count(
         os.link(path, target)
     assert shard(options(copy, tmp_path / "out")) == 0
     assert tree_bytes(tmp_path / "out") == undisturbed
+
+
+def test_shards_of_other_options_are_not_taken_for_these(
+    source: Path, undisturbed: dict[str, bytes], half: Path
+) -> None:
+    """The marker is lost, as by a disk that lied; what the records were made of tells."""
+    (half / "unfinished").write_bytes(b"")
+    assert shard(options(source, half, quality=50)) == 0
+    other = tree_bytes(half)
+    shutil.rmtree(half)
+    assert shard(options(source, half, quality=50)) == 0
+    assert tree_bytes(half) == other != undisturbed
+
+
+def test_what_could_not_be_read_is_looked_for_again(source: Path, half: Path, undisturbed: dict[str, bytes]) -> None:
+    root = half.parent / "source"
+    shutil.copytree(source, root)
+    picture, away = root / "train/a/00.JPEG", half.parent / "away"
+    out = half.parent / "out again"
+
+    def pull(*_: object) -> None:
+        if len(finished(out)) == SAMPLES // 2:  # all of them
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.shard.find_pictures", lambda root: (find_pictures(root), picture.rename(away))[0])
+        patch.setattr("pipeline.shard.add", pull)
+        with pytest.raises(KeyboardInterrupt):
+            shard(options(root, out, reject_unreadable=True))
+    away.rename(picture)
+    assert shard(options(root, out)) == 0
+    assert tree_bytes(out) == undisturbed
+
+
+def test_a_data_set_finished_meanwhile_is_left_as_it_is(
+    source: Path, undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs began together: the second sees no data set yet, waits, and then there is one."""
+    out = tmp_path / "out"
+    assert shard(options(source, out)) == 0
+    looks = iter([False])
+    monkeypatch.setattr("pipeline.shard._is_made", lambda *arguments: next(looks, None) or is_made(*arguments))
+    with pytest.raises(InputError, match="holds another data set"):
+        shard(options(source, out, quality=50))
+    assert tree_bytes(out) == undisturbed
+    looks = iter([False])
+    assert shard(options(source, out)) == 0
+    assert tree_bytes(out) == undisturbed
+
+
+@pytest.mark.parametrize("tree", ["train", "."])
+def test_a_folder_may_be_sharded_into_itself(
+    source: Path, undisturbed: dict[str, bytes], tmp_path: Path, tree: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "source"
+    shutil.copytree(source / "train", root / tree)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.shard.assemble", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            shard(options(root, root / "shards"))
+    assert shard(options(root, root / "shards")) == 0
+    assert shard(options(root, root / "shards")) == 0
+    assert shard(options(root, tmp_path / "again")) == 0
+    assert tree_bytes(root / "shards") == tree_bytes(tmp_path / "again") == undisturbed
+
+
+def test_what_a_worker_answers_goes_through_a_pipe_at_once(source: Path, tmp_path: Path) -> None:
+    """Half an answer, of a worker that was killed, would be waited for without end (PIPE_BUF, pipe(7))."""
+    plan = options(source, tmp_path, size=256).plan
+    (tmp_path / "out").mkdir()
+    task = next(shard_tasks(plan, find_pictures(source), str(tmp_path / "out"), encoder(), False))
+    for _ in range(2):
+        assert len(pickle.dumps(make_shard(task))) < 4096

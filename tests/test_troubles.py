@@ -14,8 +14,10 @@ import pytest
 
 from pictures import encoded, photo, tree_bytes, write_tree
 from pipeline.command import InputError
+from pipeline.folder import folder_at
 from pipeline.manifest import load_dataset, load_samples
 from pipeline.shard import ShardOptions, shard
+from pipeline.verify import verify
 from processes import wait_until
 from test_unusable import UNUSABLE
 
@@ -78,6 +80,18 @@ def test_unusable_files_are_left_out_with_their_reasons_and_the_rest_is_kept(tmp
     assert found["train/a/larger than memory"].startswith("the file has 1,099,511,627,776 bytes, expected at most")
     dataset = load_dataset(tmp_path / "out")
     assert (dataset.rejected, len(load_samples(tmp_path / "out", dataset, "train"))) == (len(found), 5)
+
+
+def test_a_jpeg_that_other_decoders_stumble_over_is_kept_and_shown(tmp_path: Path) -> None:
+    """The shortest JFIF segment that libjpeg reads; Pillow takes the file for no picture."""
+    root = write_tree(tmp_path / "source", {"train": {"a": 0}})
+    whole = encoded(photo(0), quality=95)
+    assert whole[2:4] == b"\xff\xe0"
+    after = 4 + int.from_bytes(whole[4:6], "big")
+    (root / "train/a/0.JPEG").write_bytes(whole[:2] + b"\xff\xe0\0\7JFIF\0" + whole[after:])
+    assert shard(ShardOptions(source=root, out=str(tmp_path / "out"), size=0, workers=1)) == 0
+    assert load_dataset(tmp_path / "out").rejected == 0
+    assert verify(folder_at(tmp_path / "out"), decode=True).faults == ()
 
 
 def test_a_file_that_cannot_be_read_ends_the_run_unless_it_may_be_left_out(tmp_path: Path) -> None:
