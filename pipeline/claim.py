@@ -62,11 +62,17 @@ def require_same(folder: Folder, there: Mapping[str, Any], identity: Mapping[str
     """InputError, naming the differences, when what is there is not what is asked for."""
     differences = [name for name, value in identity.items() if there.get(name) != value]
     if differences:
-        described = ", ".join(f"{name} {there.get(name)} there, {identity[name]} here" for name in differences)
+        described = ", ".join(_difference(name, there.get(name), identity[name]) for name in differences)
         raise InputError(
             f"{folder.place} holds another data set ({described}), expected the same; give the same options, another "
             "--out, or remove it"
         )
+
+
+def _difference(name: str, there: object, here: object) -> str:
+    if name == "source_sha256":  # the hashes themselves tell nobody anything
+        return "source_sha256: other pictures, or another part of them by --classes or --limit"
+    return f"{name} {there} there, {here} here"
 
 
 @contextmanager

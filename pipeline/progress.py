@@ -3,12 +3,13 @@
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from rich.console import Console
 from rich.filesize import decimal
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 LINE_SECONDS: Final = 10.0
@@ -65,6 +66,14 @@ def progress(total: int, unit: str) -> Iterator[Advance]:
             bar.update(task, advance=count, description=f"{unit}, {tally.speed(remark, time.monotonic())}")
 
         yield advance
+
+
+@contextmanager
+def busy(what: str) -> Iterator[None]:
+    """Show on a terminal that something goes on whose length nobody knows."""
+    console = Console(stderr=True)
+    with console.status(escape(what)) if console.is_terminal else nullcontext():
+        yield
 
 
 def _lines(tally: _Tally) -> Advance:

@@ -32,7 +32,7 @@ from pipeline.manifest import CONTACT_FILE, DATASET_FILE, REJECTS_FILE, Dataset,
 from pipeline.metrics import ShardMetrics, exposed
 from pipeline.picture import STATISTICS_SIZE, encoder
 from pipeline.plan import Plan, most_bytes, shard_tasks
-from pipeline.progress import progress
+from pipeline.progress import busy, progress
 from pipeline.record import RECORD_SUFFIX, read_record
 from pipeline.workers import results_in_order
 
@@ -114,7 +114,8 @@ def main() -> int:
 
 def shard(options: ShardOptions) -> int:
     """Make the data set that `options` ask for, or find it made; InputError when the output folder is taken."""
-    listed = subset(find_pictures(options.source), options.classes, options.limit, options.seed)
+    with busy(f"listing {shown(str(options.source))}"):
+        listed = subset(find_pictures(options.source), options.classes, options.limit, options.seed)
     sys.stdout.write(_found(listed))
     folder = folder_at(options.out)
     identity = _identity(options, listed)
