@@ -74,7 +74,7 @@ def crew_at(executor: str, workers: int) -> Iterator[Crew]:
         from distributed import Client  # an optional extra
     except ImportError as error:
         raise InputError(
-            f"--executor {executor} needs Dask, expected it installed; pip install 'alexnet-trainer[dask]'"
+            f"--executor {executor} needs Dask, expected it installed; pip install -e '.[dask]'"
         ) from error
     try:
         client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)

@@ -146,7 +146,7 @@ def folder_at(place: str | os.PathLike[str]) -> Folder:
         # Cached instances keep listings, which other processes make stale.
         fs, root = fsspec.url_to_fs(place) if separator else (LocalFileSystem(), os.path.abspath(place))
     except ImportError as error:
-        extra = f"; pip install 'alexnet-trainer[{_EXTRAS[protocol]}]'" if protocol in _EXTRAS else ""
+        extra = f"; pip install -e '.[{_EXTRAS[protocol]}]'" if protocol in _EXTRAS else ""
         raise InputError(
             f"{place} cannot be opened ({error}), expected its file system to be installed{extra}"
         ) from error
