@@ -1,6 +1,7 @@
 """Sharding by a real Dask cluster on this host: a scheduler, and workers that may die."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from pipeline.command import InputError
 from pipeline.shard import ShardOptions, shard
 from processes import PATIENCE, wait_until
 from test_resume import finished
+
+ROOT = str(Path(__file__).parents[1])
 
 
 def options(source: Path, out: Path, executor: str = "local", workers: int = 1) -> ShardOptions:
@@ -147,6 +150,21 @@ def test_a_cluster_that_is_not_there_is_one_line(source: Path, tmp_path: Path, m
     monkeypatch.setattr("pipeline.cluster._CONNECT_SECONDS", 1)
     with pytest.raises(InputError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:1 within"):
         shard(options(source, tmp_path / "out", "dask://127.0.0.1:1"))
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [("distributed", ["--executor", "dask://127.0.0.1:1"]), ("s3fs", ["--out", "s3://bucket/prefix"])],
+)
+def test_an_extra_that_is_not_installed_is_named(
+    source: Path, tmp_path: Path, module: str, arguments: list[str]
+) -> None:
+    code = f"import sys, runpy; sys.modules[{module!r}] = None; runpy.run_module('pipeline.shard', run_name='__main__')"
+    command = [sys.executable, "-c", code, str(source), *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": ROOT})
+    assert run.returncode == 2
+    *_, line = run.stderr.splitlines()
+    assert line.startswith("error: ") and "pip install -e '.[" in line
 
 
 @pytest.mark.parametrize("executor", ["dask", "dask://", "dask://host", "ray://host:1", "local:1", "dask://host:port"])
