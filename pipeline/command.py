@@ -18,17 +18,43 @@ class InputError(Exception):
     """
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, taken as Ctrl-C is."""
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM unwind the command as Ctrl-C does, so that workers, locks and temporary folders go; status 143."""
+    signal.signal(signal.SIGTERM, _terminate)
+
+
 def run_command(main: Callable[[], int]) -> NoReturn:
     """Exit with main's status; a wrong call is one line on stderr and status 2, Ctrl-C is status 130."""
+    sys.unraisablehook = _unraisable
     try:
         status = main()
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
         status = WRONG_CALL
-    except KeyboardInterrupt:
-        # At once: what is left has been cleaned up on the way here, and an orderly exit would wait for threads that
-        # may wait for workers that are gone.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(128 + signal.SIGINT)
+    except KeyboardInterrupt as stop:
+        _exit_at_once(type(stop))
     sys.exit(status)
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise _Terminated
+
+
+def _unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    # A finaliser was running as the signal came, and Python would forget it: the command would go on. Its workers end
+    # with it, and what it leaves half-written the next run removes.
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        _exit_at_once(unraisable.exc_type)
+    sys.__unraisablehook__(unraisable)
+
+
+def _exit_at_once(stop: type[BaseException]) -> NoReturn:
+    # What is left has been cleaned up on the way here, and an orderly exit would wait for threads that may wait for
+    # workers that are gone.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(128 + (signal.SIGTERM if issubclass(stop, _Terminated) else signal.SIGINT))

@@ -7,7 +7,6 @@ holds the smaller one's pictures.
 import json
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from typing import Final, NamedTuple
 import tyro
 from PIL import Image
 
-from pipeline.command import DONE, InputError, run_command
+from pipeline.command import DONE, InputError, end_on_sigterm, run_command
 from pipeline.memory import keep_freed_memory
 from pipeline.progress import progress
 from pipeline.scene import GENERATOR, picture
@@ -179,7 +178,7 @@ def make(config: SampleConfig) -> None:
 
 def main() -> int:
     config = tyro.cli(SampleConfig, prog="python -m pipeline.sample")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the temporary folder goes
+    end_on_sigterm()
     if already_made(config):
         sys.stdout.write(f"{config.dir}: already there\n")
         return DONE

@@ -8,7 +8,6 @@ a data set.
 import errno
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -24,7 +23,7 @@ from pipeline.archive import make_shard
 from pipeline.assemble import Made, add, assemble, nothing
 from pipeline.claim import Check, claimed, clear, require_same
 from pipeline.cluster import LOCAL, crew_at, valid_executor
-from pipeline.command import DONE, InputError, run_command
+from pipeline.command import DONE, InputError, end_on_sigterm, run_command
 from pipeline.folder import Folder, folder_at
 from pipeline.ilsvrc import Source, find_pictures, hold_out, subset
 from pipeline.listing import UnreadablePicture, shown
@@ -101,7 +100,7 @@ def _require(holds: bool, name: str, value: object, expected: str) -> None:
 def main() -> int:
     """The command line: 0 done, or already done."""
     options = tyro.cli(ShardOptions, prog="python -m pipeline.shard")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that workers and locks go
+    end_on_sigterm()
     try:
         return shard(options)
     except OSError as error:

@@ -6,7 +6,6 @@ agree with one another is checked on its own, and says which samples a damage ha
 
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import tyro
 from numpy.typing import NDArray
 from rich.filesize import decimal
 
-from pipeline.command import DONE, FAULTS, InputError, run_command
+from pipeline.command import DONE, FAULTS, InputError, end_on_sigterm, run_command
 from pipeline.faults import Fault, limited
 from pipeline.filecheck import check_description, check_file, check_table, expected_names
 from pipeline.folder import Folder, folder_at
@@ -73,7 +72,7 @@ class Report:
 def main() -> int:
     """The command line: 0 sound, 1 faults."""
     options = tyro.cli(VerifyOptions, prog="python -m pipeline.verify")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that workers go
+    end_on_sigterm()
     report = verify(folder_at(options.dir), decode=options.decode, workers=options.workers)
     if options.json:
         _write_json(options, report)
