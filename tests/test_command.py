@@ -25,7 +25,9 @@ run_command(main)
 
 def run(body: str, number: str = "signal.SIGINT") -> tuple[int, str, str]:
     code = START.replace("BODY", body).replace("NUMBER", number)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    # A shell's background jobs, tests too, ignore Ctrl-C.
+    command = ["env", "--default-signal=INT", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
     return done.returncode, done.stdout, done.stderr
 
 
