@@ -5,7 +5,7 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test compose check format clean
+.PHONY: demo test slow compose check format clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m pipeline.sample data/sample
@@ -14,7 +14,11 @@ demo: $(VENV)/installed
 	$(BIN)/python -m service.visualise runs/demo --out runs/demo/filters.png
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+
+# What takes minutes to compile; a small part of each is in `make test`.
+slow: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -n 2 -m slow
 
 # Builds the image, and runs the containers for real; needs a Docker engine with Compose.
 compose:

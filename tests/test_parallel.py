@@ -74,7 +74,13 @@ FLOAT32 = 1e-3
 
 
 @pytest.mark.parametrize(
-    ("layout", "ranks", "backend"), [("tower", 2, "inductor"), ("tower+data", 4, "aot_eager"), ("2014", 2, "aot_eager")]
+    ("layout", "ranks", "backend"),
+    [
+        ("tower", 2, "aot_eager"),
+        ("tower+data", 4, "aot_eager"),
+        ("2014", 2, "aot_eager"),
+        pytest.param("tower", 2, "inductor", marks=pytest.mark.slow),
+    ],
 )
 def test_the_compiled_step_is_one_graph_on_every_rank(
     layout: str, ranks: int, backend: str, alone: dict[str, Tensor], tmp_path: Path

@@ -33,10 +33,11 @@ def assert_same_end(out: Path, reference: Path, step: int) -> None:
     assert list(losses(out)) == list(range(1, step + 1))
 
 
-def test_an_interrupted_run_equals_an_uninterrupted_one(shards: Path, tmp_path: Path) -> None:
-    """12 compiled steps of 40 over 30 pictures, an epoch's end in each: SIGTERM about step 5, SIGKILL after step 9."""
+@pytest.mark.parametrize("mode", ["--no-compile", pytest.param("--compile", marks=pytest.mark.slow)])
+def test_an_interrupted_run_equals_an_uninterrupted_one(shards: Path, tmp_path: Path, mode: str) -> None:
+    """12 steps of 40 over 30 pictures, an epoch's end in each: SIGTERM about step 5, SIGKILL after step 9."""
     # Large enough batches that a signal sent when a step is seen arrives within the next one or two.
-    options = ("--max-steps", "12", "--checkpoint-every", "3", "--batch-size", "40", "--epochs", "50", "--compile")
+    options = ("--max-steps", "12", "--checkpoint-every", "3", "--batch-size", "40", "--epochs", "50", mode)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     status, output = run(command(shards, whole, *options))
     assert status == 0, output
