@@ -69,7 +69,13 @@ def test_prepare_is_the_formula_and_channels_last() -> None:
 
 # Generating code takes a minute; the other precisions' graphs are traced, counted and run without it.
 @pytest.mark.parametrize(
-    ("precision", "backend"), [("float32", "inductor"), ("mixed", "aot_eager"), ("bfloat16", "aot_eager")]
+    ("precision", "backend"),
+    [
+        ("float32", "aot_eager"),
+        ("mixed", "aot_eager"),
+        ("bfloat16", "aot_eager"),
+        pytest.param("float32", "inductor", marks=pytest.mark.slow),
+    ],
 )
 def test_the_compiled_step_is_one_graph_compiled_once_and_equals_eager(precision, backend: str) -> None:
     torch._dynamo.reset()
