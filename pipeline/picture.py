@@ -6,6 +6,8 @@ profiles are ignored, as training decoders do. Nothing here is shared between ca
 
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -65,24 +67,26 @@ def to_jpeg(data: bytes, size: int, quality: int) -> tuple[bytes, NDArray[np.uin
     """
     if not data:
         raise UnusablePicture("the file is empty")
-    try:
+    with _reasons():
         return _square_jpeg(data, size, quality) if size else _own_size_jpeg(data, quality)
-    except (MemoryError, UnusablePicture):
-        raise  # the former is this machine's fault, not the picture's
-    except Exception as error:  # Pillow raises a dozen unrelated types on damaged data
-        raise UnusablePicture(_reason(error)) from error
 
 
 def stored_header(jpeg: bytes) -> Header:
     """The header of a JPEG of a data set; UnusablePicture unless it decodes whole and without complaint."""
-    try:
+    with _reasons():
         header = _bounded(_jpeg_header(jpeg))
         simplejpeg.decode_jpeg(jpeg, "RGB")
+        return header
+
+
+@contextmanager
+def _reasons() -> Iterator[None]:
+    try:
+        yield
     except (MemoryError, UnusablePicture):
-        raise
-    except Exception as error:
+        raise  # the former is this machine's fault, not the picture's
+    except Exception as error:  # Pillow raises a dozen unrelated types on damaged data
         raise UnusablePicture(_reason(error)) from error
-    return header
 
 
 def _square_jpeg(data: bytes, size: int, quality: int) -> tuple[bytes, NDArray[np.uint8]]:

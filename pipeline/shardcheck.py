@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.archive import Member, index_bytes
+from pipeline.archive import MOST_SOURCE_BYTES, Member, index_bytes
 from pipeline.faults import Fault, Faults
 from pipeline.folder import Folder, folder_at
 from pipeline.manifest import Shard, index_name
@@ -20,7 +20,6 @@ from pipeline.tarcheck import LABEL, PICTURE, Found, Hint, Tape, walk
 _Members = tuple[Member, ...]
 
 _MOST_INDEX_LINE: Final = 100
-_MOST_PICTURE_BYTES: Final = 256 * 2**20  # pipeline.archive takes no larger one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +105,7 @@ def check_shard(task: ShardCheck) -> Checked:
 
 def _samples(tape: Tape, task: ShardCheck, faults: Faults) -> Iterator[_Sample]:
     """A picture and the label that follows it."""
-    keep = _MOST_PICTURE_BYTES if task.decode else 0
+    keep = MOST_SOURCE_BYTES if task.decode else 0
     pending: _Sample | None = None
     for member in walk(tape, _hints(task.rows), 2 * task.shard.samples, keep, faults):
         if member.suffix == PICTURE:
@@ -177,7 +176,7 @@ def _in_classes(content: bytes | None, classes: int) -> bool:
 def _decoding_fault(picture: Found, size: int) -> tuple[str, str] | None:
     """What was expected and what was found, where a JPEG does not decode whole to what it should be."""
     if picture.data is None:
-        return f"at most {_MOST_PICTURE_BYTES:,} bytes", f"{picture.size:,}"
+        return f"at most {MOST_SOURCE_BYTES:,} bytes", f"{picture.size:,}"
     try:
         width, height, colours = stored_header(picture.data)
     except UnusablePicture as unusable:

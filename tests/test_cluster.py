@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,15 @@ def command(source: Path, out: Path, executor: str) -> list[str]:
     return [sys.executable, "-m", "pipeline.shard", *given, "--executor", executor]
 
 
+@contextmanager
+def at_work(source: Path, out: Path, executor: str) -> Iterator[subprocess.Popen[str]]:
+    """A run that has finished a shard, and not yet all."""
+    given = command(source, out, executor)
+    with subprocess.Popen(given, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:
+        wait_until(lambda: finished(out), run)
+        yield run
+
+
 @pytest.mark.parametrize("workers", [2, 4])
 def test_any_number_of_processes_writes_the_same_bytes(
     source: Path, undisturbed: dict[str, bytes], tmp_path: Path, workers: int
@@ -101,13 +111,10 @@ def test_a_cluster_writes_the_same_bytes_also_when_a_worker_dies(
     assert whole.returncode == 0, whole.stderr
     assert tree_bytes(tmp_path / "whole") == undisturbed
     out = tmp_path / "out"
-    with subprocess.Popen(
-        command(source, out, executor), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as run:
-        wait_until(lambda: finished(out), run)
+    with at_work(source, out, executor) as run:
         cluster.workers[0].kill()
-        printed, _ = run.communicate(timeout=PATIENCE)
-    assert run.returncode == 0, printed
+        _, errors = run.communicate(timeout=PATIENCE)
+    assert run.returncode == 0, errors
     assert tree_bytes(out) == undisturbed
 
 
@@ -115,10 +122,7 @@ def test_a_lost_scheduler_ends_the_run_and_others_go_on(
     source: Path, undisturbed: dict[str, bytes], tmp_path: Path, cluster: Cluster
 ) -> None:
     out = tmp_path / "out"
-    with subprocess.Popen(
-        command(source, out, cluster.executor), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as run:
-        wait_until(lambda: finished(out), run)
+    with at_work(source, out, cluster.executor) as run:
         cluster.scheduler.kill()
         _, errors = run.communicate(timeout=PATIENCE)
     assert run.returncode == 2, errors
@@ -132,10 +136,7 @@ def test_a_cluster_that_loses_all_its_workers_says_so_and_goes_on_with_new_ones(
     source: Path, undisturbed: dict[str, bytes], tmp_path: Path, cluster: Cluster
 ) -> None:
     out = tmp_path / "out"
-    with subprocess.Popen(
-        command(source, out, cluster.executor), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as run:
-        wait_until(lambda: finished(out), run)
+    with at_work(source, out, cluster.executor) as run:
         for worker in cluster.workers:
             worker.kill()
         assert run.stderr is not None
