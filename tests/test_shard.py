@@ -9,10 +9,8 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 import zlib
 from collections import namedtuple
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +27,7 @@ from pipeline.command import InputError
 from pipeline.manifest import load_dataset, load_mean, load_samples
 from pipeline.picture import to_jpeg
 from pipeline.shard import ShardOptions, main, shard
+from processes import wait_until
 
 SIZE = 32
 QUALITY = 95
@@ -251,21 +250,14 @@ def test_ctrl_c_ends_a_run_without_a_trace(tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = command(root, out, "--workers", "2", "--shard-samples", "1")
     arguments = ["env", "--default-signal=INT", *arguments]  # a shell's background jobs, tests too, ignore it
-    with subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as run:
-        wait_for(lambda: run.poll() is not None or any(out.glob("train/*.tar")))
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
+        wait_until(lambda: any(out.glob("train/*.tar")), run)
         run.send_signal(signal.SIGINT)
         _, errors = run.communicate(timeout=60)  # the pipes end only when the workers too are gone
     assert run.returncode == 130
-    assert b"Traceback" not in errors
+    assert "Traceback" not in errors
     with pytest.raises(InputError, match=r"has no dataset\.json"):
         load_dataset(out)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_a_marker_left_by_the_last_moment_is_taken_off(source: Path, shards: Path, tmp_path: Path) -> None:
