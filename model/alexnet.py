@@ -45,8 +45,9 @@ class ModelConfig:
     """paper: std 0.01, biases 1 where section 5 says; source: 0.03 in conv3 to conv5; he: He's, biases 0."""
     pixel_std: float = 1.0
     """Pictures (0..255, mean subtracted) are divided by this; 1 is the paper's. Less makes conv1 learn faster."""
-    precision: Precision = "mixed"
-    """float32; bfloat16: autocast throughout, fastest; mixed: float32 through the second pooling, bfloat16 after it."""
+    precision: Literal["auto", "float32", "mixed", "bfloat16"] = "float32"
+    """float32; bfloat16: autocast throughout; mixed: float32 through the second pooling, bfloat16 after it;
+    auto: mixed where the device has bfloat16 instructions, else float32."""
 
     def __post_init__(self) -> None:
         if self.fc_width < 2 or self.fc_width % 2:
@@ -180,6 +181,8 @@ class AlexNet(nn.Module):
         super().__init__()
         if map_side(crop) < 1:
             raise ValueError(f"crop is {crop} pixels, expected at least 63: three poolings leave nothing of less")
+        if config.precision == "auto":
+            raise ValueError("precision is auto, expected float32, mixed or bfloat16; choose_precision says which")
         self.config, self.classes, self.seed, self.place = config, classes, seed, place
         if classes < 2:
             raise ValueError(f"classes is {classes}, expected at least 2: each tower holds half of them")

@@ -1,0 +1,52 @@
+"""Which precision to compute in: what the device multiplies natively, and what the trials in docs/benchmarks.md allow.
+
+A device without bfloat16 instructions computes in bfloat16 all the same, in several times the time of float32.
+"""
+
+import platform
+from typing import NamedTuple
+
+import torch
+
+from model.alexnet import Precision
+
+
+class Chosen(NamedTuple):
+    """A precision, and why."""
+
+    precision: Precision
+    reason: str
+
+
+def bfloat16_instructions(device: torch.device) -> str:
+    """What multiplies bfloat16 on a device, in a word; empty where float32 arithmetic emulates it.
+
+    On a CPU it is oneDNN that multiplies, so it must be able to (ONEDNN_MAX_CPU_ISA may forbid it), and the processor
+    must have the instructions: oneDNN takes AVX-512 without them for good enough, and then is slower than in float32.
+    """
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"tensor cores of compute capability {major}.{minor}" if major >= 8 else ""
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return ""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return "bfloat16 instructions"  # oneDNN asks for them there
+    if torch.cpu._is_amx_tile_supported():
+        return "AMX"
+    return "AVX-512 BF16" if torch.cpu._is_avx512_bf16_supported() else ""
+
+
+def choose_precision(device: torch.device) -> Chosen:
+    """The fastest precision that trains as well as float32: `mixed` where bfloat16 is native, else float32.
+
+    bfloat16 throughout is faster still, but ended outside the spread of float32 in two of three trials.
+    """
+    if native := bfloat16_instructions(device):
+        return Chosen("mixed", f"{native} multiply bfloat16")
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "this processor"
+    return Chosen("float32", f"{where} has no bfloat16 instructions")
+
+
+def emulated(precision: Precision, device: torch.device) -> bool:
+    """Whether a precision asks for bfloat16 where the device must emulate it."""
+    return precision != "float32" and not bfloat16_instructions(device)
