@@ -19,12 +19,20 @@ def _mix(x: Bits) -> Bits:
     return x ^ (x >> 16)
 
 
+def _kept(x: Tensor) -> Tensor:
+    """x, which the compiler stores: else it would write out x's formula at each of its uses.
+
+    `_mix` uses what it is given eight times, so two of them within each other are 64, and three 512.
+    """
+    return x.as_strided(x.shape, x.stride())
+
+
 def keep_mask(seed: int, layer: int, positions: Tensor, first_unit: int, units: int, drop: float) -> Tensor:
     """Which units to keep, (B, units) bool: the units first_unit .. first_unit + units - 1 of the whole layer.
 
     positions: (B,) int64, the pictures' training positions. Each unit is dropped with probability `drop`.
     """
     key = _mix(_mix(_mix(seed & _LOW_32) ^ (seed >> 32)) ^ layer)
-    row = _mix(_mix(positions & _LOW_32 ^ key) ^ (positions >> 32))  # (B,)
+    row = _kept(_mix(_kept(_mix(positions & _LOW_32 ^ key)) ^ (positions >> 32)))  # (B,)
     unit = torch.arange(first_unit, first_unit + units, device=positions.device) * 0x9E3779B1 & _LOW_32
     return _mix(row[:, None] ^ unit[None, :]) >= round(drop * 2**32)

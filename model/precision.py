@@ -42,9 +42,13 @@ def choose_precision(device: torch.device) -> Chosen:
     bfloat16 throughout is faster still, but ended outside the spread of float32 in two of three trials.
     """
     if native := bfloat16_instructions(device):
-        return Chosen("mixed", f"{native} multiply bfloat16")
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "this processor"
-    return Chosen("float32", f"{where} has no bfloat16 instructions")
+        return Chosen("mixed", f"bfloat16 by {native}")
+    return Chosen("float32", f"{device_name(device)} has no bfloat16 instructions")
+
+
+def device_name(device: torch.device) -> str:
+    """What a person calls a device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "this processor"
 
 
 def emulated(precision: Precision, device: torch.device) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -18,6 +19,7 @@ from pipeline.manifest import write_atomic
 RUN_FILE: Final = "run.json"
 
 # A resume may change these: they say where, how long and on what, and leave what is computed the same up to rounding.
+# (A changed precision is an event, as a changed learning rate is.)
 MAY_CHANGE: Final = frozenset(
     {
         "data.shards",
@@ -31,6 +33,7 @@ MAY_CHANGE: Final = frozenset(
         "checkpoint_every",
         "keep_checkpoints",
         "log_every",
+        "model.precision",
         "device",
         "compile",
         "parallel",
@@ -57,7 +60,7 @@ class Run:
 
     recipe: Annotated[str, tyro.conf.Suppress] = "paper"
     data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelConfig = field(default_factory=partial(ModelConfig, precision="auto"))
     optim: OptimConfig = field(default_factory=OptimConfig)
     out: Path = Path("run")
     """Folder of the run: checkpoints, log.jsonl, events.jsonl; a run that is there goes on where it stopped."""
@@ -121,7 +124,7 @@ RECIPES: Final[dict[str, tuple[str, Run]]] = {
         Run(
             recipe="source",
             data=DataConfig(augment=AugmentConfig(colour="deviations", colour_epochs=67)),
-            model=ModelConfig(layer_order="source", init="source", lrn=LRNConfig(alpha=1e-4 / 5)),
+            model=ModelConfig(layer_order="source", init="source", lrn=LRNConfig(alpha=1e-4 / 5), precision="auto"),
             optim=OptimConfig(
                 bias_lr_factor=2.0,
                 decay_biases=False,
@@ -137,7 +140,7 @@ RECIPES: Final[dict[str, tuple[str, Run]]] = {
         Run(
             recipe="demo",
             data=DataConfig(crop=112),
-            model=ModelConfig(fc_width=512, init="he", pixel_std=10.0),
+            model=ModelConfig(fc_width=512, init="he", pixel_std=10.0, precision="auto"),
             optim=OptimConfig(schedule="steps", drop_epochs=(10.5, 12.5)),
             batch_size=64,
             epochs=13,

@@ -14,7 +14,7 @@ from service.checkpoint import State, Validation
 from service.limits import HIGHEST_RATE
 
 Kind = Literal["learning-rate", "checkpoint", "pause", "resume", "stop"]
-KINDS: Final[tuple[str, ...]] = get_args(Kind)
+KINDS: Final[tuple[str, ...]] = (*get_args(Kind), "precision")  # of events: an act's, or what a resume changed
 
 Event = dict[str, Any]
 
@@ -30,7 +30,7 @@ class Act:
     factor: float | None = None  # or what the current one is multiplied by
 
 
-def event_of(kind: Kind, state: State, samples: int, author: str, reason: str = "") -> Event:
+def event_of(kind: str, state: State, samples: int, author: str, reason: str = "") -> Event:
     """An act upon the run as it stands; samples: an epoch's."""
     epoch = state.position / samples
     return {"kind": kind, "step": state.step, "epoch": epoch, "time": time.time(), "author": author, "reason": reason}
@@ -42,6 +42,11 @@ def rate_event(
     """A change of the learning rate, from what to what; manual: by hand, and so it holds."""
     event = event_of("learning-rate", state, samples, author, reason)
     return {**event, "manual": manual, "old": asdict(old), "new": asdict(new)}
+
+
+def precision_event(state: State, samples: int, old: str, new: str, author: str) -> Event:
+    """A change of the precision at a resume, from what to what."""
+    return {**event_of("precision", state, samples, author), "old": old, "new": new}
 
 
 def refusal(act: Act, rates: Rates, paused: bool) -> str:
@@ -126,5 +131,7 @@ def proposal(config: OptimConfig, state: State, rate: float) -> dict[str, Any] |
 
 
 def change_of(event: Mapping[str, Any]) -> str:
-    """What an event changed, in a word: 0.01 -> 0.001 of a learning rate; empty for others."""
-    return f"{event['old']['base']:g} -> {event['new']['base']:g}" if event["kind"] == "learning-rate" else ""
+    """What an event changed, in a word: 0.01 -> 0.001 of a learning rate, mixed -> float32; empty for other acts."""
+    if event["kind"] == "learning-rate":
+        return f"{event['old']['base']:g} -> {event['new']['base']:g}"
+    return f"{event['old']} -> {event['new']}" if event["kind"] == "precision" else ""

@@ -63,6 +63,7 @@ def standing(worker: Worker) -> dict[str, Any]:
         "progress": state.step / worker.total_steps,
         "learning_rate": worker.rates.base,
         "restarts": state.restarts,
+        "precision": worker.run.model.precision,
         "history": [{**asdict(entry), "loss": known(entry.loss)} for entry in state.history],
         "events": list(state.events),
         "proposal": proposal(worker.run.optim, state, worker.rates.base),

@@ -142,7 +142,7 @@ def start(run: Run, device: Device, ranks: Ranks, stop: Stop, stack: ExitStack) 
     name = f"rank {ranks.rank} of {ranks.ranks}, {layout}, " if layout else ""
     (display.say if ranks.leads else say)(f"{name}serving {scheme}://{host}:{port}/, /metrics and /healthz")
     stop.listen()
-    worker = Worker(run, display, metrics, heart, stop, desk, setup)
+    worker = Worker(display, metrics, heart, stop, desk, setup)
     answers.worker = worker
     stack.callback(worker.saver.close)  # before the folder is let go, whatever happens
     return worker, answers

@@ -18,7 +18,6 @@ from model.step import Controls, Examples, compiled_train_step, eval_step, train
 from pipeline.loader import Batch
 from pipeline.order import rank_slice
 from service.checkpoint import State, Validation, copy_tensors
-from service.config import Run
 from service.console import Display, Speed
 from service.curve import Curve, Point
 from service.desk import Desk, Refused, Request
@@ -45,17 +44,9 @@ class Worker:
 
     LAG = 2  # steps that may be under way on the device before the host looks at a result
 
-    def __init__(
-        self, run: Run, display: Display, metrics: Metrics, heart: Heart, stop: Stop, desk: Desk, setup: Setup
-    ):
-        self.run, self.display, self.metrics, self.heart, self.stop, self.desk = (
-            run,
-            display,
-            metrics,
-            heart,
-            stop,
-            desk,
-        )
+    def __init__(self, display: Display, metrics: Metrics, heart: Heart, stop: Stop, desk: Desk, setup: Setup):
+        self.display, self.metrics, self.heart, self.stop, self.desk = display, metrics, heart, stop, desk
+        self.run = run = setup.run
         self.loader, self.training, self.state = setup.loader, setup.training, setup.state
         self.device = setup.training.mean.device
         self.train_step = compiled_train_step() if run.compile else train_step
