@@ -24,8 +24,9 @@ from service.console import Display
 from service.desk import Desk
 from service.heart import COMPILE_FACTOR, Heart
 from service.metrics import Metrics
+from service.ports import listen
 from service.ranks import Ranks, RanksLost, joined
-from service.server import Server, check_tls, listen
+from service.server import Server, check_tls
 from service.setup import set_up
 from service.stop import Stop
 from service.tokens import read_tokens
