@@ -1,4 +1,4 @@
-"""Whether JPEG decoding on this GPU works, tried in a process of its own because a broken decoder ends its process.
+"""Whether JPEG decoding works here, tried in a process of its own because a broken decoder ends its process.
 
 DALI 2.4 needs nvImageCodec 0.9.0, whose GPU decoder crashed on H100 and B200 (NVIDIA/nvImageCodec issue 55).
 """
@@ -6,6 +6,7 @@ DALI 2.4 needs nvImageCodec 0.9.0, whose GPU decoder crashed on H100 and B200 (N
 import io
 import subprocess
 import sys
+from typing import Literal
 
 import numpy as np
 
@@ -14,19 +15,25 @@ SECONDS = 120  # a first CUDA start can take a while
 
 def gpu_decoder_works() -> bool:
     """Decode one picture on the GPU in a subprocess; a failure of any kind is a no, its last words go to stderr."""
-    try:
-        trial = subprocess.run([sys.executable, "-m", __name__], capture_output=True, text=True, timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        why = f"no answer in {SECONDS} s"
-    else:
-        if trial.returncode == 0:
-            return True
-        why = (trial.stderr.strip().splitlines() or [f"exit status {trial.returncode}"])[-1]
+    if not (why := decoder_failure("gpu")):
+        return True
     sys.stderr.write(f"JPEG decoding on the GPU does not work here, decoding on the CPU: {why}\n")
     return False
 
 
-def _decode_one() -> None:
+def decoder_failure(device: Literal["cpu", "gpu"]) -> str:
+    """Why one picture is not decoded there in a subprocess, its last words; empty where it is."""
+    command = [sys.executable, "-m", __name__, device]
+    try:
+        trial = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"no answer in {SECONDS} s"
+    if trial.returncode == 0:
+        return ""
+    return (trial.stderr.strip().splitlines() or [f"exit status {trial.returncode}"])[-1]
+
+
+def _decode_one(device: str) -> None:
     from nvidia.dali import fn
     from nvidia.dali.pipeline import Pipeline
     from PIL import Image
@@ -34,9 +41,10 @@ def _decode_one() -> None:
     stream = io.BytesIO()
     Image.new("RGB", (256, 256), (200, 100, 50)).save(stream, "JPEG", quality=95)
     jpeg = np.frombuffer(stream.getvalue(), np.uint8)
-    graph = Pipeline(batch_size=8, num_threads=2, device_id=0)
+    graph = Pipeline(batch_size=8, num_threads=2, device_id=0 if device == "gpu" else None)
     with graph:
-        graph.set_outputs(fn.decoders.image(fn.external_source(lambda: [jpeg] * 8, batch=True), device="mixed"))
+        jpegs = fn.external_source(lambda: [jpeg] * 8, batch=True)
+        graph.set_outputs(fn.decoders.image(jpegs, device="mixed" if device == "gpu" else "cpu"))
     graph.build()
     (pictures,) = graph.run()
     decoded = np.asarray(pictures.as_cpu().as_tensor())
@@ -45,4 +53,4 @@ def _decode_one() -> None:
 
 
 if __name__ == "__main__":
-    _decode_one()
+    _decode_one(sys.argv[1])

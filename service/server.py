@@ -12,7 +12,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
-from socket import AF_INET, AF_INET6, create_server, socket
+from socket import socket
 from typing import Any, Final, NamedTuple
 
 from pipeline.command import InputError
@@ -35,17 +35,6 @@ class Answer(NamedTuple):
 def json_answer(value: Any, status: int = 200) -> Answer:
     """A JSON body; numbers are finite."""
     return Answer(status, "application/json", json.dumps(value, allow_nan=False).encode())
-
-
-def listen(host: str, port: int) -> socket:
-    """A listening socket; port 0 takes a free one; InputError when it cannot be had."""
-    try:
-        return create_server((host, port), family=AF_INET6 if ":" in host else AF_INET, backlog=1024)
-    except (OSError, OverflowError) as error:  # the latter of a number that is no port
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"{host} port {port} cannot be used ({reason}), expected a free one; set --port or --host"
-        ) from error
 
 
 def check_tls(certificate: Path, key: Path) -> None:

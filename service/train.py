@@ -24,8 +24,9 @@ from service.console import Display
 from service.desk import Desk
 from service.heart import COMPILE_FACTOR, Heart
 from service.metrics import Metrics
+from service.ports import listen
 from service.ranks import Ranks, RanksLost, joined
-from service.server import Server, check_tls, listen
+from service.server import Server, check_tls
 from service.setup import set_up
 from service.stop import Stop
 from service.tokens import read_tokens
@@ -33,6 +34,8 @@ from service.worker import NonFinite, Worker
 
 # What a worker that torchrun has just replaced, perhaps on another host, may take to let go of the run's folder.
 REPLACED_SECONDS: Final = 60.0
+
+DOCTOR: Final = "python -m service.doctor says more"  # where it is the machine that a start fails for
 
 
 def train(worker: Worker) -> int:
@@ -51,6 +54,10 @@ def train(worker: Worker) -> int:
         remedy = "train again with a lower --optim.lr into another --out"
         worker.display.say(f"error: {error}; last good checkpoint: {worker.writer.last_good}; {remedy}")
         return FAULTS
+    except RuntimeError as error:
+        if fault := compile_fault(error):
+            raise InputError(fault) from error
+        raise
     if not worker.close():
         return FAULTS
     if worker.ended_by:
@@ -73,7 +80,8 @@ def locked(folder: Path, patience_seconds: float = 0.0) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "w")
     except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror}), expected a folder; set --out") from error
+        reason = f"{folder} cannot be written ({error.strerror}), expected a folder"
+        raise InputError(f"{reason}; set --out; {DOCTOR}") from error
     with lock:
         deadline = time.monotonic() + patience_seconds
         if patience_seconds and not _acquired(lock):
@@ -93,7 +101,9 @@ def _acquired(lock: TextIO) -> bool:
         return False
     except OSError as error:
         remedy = "mount it with locks (flock, not noflock) or set --out"
-        raise InputError(f"{lock.name} cannot be locked ({error.strerror}), expected a lock; {remedy}") from error
+        raise InputError(
+            f"{lock.name} cannot be locked ({error.strerror}), expected a lock; {remedy}; {DOCTOR}"
+        ) from error
     return True
 
 
@@ -148,6 +158,26 @@ def start(run: Run, device: Device, ranks: Ranks, stop: Stop, stack: ExitStack) 
     return worker, answers
 
 
+def device_of(run: Run) -> Device:
+    """Where it trains; InputError when that is not there."""
+    try:
+        return choose_device(run.device)
+    except InputError as error:
+        raise InputError(f"{error}; {DOCTOR}") from error
+
+
+def compile_fault(error: RuntimeError) -> str:
+    """One line of a compiler's many; empty where it is not the compiler that fails."""
+    # As torch's BackendCompilerFailed has it; to import that takes a second, and most runs never need it.
+    inner = getattr(error, "inner_exception", None)
+    if inner is None or ("compile" not in str(inner) and not isinstance(inner, OSError)):
+        return ""
+    lines = str(inner).splitlines() or [type(inner).__name__]
+    reason = next((line.strip() for line in lines if "error: " in line), lines[0])
+    remedy = f"install a C++ compiler or use --no-compile; {DOCTOR}"
+    return f"the step cannot be compiled ({reason}), expected torch.compile to work; {remedy}"
+
+
 def check_access(run: Run, ranks: Ranks) -> None:
     """InputError where the files that say who may connect and act are not as they must be."""
     if run.token_file and ranks.leads:
@@ -178,10 +208,15 @@ def main() -> int:
     stop = Stop()
     if not is_torchelastic_launched():  # a rank that others leave waiting must end when told, until there are steps
         stop.listen()
-    device = choose_device(run.device)
+    device = device_of(run)
     try:
         with joined(device, run.stall_seconds * COMPILE_FACTOR) as ranks, ExitStack() as stack:
-            worker, answers = start(run, device, ranks, stop, stack)
+            try:
+                worker, answers = start(run, device, ranks, stop, stack)
+            except torch.AcceleratorError as error:
+                reason = str(error).partition("\n")[0]
+                remedy = f"use --device cpu; {DOCTOR}"
+                raise InputError(f"the GPU does not start ({reason}), expected it to compute; {remedy}") from error
             status = train(worker)
             if stop.signal is None:  # else there is somebody who waits
                 answers.farewell()

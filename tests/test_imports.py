@@ -49,6 +49,7 @@ COMMANDS = (
     "pipeline.sample",
     "pipeline.shard",
     "pipeline.verify",
+    "service.doctor",
     "service.launch",
     "service.train",
     "service.visualise",

@@ -20,8 +20,8 @@ from service.console import Speed
 from service.heart import COMPILE_FACTOR, Heart
 from service.log import JsonLines
 from service.metrics import Metrics
+from service.ports import listen
 from service.saver import Saver, Writer
-from service.server import listen
 from service.setup import resumed
 from service.train import locked
 
