@@ -48,6 +48,13 @@ class Display:
         """A line that stays."""
         self.console.print(message, markup=False, soft_wrap=True)
 
+    def wait(self, what: str) -> None:
+        """Show what the next thing is that takes a while: on the bar until there is news, elsewhere as a line."""
+        if self._bar:
+            self._bar.update(self._task, description=what)
+        else:
+            self.say(what)
+
     def update(self, step: int, loss: float, pictures_per_second: float, wait_share: float, batch_size: int) -> None:
         """Show where the run is."""
         left = (self._total - step) * batch_size / pictures_per_second if pictures_per_second else float("nan")

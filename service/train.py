@@ -42,7 +42,7 @@ def train(worker: Worker) -> int:
     """The training loop; the process's exit status."""
     try:
         worker.validate_if_due()
-        worker.heart.beat("compiling", COMPILE_FACTOR)
+        worker.expect_compiling()
         for batch in worker.batches():
             worker.step(batch)
             worker.validate_if_due()

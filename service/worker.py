@@ -22,7 +22,7 @@ from service.console import Display, Speed
 from service.curve import Curve, Point
 from service.desk import Desk, Refused, Request
 from service.events import Event, act_event, change_of, proposal, rate_changes, rate_event, rates_of, refusal
-from service.heart import Heart
+from service.heart import COMPILE_FACTOR, Heart
 from service.log import NOWHERE, JsonLines, sampled
 from service.metrics import Metrics
 from service.result import Late, StepRecord, send
@@ -32,6 +32,8 @@ from service.steering import Steering
 from service.stop import Stop
 from service.window import Window
 
+# As measured: docs/benchmarks.md.
+COMPILING: Final = "compiling the step, usually half a minute to two minutes; once, then kept"
 PAUSE_SECONDS: Final = 0.5  # between looks for a signal, and signs of life, while the run pauses
 
 
@@ -95,6 +97,12 @@ class Worker:
     def finished(self) -> bool:
         """Whether nothing of the run is left to do."""
         return self.state.step >= self.total_steps and not self.validation_due
+
+    def expect_compiling(self) -> None:
+        """Let the first step take its time, and say so."""
+        self.heart.beat("compiling", COMPILE_FACTOR)
+        if self.run.compile and self.state.step < self.total_steps:
+            self.display.wait(COMPILING)
 
     def batches(self) -> Iterator[Batch]:
         """Batches from where the run stands, until it is done or a rank was told to stop."""
