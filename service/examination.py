@@ -16,6 +16,7 @@ from service.trials import CUDA_SECONDS, READ_SECONDS, TORCH_SECONDS, Trial, att
 
 STDOUT: Final = "-"
 PLACEHOLDER: Final = "SHARDS"
+DEMO_CROP: Final = 80  # pixels, of recipe demo, whose module needs all that may be missing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +131,7 @@ def crop_of(side: int, gpus: int) -> tuple[str, int]:
     """The recipe for pictures of so many pixels, and its crop: paper on a GPU, demo where that is too much."""
     if gpus and side >= 224:
         return "paper", 224
-    return "demo", min(side, 112)
+    return "demo", min(side, DEMO_CROP)
 
 
 def command(options: Options, checked: list[Checked]) -> list[str]:
@@ -141,7 +142,7 @@ def command(options: Options, checked: list[Checked]) -> list[str]:
     recipe, crop = crop_of(side or 256, gpus)
     shards = str(options.data.shards) if options.data.shards else PLACEHOLDER
     words = [python(), "-m", f"service.{'launch' if gpus > 1 else 'train'}", recipe, "--data.shards", shards]
-    words += ["--data.crop", str(crop)] if crop not in (112, 224) else []
+    words += ["--data.crop", str(crop)] if crop not in (DEMO_CROP, 224) else []
     defaults = Options()
     for name in ("out", "host", "port", "device"):
         wanted = f"--{name}"

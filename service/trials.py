@@ -98,7 +98,7 @@ def look_at_torch() -> dict[str, Any]:
 
     cpu = torch.device("cpu")
     with torch.device("meta"):  # shapes only
-        networks = {"paper": AlexNet(ModelConfig()), "demo": AlexNet(ModelConfig(fc_width=512), crop=112)}
+        networks = {"paper": AlexNet(ModelConfig()), "demo": AlexNet(ModelConfig(fc_width=512), crop=80)}
     return {
         "version": torch.__version__,
         "cuda": torch.version.cuda,

@@ -19,8 +19,8 @@ from pipeline.command import InputError
 from processes import command, run, small_shards
 from service import checks_data, checks_disk, checks_gpu, checks_host, checks_torch
 from service.cgroup import Limits, limits
-from service.config import Run
-from service.examination import Options
+from service.config import RECIPES, Run
+from service.examination import DEMO_CROP, Options
 from service.finding import Finding, to_mend, with_flags, worst
 from service.ports import listen
 from service.train import locked
@@ -463,6 +463,9 @@ def test_defaults_are_service_trains() -> None:
     for name in ("out", "host", "port", "device"):
         assert getattr(ours, name) == getattr(theirs, name)
     assert theirs.keep_checkpoints == checks_disk.KEPT
+    demo = RECIPES["demo"][1]
+    assert (demo.data.crop, demo.batch_size) == (DEMO_CROP, checks_host.BATCH["demo"])
+    assert theirs.batch_size == checks_host.BATCH["paper"]
 
 
 def test_what_the_doctor_imports_first_comes_with_python() -> None:
