@@ -37,12 +37,12 @@ clean:
 	rm -rf $(VENV) data/sample shards/sample runs/demo build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Stamps, so that an environment that is there costs nothing.
+# Stamps, so that an environment that is there costs nothing. Python compiles what is imported, which is a tenth of it.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check -q $(PIP_ARGS) -c constraints.txt -e .
+	$(BIN)/pip install --disable-pip-version-check -q --no-compile $(PIP_ARGS) -c constraints.txt -e .
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/pip install --disable-pip-version-check -q $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --disable-pip-version-check -q --no-compile $(PIP_ARGS) -c constraints.txt -e '.[dev]'
 	touch $@
