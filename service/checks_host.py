@@ -29,7 +29,7 @@ VARIABLES: Final = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "TORCHINDUCTOR_CA
 LIBRARY_BYTES: Final = 420 * 2**20
 PARAMETER_BYTES: Final = 28
 PICTURE_BYTES: Final = {"paper": 17 * 2**20, "demo": 5 * 2**20}
-BATCH: Final = {"paper": 128, "demo": 32}
+BATCH: Final = {"paper": 128, "demo": 16}
 
 # Pipes, sockets, a few of each library; shards are mapped and their files closed. On a CPU a run does with 64.
 LEAST_FILES: Final = 64

@@ -141,10 +141,10 @@ RECIPES: Final[dict[str, tuple[str, Run]]] = {
             recipe="demo",
             data=DataConfig(crop=80),
             model=ModelConfig(fc_width=512, dropout=0.1, init="he", pixel_std=10.0, precision="auto"),
-            optim=OptimConfig(lr=0.008, schedule="steps", drop_factor=0.3, drop_epochs=(3.0, 4.0, 5.0, 5.6)),
-            batch_size=32,
+            optim=OptimConfig(lr=0.004, schedule="steps", drop_factor=0.3, drop_epochs=(3.0, 4.0, 5.0, 5.6)),
+            batch_size=16,
             epochs=6,
-            checkpoint_every=200,
+            checkpoint_every=500,
         ),
     ),
 }
