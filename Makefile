@@ -14,7 +14,7 @@ demo: $(VENV)/installed
 	$(BIN)/python -m service.visualise runs/demo --out runs/demo/filters.png
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 # What takes minutes to compile; a small part of each is in `make test`.
 slow: $(VENV)/installed-dev

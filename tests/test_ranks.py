@@ -12,7 +12,7 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from processes import command, losses, rank_pids, records, run, small_shards, start, torchrun, wait_until, weights
+from processes import command, losses, rank_pids, records, run, start, torchrun, wait_until, weights
 from service.checkpoint import FOLDER, newest
 
 WORKER = str(Path(__file__).with_name("recording_worker.py"))
@@ -21,11 +21,6 @@ WORKER = str(Path(__file__).with_name("recording_worker.py"))
 # over ReLU's edge, and of a million units none lies within 1e-12 of it but by a chance of one in a million.
 ROUNDING = 1e-10
 LOGGED = 2**-22  # of a loss: the log has float32, where two numbers that nearly agree may be rounded apart
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_shards(tmp_path_factory.mktemp("data"))
 
 
 def assert_near(out: Path, reference: Path, step: int) -> None:
