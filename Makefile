@@ -5,7 +5,7 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow compose check format clean
+.PHONY: demo test slow portable compose check format clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m pipeline.sample data/sample
@@ -13,12 +13,23 @@ demo: $(VENV)/installed
 	$(BIN)/python -m service.train demo --data.shards shards/sample --out runs/demo
 	$(BIN)/python -m service.visualise runs/demo --out runs/demo/filters.png
 
+# A file's tests share what they start; tests/conftest.py has the files that take longest first.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 # What takes minutes to compile; a small part of each is in `make test`.
 slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2 -m slow
+
+# The tests that compute, as on a processor that has AVX2 and no more: other kernels of oneDNN and of torch, which round
+# otherwise and emulate bfloat16. Those are all files that import torch or the network, or start a worker; what others
+# import of torch by way of service/ is no arithmetic.
+portable: export ONEDNN_MAX_CPU_ISA := AVX2
+portable: export ATEN_CPU_CAPABILITY := avx2
+portable: $(VENV)/installed-dev
+	$(PYTEST) -m 'not slow' $$(grep -lE '^(from|import) (torch|model)\b|^from processes import (\(|.*\bcommand\b)' tests/test_*.py)
 
 # Builds the image, and runs the containers for real; needs a Docker engine with Compose.
 compose:

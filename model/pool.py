@@ -9,25 +9,30 @@ from torch import Tensor
 
 SIZE, STRIDE = 3, 2
 
+# Defined piece by piece: an operator of `torch.library.custom_op` imports the compiler when it is first called, which
+# takes a process that compiles nothing a second. The tag says, as that does, that the compiler may rely on the rest.
+torch.library.define("alexnet::max_pool", "(Tensor x) -> (Tensor, Tensor)", tags=torch.Tag.pt2_compliant_tag)
+torch.library.define(
+    "alexnet::max_pool_backward",
+    "(Tensor grad, Tensor x, Tensor indices) -> Tensor",
+    tags=torch.Tag.pt2_compliant_tag,
+)
 
-@torch.library.custom_op("alexnet::max_pool", mutates_args=())
-def _max_pool(x: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.ops.aten.max_pool2d_with_indices(x, [SIZE, SIZE], [STRIDE, STRIDE])
 
-
-@_max_pool.register_fake
+@torch.library.impl("alexnet::max_pool", "CompositeExplicitAutograd")
+@torch.library.register_fake("alexnet::max_pool")
 def _(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.ops.aten.max_pool2d_with_indices(x, [SIZE, SIZE], [STRIDE, STRIDE])
 
 
-@torch.library.custom_op("alexnet::max_pool_backward", mutates_args=())
-def _max_pool_backward(grad: Tensor, x: Tensor, indices: Tensor) -> Tensor:
+@torch.library.impl("alexnet::max_pool_backward", "CompositeExplicitAutograd")
+def _(grad: Tensor, x: Tensor, indices: Tensor) -> Tensor:
     return torch.ops.aten.max_pool2d_with_indices_backward(
         grad, x, [SIZE, SIZE], [STRIDE, STRIDE], [0, 0], [1, 1], False, indices
     )
 
 
-@_max_pool_backward.register_fake
+@torch.library.register_fake("alexnet::max_pool_backward")
 def _(grad: Tensor, x: Tensor, indices: Tensor) -> Tensor:
     return torch.empty_like(x)
 
@@ -37,12 +42,12 @@ def _save(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad, _):
-    return _max_pool_backward(grad, *ctx.saved_tensors)
+    return torch.ops.alexnet.max_pool_backward(grad, *ctx.saved_tensors)
 
 
-_max_pool.register_autograd(_backward, setup_context=_save)
+torch.library.register_autograd("alexnet::max_pool", _backward, setup_context=_save)
 
 
 def max_pool(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, C, (H - 3) // 2 + 1, (W - 3) // 2 + 1)."""
-    return _max_pool(x)[0]
+    return torch.ops.alexnet.max_pool(x)[0]

@@ -1,4 +1,7 @@
-"""service.train that also records the positions that each rank trains on: RECORD/rank-N-PID.txt, a line a step."""
+"""service.train in float64 that also records the positions each rank trains on: RECORD/rank-N-PID.txt, a line a step.
+
+Float64, because then the order of sums, which another number of ranks changes, is far below what a test looks for.
+"""
 
 import os
 import sys
@@ -6,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
+from model.alexnet import AlexNet
 from pipeline.command import run_command
-from pipeline.loader import Batch, Loader
+from pipeline.loader import Batch, Loader, mean_crop
 from service.train import main
 
 folder = Path(os.environ["RECORD"])
@@ -25,5 +29,9 @@ def recorded(self: Loader, batch_size: int, first: int = 0) -> Iterator[Batch]:
 
 if __name__ == "__main__":
     sys.argv[0] = "service.train"
-    with mock.patch.object(Loader, "train", recorded):
+    with (
+        mock.patch.object(Loader, "train", recorded),
+        mock.patch("service.setup.AlexNet", lambda *given, **named: AlexNet(*given, **named).double()),
+        mock.patch("service.setup.mean_crop", lambda *given: mean_crop(*given).double()),
+    ):
         run_command(main)

@@ -24,7 +24,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.command import InputError
-from processes import command, descendants, run, small_shards, start, torchrun, wait_until
+from processes import command, descendants, run, start, torchrun, wait_until
 from service.checkpoint import newest
 from service.httpd import BODY_BYTES, CONNECTIONS, REQUEST_SECONDS
 from service.server import check_tls
@@ -92,11 +92,6 @@ def serving(arguments: list[str], out: Path, context: ssl.SSLContext | None = No
             for pid in (process.pid, *descendants(process.pid)):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_shards(tmp_path_factory.mktemp("api"))
 
 
 @pytest.fixture(scope="module")

@@ -109,9 +109,10 @@ def test_labels_published_apart_need_their_kit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2010_devkit-1.0.tar.gz"])
-@pytest.mark.parametrize("data", [b"", b"text", *(kit_archive(PICTURES).popitem()[1][:n] for n in (40, 500))])
-def test_a_damaged_archive_of_a_kit_is_named(tmp_path: Path, name: str, data: bytes) -> None:
-    write_files(tmp_path, {name: data})
+@pytest.mark.parametrize("data", [b"", b"text", 40, 500])
+def test_a_damaged_archive_of_a_kit_is_named(tmp_path: Path, name: str, data: bytes | int) -> None:
+    """data: what is in its place, or how many of its own bytes are (gzip writes the time into them)."""
+    write_files(tmp_path, {name: kit_archive(PICTURES).popitem()[1][:data] if isinstance(data, int) else data})
     with pytest.raises(InputError, match=rf"{re.escape(name)} (cannot be unpacked|has no meta.mat)"):
         read_kits([tmp_path])
 

@@ -56,7 +56,24 @@ COMMANDS = (
 )
 
 
-@pytest.mark.parametrize("module", COMMANDS)
-def test_every_command_has_help(module: str) -> None:
-    answer = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True)
-    assert answer.returncode == 0 and "usage:" in answer.stdout and not answer.stderr
+ASKED_IN_TURN = """
+import runpy, sys
+
+for module in sys.argv[1:]:
+    print("asked", flush=True)
+    sys.argv[1:] = ["--help"]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        assert not end.code, f"{module}: {end.code}"
+"""
+
+
+def test_every_command_has_help() -> None:
+    """Asked by one process, which imports torch once."""
+    answer = subprocess.run([sys.executable, "-c", ASKED_IN_TURN, *COMMANDS], capture_output=True, text=True)
+    assert answer.returncode == 0 and not answer.stderr
+    _, *helps = answer.stdout.split("asked\n")
+    assert len(helps) == len(COMMANDS)
+    for module, help in zip(COMMANDS, helps, strict=True):
+        assert "usage:" in help and module.rpartition(".")[2] in help.partition("\n\n")[0]

@@ -4,15 +4,8 @@ import signal
 import sys
 from pathlib import Path
 
-import pytest
-
-from processes import command, losses, rank_pids, run, small_shards, start, wait_until
+from processes import command, losses, rank_pids, run, start, wait_until
 from service.checkpoint import newest
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_shards(tmp_path_factory.mktemp("launch"))
 
 
 def launch(shards: Path, out: Path, count: int, *options: str) -> list[str]:

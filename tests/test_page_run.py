@@ -8,7 +8,7 @@ from selenium.webdriver import Chrome
 
 from browser import HERE, WHY_NOT, Page, chromium
 from page_server import TOKEN
-from processes import command, small_shards, start, wait_until
+from processes import command, start, wait_until
 from service.checkpoint import newest
 
 pytestmark = pytest.mark.skipif(not HERE, reason=WHY_NOT)
@@ -20,13 +20,13 @@ def driver(tmp_path: Path) -> Iterator[Chrome]:
         yield browser
 
 
-def test_a_run_is_watched_steered_and_stopped_from_its_page(driver: Chrome, tmp_path: Path) -> None:
+def test_a_run_is_watched_steered_and_stopped_from_its_page(driver: Chrome, shards: Path, tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
     tokens.touch(mode=0o600)
     tokens.write_text(f"alice:{TOKEN}\n")
     out = tmp_path / "run"
     options = ("--epochs", "100000", "--checkpoint-every", "1000000", "--token-file", str(tokens))
-    process = start(command(small_shards(tmp_path), out, *options))
+    process = start(command(shards, out, *options))
     try:
         assert process.stdout
         line = next(line for line in process.stdout if "serving " in line)

@@ -17,7 +17,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from dashboards import DOCKER, Query, board, chosen, filled, panels, queries
-from processes import command, small_shards
+from processes import command
 from prometheus import FOLDER, Prometheus, prometheus, until
 from service.metrics import Metrics
 from service.status import DATA_WAIT_HIGH, DISK_CHECKPOINTS
@@ -114,13 +114,13 @@ class Run:
 
 
 @contextmanager
-def running(folder: Path, *options: str) -> Iterator[Run]:
+def running(shards: Path, folder: Path, *options: str) -> Iterator[Run]:
     """A small run without an end, watched while the block runs."""
     tokens, log = folder / "tokens", folder / "log"
     tokens.write_text(f"alice:{TOKEN}\n")
     tokens.chmod(0o600)
     always = ["--epochs", "100000", "--token-file", str(tokens)]
-    arguments = command(small_shards(folder), folder / "run", *always, *options)
+    arguments = command(shards, folder / "run", *always, *options)
     with log.open("w") as stream:
         process = subprocess.Popen(arguments, stdout=stream, stderr=stream)
     try:
@@ -133,10 +133,10 @@ def running(folder: Path, *options: str) -> Iterator[Run]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     # Of chance labels the error does not fall, which would be proposed to be a plateau.
     options = ("--peak-tflops", "0.1", "--optim.patience", "1000000")
-    with running(tmp_path_factory.mktemp("watched"), *options) as found:
+    with running(shards, tmp_path_factory.mktemp("watched"), *options) as found:
         yield found
 
 
@@ -217,8 +217,8 @@ def test_variables_find_the_run(run: Run) -> None:
 
 
 @needs_prometheus
-def test_an_operators_stop_is_seen_to_be_the_end(tmp_path: Path) -> None:
-    with running(tmp_path) as run:
+def test_an_operators_stop_is_seen_to_be_the_end(shards: Path, tmp_path: Path) -> None:
+    with running(shards, tmp_path) as run:
         state = Query("state", "job:trainer_state:code", True)
 
         def states() -> set[float]:
@@ -232,8 +232,8 @@ def test_an_operators_stop_is_seen_to_be_the_end(tmp_path: Path) -> None:
 
 
 @needs_prometheus
-def test_a_step_that_is_not_finite_is_seen_although_the_process_ends(tmp_path: Path) -> None:
-    with running(tmp_path) as run:
+def test_a_step_that_is_not_finite_is_seen_although_the_process_ends(shards: Path, tmp_path: Path) -> None:
+    with running(shards, tmp_path) as run:
         up = Query("up", "count_over_time(trainer_steps_total[1m]) > 1", True)
         until(lambda: run.prometheus.series(up), lambda: run.prometheus.get("targets"))
         run.act("learning-rate", rate=100)

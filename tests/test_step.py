@@ -12,6 +12,7 @@ from model.step import (
     Examples,
     StepResult,
     Training,
+    TrainStep,
     compiled_train_step,
     eval_step,
     prepare,
@@ -54,7 +55,42 @@ class Bench:
         return step(self.training, Controls(torch.tensor([lr, lr]), TOLD), batch)
 
     def tensors(self) -> list[Tensor]:
-        return [t.detach().clone() for t in (*self.optimizer.parameters.values(), *self.optimizer.velocities.values())]
+        return [t.detach().clone() for t in self._state()]
+
+    @torch.no_grad()
+    def become(self, other: "Bench") -> None:
+        """Take another one's weights and velocities."""
+        for mine, theirs in zip(self._state(), other._state(), strict=True):
+            mine.copy_(theirs)
+
+    def _state(self) -> list[Tensor]:
+        return [*self.optimizer.parameters.values(), *self.optimizer.velocities.values()]
+
+
+# Of a step from the same weights; after several, training has led rounding apart as far as there were steps. The order
+# of sums is another, of some thousand terms in each of eight layers: 2^-24 each in float32, 2^-8 in bfloat16, of which
+# the sums themselves are float32. The loss has no edges, so it errs by no more. A gradient does: a unit within rounding
+# of ReLU's edge, or of another in a pooling's window, may go the other way, and moves it by its share.
+LOSS = {"float32": 1e-5, "mixed": 0.02, "bfloat16": 0.02}
+GRADIENT = {"float32": 0.01, "mixed": 0.05, "bfloat16": 0.05}
+
+
+def assert_same_step(ours: Bench, theirs: Bench, step: TrainStep, batch: Examples, lr: float = 0.01) -> None:
+    """`ours` takes the step that `theirs` takes eagerly from the same weights."""
+    ours.become(theirs)
+    before, precision = theirs.tensors(), theirs.model.config.precision
+    found, expected = ours.run(step, batch, lr), theirs.run(train_step, batch, lr)
+    torch.testing.assert_close(found.loss, expected.loss, rtol=LOSS[precision], atol=0)
+    torch.testing.assert_close(found.grad_norm, expected.grad_norm, rtol=GRADIENT[precision], atol=0)
+    # What it has changed of all weights, and what it has of all velocities: the gradients, times the rate.
+    half = len(before) // 2
+    for part in (slice(half), slice(half, None)):
+        changes = [
+            [new - old for new, old in zip(bench.tensors()[part], before[part], strict=True)]
+            for bench in (ours, theirs)
+        ]
+        differences = torch.cat([(a - b).flatten() for a, b in zip(*changes, strict=True)])
+        assert differences.norm() <= GRADIENT[precision] * torch.cat([b.flatten() for b in changes[1]]).norm()
 
 
 def test_prepare_is_the_formula_and_channels_last() -> None:
@@ -83,17 +119,10 @@ def test_the_compiled_step_is_one_graph_compiled_once_and_equals_eager(precision
     config = ModelConfig(fc_width=64, init="he", pixel_std=58.0, precision=precision)
     compiled, eager = Bench(config), Bench(config)
     step = compiled_train_step(backend)
-    # float32: the order of sums. bfloat16: max-pooling picks other winners where 8 bits round to ties.
-    tolerance = 1e-4 if precision == "float32" else 0.05
     for i, lr in enumerate((0.01, 0.01, 0.001, 0.0)):  # a new rate compiles nothing
-        ours, theirs = compiled.run(step, examples(first=8 * i), lr), eager.run(train_step, examples(first=8 * i), lr)
-        torch.testing.assert_close(ours.loss, theirs.loss, rtol=tolerance, atol=0)
-        torch.testing.assert_close(ours.grad_norm, theirs.grad_norm, rtol=tolerance, atol=0)
+        assert_same_step(compiled, eager, step, examples(first=8 * i), lr)
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
-    if precision == "float32":
-        for a, b in zip(compiled.tensors(), eager.tensors(), strict=True):
-            assert (a - b).norm() <= 1e-3 * b.norm() + 1e-7
 
 
 def test_ten_steps_learn_ten_pictures() -> None:
@@ -131,12 +160,11 @@ def test_an_infinite_gradient_under_a_finite_loss_is_caught() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, bench.tensors(), strict=True))
 
 
-def test_two_graphs_do_what_one_does() -> None:
-    one, two = Bench(), Bench()
-    whole, apart = compiled_train_step("aot_eager"), two_graphs("aot_eager")
+def test_two_graphs_do_what_the_eager_step_does() -> None:
+    two, eager = Bench(), Bench()
+    apart = two_graphs("aot_eager")
     for i in range(2):
-        a, b = one.run(whole, examples(first=8 * i)), two.run(apart, examples(first=8 * i))
-        torch.testing.assert_close(a.loss, b.loss, rtol=1e-4, atol=0)
+        assert_same_step(two, eager, apart, examples(first=8 * i))
 
 
 def test_validation_counts_as_sorting_does() -> None:

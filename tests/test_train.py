@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +19,6 @@ from model.alexnet import ModelConfig
 from model.flop import training_flop
 from processes import command, losses, records, run, small_shards, start, wait_until, weights
 from service.checkpoint import FOLDER, checkpoints, newest, save
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_shards(tmp_path_factory.mktemp("data"))
 
 
 def assert_same_end(out: Path, reference: Path, step: int) -> None:
@@ -198,36 +195,68 @@ def wrong(arguments: list[str]) -> str:
     """The one line that a wrong call gets, with exit status 2."""
     status, output = run(arguments)
     assert status == 2, output
-    lines = output.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), output
-    return lines[0]
+    (line,) = output.splitlines()
+    assert line.startswith("error: "), output
+    return line
+
+
+CALLED_IN_TURN = """
+import contextlib, io, json, sys
+from pipeline.command import run_command
+from service.train import main
+
+for sys.argv[1:] in json.loads(sys.stdin.read()):
+    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(said):
+        try:
+            run_command(main)
+        except SystemExit as end:
+            status = end.code
+    print(json.dumps([status, said.getvalue()]))
+"""
+
+
+def wrong_in_turn(*calls: list[str]) -> list[str]:
+    """The same of several calls by one process: starting one for each takes longer than all that they do."""
+    given = json.dumps([arguments[3:] for arguments in calls])
+    done = subprocess.run([sys.executable, "-c", CALLED_IN_TURN], input=given, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    found = []
+    for status, output in map(json.loads, done.stdout.splitlines()):
+        assert status == 2, output
+        (line,) = output.splitlines()
+        assert line.startswith("error: "), output
+        found.append(line)
+    return found
 
 
 def test_wrong_calls_get_one_line_and_status_2(shards: Path, tmp_path: Path) -> None:
     done = tmp_path / "done"
     assert run(command(shards, done, "--max-steps", "1"))[0] == 0
     before = {path: path.read_bytes() for path in done.rglob("*") if path.is_file()}
-    line = wrong(command(shards, done, "--max-steps", "2", "--seed", "5"))
-    assert "seed 0 there, 5 here" in line
-    other = command(shards, done)
-    other[other.index("demo")] = "source"
-    assert "recipe demo there, source here" in wrong(other)
-    assert {path: path.read_bytes() for path in done.rglob("*") if path.is_file()} == before
-
-    assert "is not a folder, expected shards" in wrong(command(tmp_path / "none", tmp_path / "a"))
-    assert not (tmp_path / "a" / "run.json").exists()
+    assert "seed 0 there, 5 here" in wrong(command(shards, done, "--max-steps", "2", "--seed", "5"))
     newer = tmp_path / "newer"
     newer.mkdir()
     fields = json.loads((shards / "dataset.json").read_text())
     (newer / "dataset.json").write_text(json.dumps({**fields, "schema_version": 99}))
-    assert "schema version 99, expected 2" in wrong(command(newer, tmp_path / "b"))
+    other, out = command(shards, done), tmp_path / "out"
+    other[other.index("demo")] = "source"
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert f"port {port} cannot be used" in wrong(command(shards, tmp_path / "c", "--port", str(port)))
-    assert "batch_size is 0, expected at least 1" in wrong(command(shards, tmp_path / "d", "--batch-size", "0"))
-    assert "crop is 50 pixels, expected at least 63" in wrong([*command(shards, tmp_path / "f"), "--data.crop", "50"])
-    assert "cannot be written" in wrong(command(shards, shards / "dataset.json"))
-    assert "device is gpu" in wrong(command(shards, tmp_path / "e", "--device", "gpu")) or torch.cuda.is_available()
+        calls = {
+            "recipe demo there, source here": other,
+            "is not a folder, expected shards": command(tmp_path / "none", out),
+            "schema version 99, expected 2": command(newer, out),
+            f"port {port} cannot be used": command(shards, out, "--port", str(port)),
+            "batch_size is 0, expected at least 1": command(shards, out, "--batch-size", "0"),
+            "crop is 50 pixels, expected at least 63": [*command(shards, out), "--data.crop", "50"],
+            "cannot be written": command(shards, shards / "dataset.json"),
+        }
+        if not torch.cuda.is_available():
+            calls["device is gpu"] = command(shards, out, "--device", "gpu")
+        for expected, line in zip(calls, wrong_in_turn(*calls.values()), strict=True):
+            assert expected in line
+    assert not (out / "run.json").exists()
+    assert {path: path.read_bytes() for path in done.rglob("*") if path.is_file()} == before
 
 
 def test_two_workers_refuse_each_other(shards: Path, tmp_path: Path) -> None:
