@@ -20,7 +20,7 @@ from roofline import seconds_of
 from service.heart import Heart
 from service.metrics import LATEST_EVENTS, Metrics
 from service.result import StepRecord
-from step import Device, ours, synthetic
+from step import Device, ours
 
 UPDATES: Final = 1000  # in a round: one is too short for the clock
 STEPS: Final = 9
@@ -78,7 +78,7 @@ def step_seconds(options: Options) -> list[float]:
         return [options.step_seconds]
     device: Device = "cuda" if torch.cuda.is_available() else "cpu"
     keep_freed_memory()
-    work = ours("bfloat16", synthetic(options.batch_size, device), device)
+    work = ours("paper", "bfloat16", options.batch_size, device)
     for _ in range(3):
         work()
     return [seconds_of(work, device) for _ in range(STEPS)]

@@ -1,6 +1,9 @@
 """The training step: images/s, TFLOP/s, GB/s and share of the roofline; and where our step's milliseconds go.
 
     python benchmarks/step.py [--batch-sizes 128 1024 4096] [--rounds 5] [--parts]
+    python benchmarks/step.py --recipe demo [--sides "ours, float32" "ours, mixed" "ours, bfloat16"]
+
+With ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 before it, as on a processor that has no more than AVX2.
 
 Sides: our compiled step in each precision; the same network as a reader of the paper writes it first, eager in fp32,
 channels first, with `F.local_response_norm`; and torchvision's AlexNet (about the same arithmetic, no normalisation) in
@@ -14,20 +17,21 @@ that it must move in bfloat16 at the rate of a large copy, both measured here.
 
 import multiprocessing
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Final, Literal, cast
 
 import torch
 import tyro
 
-from model.alexnet import AlexNet, ModelConfig, Precision
+from model.alexnet import AlexNet, Precision
 from model.flop import training_flop
 from model.optim import Momentum, OptimConfig
 from model.step import Controls, Examples, Training, compiled_train_step
 from peers import Work, plain, torchvision
 from pipeline.memory import keep_freed_memory
 from roofline import least_bytes, parts_of, peaks, seconds_of
+from service.config import RECIPES, Run
 
 Device = Literal["cpu", "cuda"]
 
@@ -42,7 +46,10 @@ SIDES: Final = (PLAIN, PLAIN_KEPT, *(f"ours, {precision}" for precision in PRECI
 class Options:
     """What to measure."""
 
-    batch_sizes: tuple[int, ...] = (128,)
+    recipe: Literal["paper", "source", "demo"] = "paper"
+    """Whose network and crop our sides have; the others are the paper's always."""
+    batch_sizes: tuple[int, ...] = ()
+    """None: the recipe's own."""
     rounds: int = 5
     sides: tuple[str, ...] = SIDES
     """Sides to measure; ratios are to the first."""
@@ -56,37 +63,48 @@ class Options:
             raise ValueError(f"sides are {sorted(wrong)}, expected some of {', '.join(SIDES)}")
 
 
-def synthetic(batch_size: int, device: Device) -> Examples:
+def run_of(recipe: str) -> Run:
+    return RECIPES[recipe][1]
+
+
+def classes_of(recipe: str) -> int:
+    return 10 if recipe == "demo" else 1000
+
+
+def synthetic(batch_size: int, device: Device, crop: int, classes: int) -> Examples:
     generator = torch.Generator().manual_seed(0)
     examples = Examples(
-        torch.randint(0, 256, (batch_size, 224, 224, 3), dtype=torch.uint8, generator=generator),
+        torch.randint(0, 256, (batch_size, crop, crop, 3), dtype=torch.uint8, generator=generator),
         torch.zeros(batch_size, 3),
         torch.ones(batch_size),
-        torch.randint(0, 1000, (batch_size,), generator=generator),
+        torch.randint(0, classes, (batch_size,), generator=generator),
         torch.arange(batch_size),
         torch.full((batch_size,), 1 / batch_size),
     )
     return Examples(*(tensor.to(device) for tensor in examples))
 
 
-def ours(precision: Precision, examples: Examples, device: Device) -> Work:
+def ours(recipe: str, precision: Precision, batch_size: int, device: Device) -> Work:
     """Our step, compiled."""
-    model = AlexNet(ModelConfig(precision=precision)).to(device)
+    run, classes = run_of(recipe), classes_of(recipe)
+    config, crop = replace(run.model, precision=precision), run.data.crop
+    examples = synthetic(batch_size, device, crop, classes)
+    model = AlexNet(config, classes=classes, crop=crop).to(device)
     optimizer = Momentum(OptimConfig(), dict(model.named_parameters()))
-    mean = torch.full((224, 224, 3), 110.0, device=device)
+    mean = torch.full((crop, crop, 3), 110.0, device=device)
     training = Training(model, optimizer, mean, torch.tensor(True, device=device))
     controls = Controls(torch.full((2,), 0.001, device=device), torch.zeros(2, device=device))
     step = compiled_train_step()
     return lambda: step(training, controls, examples).loss
 
 
-def work_of(side: str, batch_size: int, device: Device) -> Work:
-    examples = synthetic(batch_size, device)
-    if side in (PLAIN, PLAIN_KEPT):
-        return plain(examples, device)
-    if side in (PEER, PEER_COMPILED):
-        return torchvision(examples, device, side == PEER_COMPILED)
-    return ours(cast(Precision, side.removeprefix("ours, ")), examples, device)
+def work_of(side: str, batch_size: int, options: Options, device: Device) -> Work:
+    if side.startswith("ours"):
+        return ours(options.recipe, cast(Precision, side.removeprefix("ours, ")), batch_size, device)
+    examples = synthetic(batch_size, device, 224, 1000)
+    return (
+        plain(examples, device) if side in (PLAIN, PLAIN_KEPT) else torchvision(examples, device, side == PEER_COMPILED)
+    )
 
 
 def serve(connection: Connection, side: str, batch_size: int, options: Options, device: Device) -> None:
@@ -95,7 +113,7 @@ def serve(connection: Connection, side: str, batch_size: int, options: Options, 
         torch.set_num_threads(options.threads)
     if side != PLAIN:
         keep_freed_memory()
-    work = work_of(side, batch_size, device)
+    work = work_of(side, batch_size, options, device)
     for _ in range(3):
         work()
     connection.send(torch.get_num_threads())
@@ -127,10 +145,10 @@ def measure(
     return seconds, parts
 
 
-def report(batch_size: int, seconds: dict[str, list[float]], flop: float, peak: tuple[float, float]) -> None:
-    """A line a side."""
+def report(batch_size: int, seconds: dict[str, list[float]], flop: float, peak: tuple[float, float], crop: int) -> None:
+    """A line a side; NaN for what rests on the bytes of the paper's network, of another one's."""
     base = statistics.median(next(iter(seconds.values())))
-    work, moved = batch_size * flop, least_bytes(batch_size)
+    work, moved = batch_size * flop, least_bytes(batch_size) if crop == 224 else float("nan")
     roofline = work / peak[0] + moved / peak[1]
     head = f"{'images/s, median':>16} {'range':>19} {'ratio':>6} {'TFLOP/s':>8} {'GB/s':>6} {'roofline':>8}"
     print(f"{f'batch {batch_size}':36} {head}")
@@ -149,13 +167,14 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     device: Device = "cuda" if torch.cuda.is_available() else "cpu"
-    flop, peak = training_flop(ModelConfig(), classes=1000, crop=224), peaks(device)
+    run = run_of(options.recipe)
+    flop, peak = training_flop(run.model, classes_of(options.recipe), run.data.crop), peaks(device)
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"torch {torch.__version__}, {name}, n = {options.rounds}, {flop / 1e9:.2f} GFLOP an image")
     print(f"peaks: {peak[0] / 1e12:.2f} TFLOP/s (bfloat16 product), {peak[1] / 1e9:.1f} GB/s (copy)", flush=True)
-    for batch_size in options.batch_sizes:
+    for batch_size in options.batch_sizes or (run.batch_size,):
         seconds, parts = measure(batch_size, options, device)
-        report(batch_size, seconds, flop, peak)
+        report(batch_size, seconds, flop, peak, run.data.crop)
         for part, milliseconds in parts:
             print(f"    {part:62} {milliseconds:8.1f} ms")
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from pipeline.command import InputError
-from processes import command, run, small_shards
+from processes import command, run
 from service import checks_data, checks_disk, checks_gpu, checks_host, checks_torch
 from service.cgroup import Limits, limits
 from service.config import RECIPES, Run
@@ -28,11 +28,6 @@ from service.trials import Outcome, attempt, last_words
 
 ROOT = Path(__file__).parents[1]
 PARAMETERS = {"paper": 60_965_224, "demo": 3_634_536}
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_shards(tmp_path_factory.mktemp("data"))
 
 
 def diagnosed(*options: str, **environment: str) -> tuple[int, str, str]:

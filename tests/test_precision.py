@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import model.precision
 from model.alexnet import AlexNet
 from model.precision import Chosen, bfloat16_instructions, choose_precision, emulated
-from processes import command, run, small_shards
+from processes import command, run
 from service.checkpoint import newest
 from service.config import RECIPES, RUN_FILE
 from service.setup import precision_of
@@ -76,7 +77,7 @@ class Types(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        self.seen |= {x.dtype for x in torch.utils._pytree.tree_leaves(result) if isinstance(x, torch.Tensor)}
+        self.seen |= {x.dtype for x in tree_leaves(result) if isinstance(x, torch.Tensor)}
         return result
 
 
@@ -89,8 +90,8 @@ def test_float32_leaves_no_bfloat16_anywhere(precision) -> None:
     assert (torch.bfloat16 in types.seen) == (precision != "float32")
 
 
-def test_a_resume_keeps_the_precision_until_an_operator_changes_it(tmp_path: Path) -> None:
-    shards, out = small_shards(tmp_path / "data"), tmp_path / "run"
+def test_a_resume_keeps_the_precision_until_an_operator_changes_it(shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
 
     def precision_line(steps: int, *options: str, **environment: str) -> str:
         status, output = run(command(shards, out, "--max-steps", str(steps), *options), **environment)
