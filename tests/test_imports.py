@@ -61,6 +61,7 @@ import runpy, sys
 
 for module in sys.argv[1:]:
     print("asked", flush=True)
+    sys.modules.pop(module, None)  # which another command has imported
     sys.argv[1:] = ["--help"]
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
