@@ -8,6 +8,8 @@ from typing import Final
 
 import torch
 
+from model.precision import bfloat16_instructions
+
 # Numbers of an image: each layer's input and output, a normalisation and the pooling after it being one.
 CONVOLUTIONS: Final = (
     (224 * 224 * 3, 96 * 55 * 55),
@@ -40,10 +42,14 @@ def seconds_of(work: Callable[[], object], device: str) -> float:
 
 
 def peaks(device: str) -> tuple[float, float]:
-    """FLOP/s of large bfloat16 matrix products and bytes/s, read and written, of a 1 GiB copy; best of ten."""
+    """FLOP/s of large matrix products and bytes/s, read and written, of a 1 GiB copy; best of ten.
+
+    The products are of bfloat16 where that is native, else of float32.
+    """
     rates = []
+    dtype = torch.bfloat16 if bfloat16_instructions(torch.device(device)) else torch.float32
     for side in (1024, 2048, 4096, 8192 if device == "cuda" else 4096):
-        a = torch.randn(side, side, device=device).bfloat16()
+        a = torch.randn(side, side, device=device).to(dtype)
         rates.append(2 * side**3 / best(lambda a=a: a @ a, device))
     source = torch.zeros(1 << 28, device=device)
     target = torch.empty_like(source)

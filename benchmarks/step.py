@@ -11,8 +11,8 @@ bfloat16, channels-last, with a fused SGD, eager and compiled. Every side takes 
 own, and takes turns with the others; all are set up as service.train sets up its process (freed memory is kept), but
 for one eager side without that.
 
-The roofline of a step is its arithmetic at the rate of a large bfloat16 matrix product, and after it the least bytes
-that it must move in bfloat16 at the rate of a large copy, both measured here.
+The roofline of a step is its arithmetic at the rate of a large matrix product, of bfloat16 where that is native, and
+after it the least bytes that it must move in bfloat16 at the rate of a large copy, both measured here.
 """
 
 import multiprocessing
@@ -171,7 +171,7 @@ def main() -> None:
     flop, peak = training_flop(run.model, classes_of(options.recipe), run.data.crop), peaks(device)
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"torch {torch.__version__}, {name}, n = {options.rounds}, {flop / 1e9:.2f} GFLOP an image")
-    print(f"peaks: {peak[0] / 1e12:.2f} TFLOP/s (bfloat16 product), {peak[1] / 1e9:.1f} GB/s (copy)", flush=True)
+    print(f"peaks: {peak[0] / 1e12:.2f} TFLOP/s (large product), {peak[1] / 1e9:.1f} GB/s (copy)", flush=True)
     for batch_size in options.batch_sizes or (run.batch_size,):
         seconds, parts = measure(batch_size, options, device)
         report(batch_size, seconds, flop, peak, run.data.crop)
