@@ -36,6 +36,11 @@ def bfloat16_instructions(device: torch.device) -> str:
     return "AVX-512 BF16" if torch.cpu._is_avx512_bf16_supported() else ""
 
 
+def kind_of_processor() -> str:
+    """The instructions that code for this processor may use, as far as torch and oneDNN tell kinds apart."""
+    return f"{torch.backends.cpu.get_cpu_capability()} {bfloat16_instructions(torch.device('cpu'))}"
+
+
 def choose_precision(device: torch.device) -> Chosen:
     """The fastest precision that trains as well as float32: `mixed` where bfloat16 is native, else float32.
 

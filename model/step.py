@@ -11,6 +11,7 @@ from torch import Tensor
 from model.alexnet import AlexNet
 from model.optim import Momentum
 from model.parallel import Parallel
+from model.precision import kind_of_processor
 
 
 class Examples(NamedTuple):
@@ -118,6 +119,9 @@ def train_step(training: Training, controls: Controls, examples: Examples) -> St
 
 def compiled_train_step(backend: str = "inductor") -> TrainStep:
     """`train_step` compiled: one graph where the compiler traces `torch.autograd.grad`, else two without breaks."""
+    # What is kept of it (TORCHINDUCTOR_CACHE_DIR) is for one kind of processor, which torch's own key does not name:
+    # another one that shares the folder, on a cluster or in a moved volume, would crash in the code of the first.
+    torch.compiler.config.cache_key_tag = kind_of_processor()
     if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
         return two_graphs(backend)
     torch._dynamo.config.trace_autograd_ops = True

@@ -33,7 +33,7 @@ from service.stop import Stop
 from service.window import Window
 
 # As measured: docs/benchmarks.md.
-COMPILING: Final = "compiling the step, usually half a minute to two minutes; once, then kept"
+COMPILING: Final = "compiling the step, usually half a minute to two minutes; a few seconds the next time"
 PAUSE_SECONDS: Final = 0.5  # between looks for a signal, and signs of life, while the run pauses
 
 

@@ -21,7 +21,7 @@ from processes import command, run
 from service.checkpoint import newest
 from service.config import RECIPES, RUN_FILE
 from service.setup import precision_of
-from test_step import TOLD, Bench, Controls, examples, train_step
+from test_step import TOLD, Bench, Controls, compiled_train_step, examples, train_step
 
 CPU = torch.device("cpu")
 # What oneDNN may use: with it any machine is one without bfloat16 instructions.
@@ -37,10 +37,18 @@ def test_a_processor_has_bfloat16_where_the_kernel_lists_its_instructions() -> N
     assert bool(bfloat16_instructions(CPU)) == ("avx512_bf16" in flags or "amx_bf16" in flags)
 
 
-def test_a_processor_that_may_not_use_them_computes_in_float32() -> None:
-    code = "import torch; from model.precision import *; print(choose_precision(torch.device('cpu')))"
+def test_a_processor_that_may_not_use_them_computes_in_float32_and_has_compiled_code_of_its_own() -> None:
+    """Code that another kind of processor has kept in the same folder ends the process by a signal."""
+    code = (
+        "import torch; from model.precision import *; from model.step import *; compiled_train_step();"
+        "print(choose_precision(torch.device('cpu'))); print(torch.compiler.config.cache_key_tag)"
+    )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | WITHOUT)
-    assert answer.stdout == f"{Chosen('float32', 'this processor has no bfloat16 instructions')}\n", answer.stderr
+    chosen, tag = answer.stdout.splitlines()
+    assert chosen == str(Chosen("float32", "this processor has no bfloat16 instructions")), answer.stderr
+    compiled_train_step()
+    assert torch.compiler.config.cache_key_tag.split(maxsplit=1)[1:] == list(filter(None, [bfloat16_instructions(CPU)]))
+    assert tag.split() == [torch.backends.cpu.get_cpu_capability()]
 
 
 @pytest.mark.parametrize("native", ["", "AMX"])
