@@ -28,21 +28,10 @@ def small_shards(folder: Path, val: bool = True) -> Path:
 
 
 def command(shards: Path, out: Path, *options: str) -> list[str]:
-    """The command line of a small run, eager and on a free port unless `options` say otherwise."""
-    base = [
-        "demo",
-        "--data.shards",
-        str(shards),
-        "--out",
-        str(out),
-        "--data.crop",
-        "67",
-        "--model.fc-width",
-        "64",
-        "--no-compile",
-    ]
-    arguments = [*base, "--batch-size", "8", "--port", "0", *options]
-    return [sys.executable, "-m", "service.train", *arguments]
+    """The command line of a small run at one rate, eager and on a free port unless `options` say otherwise."""
+    base = ["demo", "--data.shards", str(shards), "--out", str(out), "--data.crop", "67", "--model.fc-width", "64"]
+    base += ["--optim.lr", "0.01", "--optim.drop-epochs", "1e9", "--no-compile", "--batch-size", "8", "--port", "0"]
+    return [sys.executable, "-m", "service.train", *base, *options]
 
 
 def torchrun(arguments: list[str], ranks: int, *options: str) -> list[str]:

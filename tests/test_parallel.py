@@ -50,7 +50,15 @@ def launched(out: Path, layout: str, ranks: int, runs: tuple[str, ...], patience
     return Found(layout, {run: [load_file(path) for path in paths] for run, paths in files.items()})
 
 
-@pytest.fixture(scope="module", params=LAUNCHES, ids=lambda launch: f"{launch[0]}-{launch[1]}")
+# Of two pairs in the scheme of 2014, and of two replicas, there is half in one pair and more in three replicas.
+SLOW = (("2014", 4), ("data", 2))
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(launch, marks=[pytest.mark.slow] if launch in SLOW else []) for launch in LAUNCHES],
+    ids=lambda launch: f"{launch[0]}-{launch[1]}",
+)
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
     layout, ranks = request.param
     return launched(tmp_path_factory.mktemp("found"), layout, ranks, LAUNCHES[layout, ranks])

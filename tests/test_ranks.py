@@ -50,13 +50,14 @@ def positions_by_step(folder: Path) -> dict[int, list[int]]:
     return {step: sorted(positions) for step, positions in found.items()}
 
 
-PHASES = ((1, 2, "auto"), (2, 4, "auto"), (4, 7, "auto"), (3, 9, "auto"), (2, 11, "2014"), (1, 12, "auto"))
+# A run of 2 in the layout of `auto`, towers, is in the tests below, and half of what 4 do.
+PHASES = ((1, 2, "auto"), (4, 6, "auto"), (3, 8, "auto"), (2, 11, "2014"), (1, 12, "auto"))
 
 
 def test_a_run_goes_on_under_any_number_of_ranks_without_skipping_or_repeating_a_sample(
     shards: Path, tmp_path: Path
 ) -> None:
-    """12 steps of 10 over 30 pictures, by 1, 2, 4, 3 and 1 ranks, in every layout: changes in the middle of epochs."""
+    """12 steps of 10 over 30 pictures, by 1, 4, 3, 2 and 1 ranks, in three layouts: changes in the middle of epochs."""
     reference, out, record = tmp_path / "reference", tmp_path / "out", tmp_path / "record"
     record.mkdir()
     arguments = in_float64(shards, reference, "--batch-size", "10", "--max-steps", "12")
