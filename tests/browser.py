@@ -96,9 +96,11 @@ class Page:
             raise AssertionError(f"{selector} shows {self.text(selector)!r}, expected {part!r}") from error
 
     def click(self, selector: str) -> None:
-        """Click as a user does: where the element is, if nothing covers it."""
-        self.run("document.querySelector(arguments[0]).scrollIntoView({block: 'center'})", selector)
-        self.driver.find_element("css selector", selector).click()
+        """Click as a user does: once the element is there to be clicked, where it is, if nothing covers it."""
+        element = self.driver.find_element("css selector", selector)
+        self.until(lambda: element.is_displayed() and element.is_enabled())
+        self.run("arguments[0].scrollIntoView({block: 'center'})", element)
+        element.click()
 
     def type(self, selector: str, words: str) -> None:
         """Type into a field."""
