@@ -28,6 +28,7 @@ slow: $(VENV)/installed-dev
 # import of torch by way of service/ is no arithmetic.
 portable: export ONEDNN_MAX_CPU_ISA := AVX2
 portable: export ATEN_CPU_CAPABILITY := avx2
+portable: export TORCH_COMPILE_CACHE_KEY_TAG := avx2# else what `make test` has compiled runs, and computes other numbers
 portable: $(VENV)/installed-dev
 	$(PYTEST) -m 'not slow' $$(grep -lE '^(from|import) (torch|model)\b|^from processes import (\(|.*\bcommand\b)' tests/test_*.py)
 

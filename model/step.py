@@ -120,7 +120,8 @@ def train_step(training: Training, controls: Controls, examples: Examples) -> St
 def compiled_train_step(backend: str = "inductor") -> TrainStep:
     """`train_step` compiled: one graph where the compiler traces `torch.autograd.grad`, else two without breaks."""
     # What is kept of it (TORCHINDUCTOR_CACHE_DIR) is for one kind of processor, which torch's own key does not name:
-    # another one that shares the folder, on a cluster or in a moved volume, would crash in the code of the first.
+    # another one that shares the folder, on a cluster or in a moved volume, would run the code of the first, and crash
+    # or compute other numbers.
     torch.compiler.config.cache_key_tag = kind_of_processor()
     if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
         return two_graphs(backend)
