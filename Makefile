@@ -25,10 +25,11 @@ slow: $(VENV)/installed-dev
 
 # The tests that compute, as on a processor that has AVX2 and no more: other kernels of oneDNN and of torch, which round
 # otherwise and emulate bfloat16. Those are all files that import torch or the network, or start a worker; what others
-# import of torch by way of service/ is no arithmetic.
+# import of torch by way of service/ is no arithmetic. The tag, because what `make test` has compiled for this processor
+# would run, and compute other numbers.
 portable: export ONEDNN_MAX_CPU_ISA := AVX2
 portable: export ATEN_CPU_CAPABILITY := avx2
-portable: export TORCH_COMPILE_CACHE_KEY_TAG := avx2# else what `make test` has compiled runs, and computes other numbers
+portable: export TORCH_COMPILE_CACHE_KEY_TAG := avx2
 portable: $(VENV)/installed-dev
 	$(PYTEST) -m 'not slow' $$(grep -lE '^(from|import) (torch|model)\b|^from processes import (\(|.*\bcommand\b)' tests/test_*.py)
 
