@@ -31,11 +31,11 @@ portable: export ONEDNN_MAX_CPU_ISA := AVX2
 portable: export ATEN_CPU_CAPABILITY := avx2
 portable: export TORCH_COMPILE_CACHE_KEY_TAG := avx2
 portable: $(VENV)/installed-dev
-	$(PYTEST) -m 'not slow' $$(grep -lE '^(from|import) (torch|model)\b|^from processes import (\(|.*\bcommand\b)' tests/test_*.py)
+	$(PYTEST) -m 'not slow' $$(grep -lE '^(from|import) (torch|model)\b|^from processes import (\(|.*\bcommand\b)' $$(find tests -name 'test_*.py'))
 
 # Builds the image, and runs the containers for real; needs a Docker engine with Compose.
 compose:
-	tests/compose.sh
+	tests/docker/compose.sh
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check

@@ -25,7 +25,10 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from pipeline.loader import DataConfig, Loader, graph_inputs
+from pipeline.files import write_atomic
+from pipeline.load.inputs import TrainRows, mended
+from pipeline.load.loader import DataConfig, Loader, graph_inputs
+from pipeline.load.storage import SampleStore
 from pipeline.manifest import (
     DATASET_FILE,
     MEAN_FILE,
@@ -38,10 +41,7 @@ from pipeline.manifest import (
     Split,
     array_bytes,
     encode_dataset,
-    write_atomic,
 )
-from pipeline.rows import TrainRows, mended
-from pipeline.storage import SampleStore
 
 SHARD_SAMPLES = 2500
 BLOCK = 512  # bytes: a tar's members and their headers stand at multiples of it

@@ -17,9 +17,9 @@ from prometheus_client import CollectorRegistry
 
 from pipeline.memory import keep_freed_memory
 from roofline import seconds_of
-from service.heart import Heart
-from service.metrics import LATEST_EVENTS, Metrics
-from service.result import StepRecord
+from service.run.log import StepRecord
+from service.telemetry.heartbeat import Heart
+from service.telemetry.metrics import LATEST_EVENTS, Metrics
 from step import Device, ours
 
 UPDATES: Final = 1000  # in a round: one is too short for the clock

@@ -3,7 +3,7 @@
     pip install 'scikit-image>=0.24'
     python benchmarks/quality.py FOLDER [--size 256] [--qualities 85 90 92 95]
 
-Every JPEG below FOLDER becomes a square as in pipeline/picture.py, is encoded and decoded, and compared with the whole
+A JPEG below FOLDER becomes a square as in pipeline/picture/jpeg.py, is encoded, decoded, and compared with the whole
 picture decoded (integer DCT, smooth upsampling) and its central square resized by Pillow's bicubic in floats, never
 rounded and never compressed. PSNR is over the three channels together, SSIM scikit-image's, the mean of the channels.
 `none` in place of a quality is the square before JPEG. The ways of decoding differ for large pictures alone, so those
@@ -25,8 +25,8 @@ import tyro
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.picture import encoder
-from pipeline.square import central_square
+from pipeline.picture.jpeg import encoder
+from pipeline.picture.resize import central_square
 
 # The DCT scales by 2 or more, down to no less than so many times the size; None: never.
 DECODE = {"whole": None, "DCT to >= 2x": 2, "DCT to >= 1x": 1}

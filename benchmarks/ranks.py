@@ -27,7 +27,7 @@ from model.alexnet import AlexNet, ModelConfig, Precision
 from model.optim import Momentum, OptimConfig
 from model.parallel import Layout, arrange
 from model.step import Controls, Examples, Training, compiled_train_step
-from pipeline.loader import DataConfig, Loader, mean_crop
+from pipeline.load.loader import DataConfig, Loader, mean_crop
 from pipeline.memory import keep_freed_memory
 
 TRAINING: Final[dict[str, Layout | None]] = {

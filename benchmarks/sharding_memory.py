@@ -18,7 +18,7 @@ import numpy as np
 import simplejpeg
 import tyro
 
-from pipeline.picture import encoder
+from pipeline.picture.jpeg import encoder
 
 CLASS_PICTURES = 1000
 LOOK_SECONDS = 0.1

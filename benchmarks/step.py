@@ -31,7 +31,7 @@ from model.step import Controls, Examples, Training, compiled_train_step
 from peers import Work, plain, torchvision
 from pipeline.memory import keep_freed_memory
 from roofline import least_bytes, parts_of, peaks, seconds_of
-from service.config import RECIPES, Run
+from service.run.config import RECIPES, Run
 
 Device = Literal["cpu", "cuda"]
 

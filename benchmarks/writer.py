@@ -34,7 +34,7 @@ from typing import NamedTuple
 
 import tyro
 
-from pipeline.picture import encoder
+from pipeline.picture.jpeg import encoder
 
 FFCV = """
 import sys, time

@@ -16,7 +16,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.command import InputError
-from pipeline.manifest import fsync_folder, replacing
+from pipeline.files import fsync_folder, replacing
 
 _READ_AHEAD: Final = 8 * 2**20  # bytes that a request to a store asks for
 _EXTRAS: Final = {"s3": "s3", "s3a": "s3"}

@@ -19,11 +19,12 @@ import tyro
 from PIL import Image
 
 from pipeline.command import DONE, InputError, end_on_sigterm, run_command
+from pipeline.executors.ordered import results_in_order
+from pipeline.executors.pool import LocalCrew
 from pipeline.memory import keep_freed_memory
 from pipeline.progress import progress
-from pipeline.scene import GENERATOR, picture
-from pipeline.textures import TEXTURES
-from pipeline.workers import LocalCrew, results_in_order
+from pipeline.synthetic.scene import GENERATOR, picture
+from pipeline.synthetic.textures import TEXTURES
 
 SPLITS: Final = ("train", "val")
 MIN_SIDE: Final = 64  # pixels; below, the finest textures fall under five pixels a period

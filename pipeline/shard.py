@@ -19,21 +19,23 @@ from typing import Annotated, Any
 import tyro
 from rich.filesize import decimal
 
-from pipeline.archive import make_shard
-from pipeline.assemble import Made, add, assemble, nothing
-from pipeline.claim import Check, claimed, clear, require_same
-from pipeline.cluster import LOCAL, crew_at, valid_executor
-from pipeline.command import DONE, InputError, end_on_sigterm, run_command
+from pipeline.command import DONE, InputError, end_on_sigterm, run_command, shown
+from pipeline.executors.dask import LOCAL, crew_at, valid_executor
+from pipeline.executors.ordered import results_in_order
+from pipeline.files import is_temporary
 from pipeline.folder import Folder, folder_at
-from pipeline.ilsvrc import Source, find_pictures, hold_out, subset
-from pipeline.listing import UnreadablePicture, shown
-from pipeline.manifest import CONTACT_FILE, DATASET_FILE, REJECTS_FILE, Dataset, is_temporary, parse_dataset
-from pipeline.metrics import ShardMetrics, exposed
-from pipeline.picture import STATISTICS_SIZE, encoder
-from pipeline.plan import Plan, most_bytes, shard_tasks
+from pipeline.manifest import CONTACT_FILE, DATASET_FILE, REJECTS_FILE, Dataset, parse_dataset
+from pipeline.picture.jpeg import STATISTICS_SIZE, encoder
 from pipeline.progress import busy, progress
-from pipeline.record import RECORD_SUFFIX, read_record
-from pipeline.workers import results_in_order
+from pipeline.source.ilsvrc import Source, find_pictures
+from pipeline.source.listing import UnreadablePicture
+from pipeline.source.subset import hold_out, subset
+from pipeline.write.dataset import Made, add, assemble, nothing
+from pipeline.write.lock import Check, claimed, clear, require_same
+from pipeline.write.metrics import ShardMetrics, exposed
+from pipeline.write.plan import Plan, most_bytes, shard_tasks
+from pipeline.write.record import RECORD_SUFFIX, read_record
+from pipeline.write.shard import make_shard
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,14 +18,16 @@ import tyro
 from numpy.typing import NDArray
 from rich.filesize import decimal
 
+from pipeline.check.faults import Fault, limited
+from pipeline.check.metadata import check_description, check_file, check_table, expected_names
+from pipeline.check.shard import Checked, ShardCheck, check_shard
 from pipeline.command import DONE, FAULTS, InputError, end_on_sigterm, run_command
-from pipeline.faults import Fault, limited
-from pipeline.filecheck import check_description, check_file, check_table, expected_names
+from pipeline.executors.ordered import results_in_order
+from pipeline.executors.pool import LocalCrew
+from pipeline.files import write_atomic
 from pipeline.folder import Folder, folder_at
-from pipeline.manifest import DATASET_FILE, SAMPLES_FILE, Dataset, index_name, parse_dataset, write_atomic
+from pipeline.manifest import DATASET_FILE, SAMPLES_FILE, Dataset, index_name, parse_dataset
 from pipeline.progress import progress
-from pipeline.shardcheck import Checked, ShardCheck, check_shard
-from pipeline.workers import LocalCrew, results_in_order
 
 _MOST_DESCRIPTION_BYTES: Final = 64 * 2**20  # ImageNet's has 0.3 MB
 _STDOUT: Final = "-"

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 from pipeline.command import DONE, FAULTS, InputError, end_on_sigterm, run_command
 
 if TYPE_CHECKING:
-    from service.examination import Checked
-    from service.finding import Finding, Status
+    from service.diagnostics.checks import Checked
+    from service.diagnostics.finding import Finding, Status
 
 SCHEMA_VERSION: Final = 1
 MARKS: Final = {"ok": ("ok", "green"), "warning": ("warn", "yellow"), "failed": ("FAIL", "bold red")}
@@ -57,7 +57,7 @@ def plain(facts: Any) -> Any:
 
 def write_report(place: str, value: dict[str, Any]) -> None:
     """To a file, or to stdout; ASCII, whatever paths hold."""
-    from pipeline.manifest import write_atomic
+    from pipeline.files import write_atomic
 
     text = json.dumps(value, indent=1) + "\n"
     if place == "-":
@@ -76,8 +76,8 @@ def main() -> int:
         from rich.console import Console
         from rich.text import Text
 
-        from service.examination import STDOUT, Checked, Options, examine, verdict
-        from service.finding import Finding, worst
+        from service.diagnostics.checks import STDOUT, Checked, Options, examine, verdict
+        from service.diagnostics.finding import Finding, worst
     except ImportError as error:
         what = f"{sys.executable} lacks what the project needs ({error}), expected its environment"
         raise InputError(f"{what}; call .venv/bin/python, which make demo makes") from error

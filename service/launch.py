@@ -11,11 +11,10 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
-from pipeline.command import DONE, FAULTS, InputError, run_command
-from service.checkpoint import newest
-from service.config import parse_run
-from service.log import last_step
-from service.train import say
+from pipeline.command import DONE, FAULTS, InputError, run_command, say
+from service.run.checkpoint import newest
+from service.run.config import parse_run
+from service.run.log import last_step
 
 
 def processes(arguments: list[str]) -> tuple[int | None, list[str]]:

@@ -1,41 +1,35 @@
 """COMMAND  The worker: trains, validates, checkpoints, resumes, stops when asked, and says how it is doing."""
 
-import fcntl
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack
 from socket import gethostname, socket
-from typing import Final, TextIO
+from typing import Final
 
 import torch
 from prometheus_client import CollectorRegistry
 from torch.distributed import is_torchelastic_launched
 
 from model.parallel import Layout, arrange, choose_layout
-from pipeline.command import DONE, FAULTS, InputError, run_command
-from pipeline.loader import Device, choose_device
+from pipeline.command import DONE, FAULTS, InputError, run_command, say
+from pipeline.load.loader import Device, choose_device
 from pipeline.memory import keep_freed_memory
-from service.answers import Answers
-from service.checkpoint import clear_unfinished
-from service.config import Run, parse_run, write_run
-from service.console import Display
-from service.desk import Desk
-from service.heart import COMPILE_FACTOR, Heart
-from service.metrics import Metrics
-from service.ports import listen
-from service.ranks import Ranks, RanksLost, joined
-from service.server import Server, check_tls
-from service.setup import set_up
-from service.stop import Stop
-from service.tokens import read_tokens
-from service.worker import NonFinite, Worker
+from service.run.config import Run, parse_run, write_run
+from service.run.lock import DOCTOR, locked
+from service.telemetry.console import Display
+from service.telemetry.heartbeat import COMPILE_FACTOR, Heart
+from service.telemetry.metrics import Metrics
+from service.training.control_queue import Desk
+from service.training.graceful_stop import Stop
+from service.training.ranks import Ranks, RanksLost, joined
+from service.training.setup import set_up
+from service.training.worker import NonFinite, Worker
+from service.web.listener import listen
+from service.web.responses import Answers
+from service.web.server_process import Server, check_tls
+from service.web.tokens import read_tokens
 
 # What a worker that torchrun has just replaced, perhaps on another host, may take to let go of the run's folder.
 REPLACED_SECONDS: Final = 60.0
-
-DOCTOR: Final = "python -m service.doctor says more"  # where it is the machine that a start fails for
 
 
 def train(worker: Worker) -> int:
@@ -68,48 +62,6 @@ def train(worker: Worker) -> int:
         return worker.stop.status
     worker.display.say(f"done at step {worker.state.step}: {worker.writer.last_good}")
     return DONE
-
-
-@contextmanager
-def locked(folder: Path, patience_seconds: float = 0.0) -> Iterator[None]:
-    """Hold the run's folder alone; InputError when another worker does, or when it cannot be written.
-
-    patience_seconds: how long another worker may take to let go.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")
-    except OSError as error:
-        reason = f"{folder} cannot be written ({error.strerror}), expected a folder"
-        raise InputError(f"{reason}; set --out; {DOCTOR}") from error
-    with lock:
-        deadline = time.monotonic() + patience_seconds
-        if patience_seconds and not _acquired(lock):
-            say(f"another worker is training in {folder}: waiting {patience_seconds:g} s for it to let go")
-        while not _acquired(lock):
-            if time.monotonic() >= deadline:
-                raise InputError(f"another worker is training in {folder}, expected none; stop it first")
-            time.sleep(0.1)
-        clear_unfinished(folder)
-        yield
-
-
-def _acquired(lock: TextIO) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        remedy = "mount it with locks (flock, not noflock) or set --out"
-        raise InputError(
-            f"{lock.name} cannot be locked ({error.strerror}), expected a lock; {remedy}; {DOCTOR}"
-        ) from error
-    return True
-
-
-def say(message: str) -> None:
-    """A line on stderr, before there is a display."""
-    sys.stderr.write(message + "\n")
 
 
 def layout_of(run: Run, ranks: Ranks) -> Layout | None:

@@ -1,50 +1,38 @@
-"""Who may import whom, read from the source: the layers of DESIGN."""
+"""Who may import whom, read from the source: docs/architecture.md has the same rules in words."""
 
 import ast
 import subprocess
 import sys
+from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-FILES = sorted(path for package in ("pipeline", "model", "service") for path in (ROOT / package).rglob("*.py"))
+from paths import ROOT
 
+MOST_FILES = 12  # of a room, beside its __init__.py
 
-def imported(path: Path) -> set[str]:
-    """The modules that a file names in its imports, whole dotted names."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-    return names
-
-
-def uses(path: Path, package: str) -> bool:
-    return any(name == package or name.startswith(package + ".") for name in imported(path))
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_layers(path: Path) -> None:
-    package = path.parent.name
-    forbidden = {"pipeline": ("model", "service"), "model": ("pipeline", "service"), "service": ()}[package]
-    assert not [name for name in forbidden if uses(path, name)]
-    if path.name not in ("loader.py", "probe.py"):
-        assert not uses(path, "nvidia")
-    if path.parent.name == "model":
-        assert not [name for name in ("os", "time", "pathlib", "nvidia") if uses(path, name)]
-
-
-def test_sharding_and_sample_pictures_need_neither_torch_nor_dali() -> None:
-    code = (
-        "import sys, pipeline.shard, pipeline.sample; print([m for m in ('torch', 'nvidia.dali') if m in sys.modules])"
-    )
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert answer.stdout.strip() == "[]"
-
-
+# Rooms from the top down: a file imports from its own room and from those below. A package's own name stands for the
+# files at its top: the commands, which nobody imports, and what all its rooms share.
+ROOMS = (
+    "service commands",
+    "service.diagnostics",
+    "service.web",
+    "service.training",
+    "service.telemetry",
+    "service.run",
+    "model",
+    "pipeline commands",
+    "pipeline.check",
+    "pipeline.write",
+    "pipeline.load",
+    "pipeline.synthetic",
+    "pipeline.source",
+    "pipeline.picture",
+    "pipeline.executors",
+    "pipeline",
+)
 COMMANDS = (
     "pipeline.sample",
     "pipeline.shard",
@@ -54,6 +42,79 @@ COMMANDS = (
     "service.train",
     "service.visualise",
 )
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for package in ("pipeline", "model", "service")
+    for path in sorted((ROOT / package).rglob("*.py"))
+    if path.name != "__init__.py"
+}
+
+
+@cache
+def imported(path: Path) -> frozenset[str]:
+    """The modules that a file names in its imports, anywhere in it, whole dotted names."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module and not node.level, f"{path} imports relatively"
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return frozenset(names)
+
+
+def uses(module: str, package: str) -> bool:
+    return any(name == package or name.startswith(package + ".") for name in imported(FILES[module]))
+
+
+def room(module: str) -> str:
+    package = module.rpartition(".")[0]
+    return f"{package} commands" if module in COMMANDS else package
+
+
+def needed(module: str) -> set[str]:
+    """The project's own modules that a module imports."""
+    return set(FILES) & imported(FILES[module])
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_imports_point_down(module: str) -> None:
+    place = ROOMS.index(room(module))
+    assert not [other for other in needed(module) if other in COMMANDS]
+    assert not [other for other in needed(module) if ROOMS.index(room(other)) < place]
+    if module.startswith("model."):
+        assert not uses(module, "pipeline")
+        assert not [name for name in ("os", "time", "pathlib") if uses(module, name)]
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    TopologicalSorter({module: needed(module) for module in FILES}).prepare()  # raises CycleError, which names them
+
+
+def test_a_room_has_a_dozen_files_at_most_and_says_what_each_is() -> None:
+    for folder in {path.parent for path in FILES.values()}:
+        files = {path.name for path in folder.iterdir() if path.is_file() and path.name != "__init__.py"}
+        assert len(files) <= MOST_FILES, folder
+        described = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+        lines = {line.split()[0] for line in described.splitlines() if line.startswith("    ")}
+        assert lines == files, folder
+
+
+def test_two_libraries_are_each_known_to_few() -> None:
+    assert {module for module in FILES if uses(module, "nvidia")} == {"pipeline.load.loader", "pipeline.load.probe"}
+    assert {module for module in FILES if uses(module, "prometheus_client")} == {
+        "pipeline.write.metrics",
+        "service.telemetry.metrics",
+        "service.train",  # which makes the registry
+    }
+
+
+def test_sharding_and_sample_pictures_need_neither_torch_nor_dali() -> None:
+    code = (
+        "import sys, pipeline.shard, pipeline.sample; print([m for m in ('torch', 'nvidia.dali') if m in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
 
 
 ASKED_IN_TURN = """

@@ -1,7 +1,7 @@
 """The dashboard of a run, as code: python docker/grafana/dashboard.py > docker/grafana/dashboards/training.json
 
-For Grafana 11.6 and newer, whose types the SDK has. tests/test_dashboard.py holds that the JSON is current, and
-tests/test_prometheus.py that of a real run every panel has data.
+For Grafana 11.6 and newer, whose types the SDK has. tests/docker/test_dashboard.py holds that the JSON is current, and
+tests/docker/test_prometheus.py that of a real run every panel has data.
 """
 
 import json

@@ -52,9 +52,9 @@ from model.step import (
     prepare,
     train_step,
 )
-from pipeline.loader import Batch, DataConfig, Device, Loader, mean_crop
+from pipeline.load.loader import Batch, DataConfig, Device, Loader, mean_crop
+from pipeline.load.probe import gpu_decoder_works
 from pipeline.manifest import load_dataset
-from pipeline.probe import gpu_decoder_works
 from pipeline.sample import SampleConfig, make
 from pipeline.shard import ShardOptions, shard
 

@@ -1,0 +1,211 @@
+"""A strict walk over a data set's own tar: one pass, every byte looked at, memory flat in the tar's size.
+
+`tarfile` is lenient where this must not be: it passes over a damaged header, and does not look at padding. What
+`pipeline.archive` writes is of one form only (POSIX.1-1988 ustar, a block of 512 bytes a header), so each header is
+held against the one that its own name and size would have, byte for byte.
+"""
+
+import hashlib
+import io
+import re
+from collections.abc import Iterator, Mapping
+from typing import Final, NamedTuple
+
+from isal.isal_zlib import crc32
+
+from pipeline.check.faults import Faults
+from pipeline.write.ustar import BLOCK, END_BLOCKS, RECORD, ustar_header
+
+PICTURE: Final = ".jpg"
+LABEL: Final = ".cls"
+
+_MOST_LABEL_BYTES: Final = 20
+_CHUNK: Final = 256 * 2**10  # stays in a core's cache between hash, CRC and comparison
+
+_NAME: Final = re.compile(rb"([0-9]{8}|[1-9][0-9]{8,80})(\.jpg|\.cls)")
+_SIZE: Final = re.compile(rb"[0-7]{11}")
+# Where each field ends, by the format's definition; `checksum` is the sum of all bytes, its own counted as spaces.
+_FIELDS: Final = {
+    "name": 100,
+    "mode": 108,
+    "owner": 116,
+    "group": 124,
+    "size": 136,
+    "time": 148,
+    "checksum": 156,
+    "type": 157,
+    "link": 257,
+    "magic": 263,
+    "version": 265,
+    "owner's name": 297,
+    "group's name": 329,
+    "device": 345,
+    "prefix": 500,
+    "padding": 512,
+}
+
+
+_Header = tuple[str | None, str, int]  # stem, None where it is lost; suffix; size
+
+
+class Hint(NamedTuple):
+    """What should stand at some place of a tar: lets the walk go on behind a damaged header."""
+
+    suffix: str
+    size: int
+
+
+class Found(NamedTuple):
+    """A member as it is in the tar; `stem` is None where its header is damaged, `data` where it is not kept."""
+
+    stem: str | None
+    suffix: str
+    offset: int  # of its first byte
+    size: int
+    crc32: int
+    data: bytes | None
+
+    def __str__(self) -> str:
+        """How messages name it."""
+        return f"{self.stem}{self.suffix}" if self.stem else f"the {self.suffix} at byte {self.offset - BLOCK:,}"
+
+
+class Tape:
+    """A stream read once from start to end; every byte is hashed, none is kept."""
+
+    def __init__(self, stream: io.BufferedIOBase):
+        self.position = 0  # of what was given out
+        self._stream, self._sha256 = stream, hashlib.sha256()
+        self._room = memoryview(bytearray(_CHUNK))
+        self._chunk = self._room[:0]
+
+    def pieces(self, count: int) -> Iterator[memoryview]:
+        """The next `count` bytes, fewer at the end; a piece holds only until the next one is asked for."""
+        while count > 0 and (self._chunk or self._load()):
+            piece = self._chunk[:count]
+            self._chunk = self._chunk[len(piece) :]
+            self.position += len(piece)
+            count -= len(piece)
+            yield piece
+
+    def take(self, count: int) -> bytes:
+        """The next `count` bytes, fewer at the end; for small counts."""
+        if count > len(self._chunk):
+            return b"".join(map(bytes, self.pieces(count)))
+        taken, self._chunk = self._chunk[:count], self._chunk[count:]  # nearly always: it lies in one chunk
+        self.position += count
+        return taken.tobytes()
+
+    def rest(self) -> Iterator[memoryview]:
+        """Everything that is left."""
+        while self._chunk or self._load():
+            yield from self.pieces(_CHUNK)
+
+    def sha256(self) -> str:
+        """Of the whole stream, whatever of it was looked at."""
+        for _ in self.rest():
+            pass
+        return self._sha256.hexdigest()
+
+    def _load(self) -> bool:
+        filled = self._stream.readinto(self._room)
+        self._chunk = self._room[:filled]
+        self._sha256.update(self._chunk)
+        return bool(filled)
+
+
+def walk(tape: Tape, hints: Mapping[int, Hint], most: int, keep: int, faults: Faults) -> Iterator[Found]:
+    """The members of a tar, and what is wrong with its form.
+
+    `hints` says what should have its first byte where, so that a damaged header costs only its own member; without
+    hints the walk ends there, and behind `most` members. A picture of up to `keep` bytes is kept, a label of its few.
+    """
+    for _ in range(most + 1):
+        start = tape.position
+        block = tape.take(BLOCK)
+        header, hint = _parse(block), hints.get(start + BLOCK)
+        if header is None:
+            if hint is None or len(block) < BLOCK:
+                _tail(tape, block, bool(hints), faults)
+                return
+            _tell_damage(block, hint, start, faults)
+            header = None, hint.suffix, hint.size
+        member = _member(tape, header, keep)
+        yield member
+        if not _ends_well(tape, member, faults):
+            return
+    faults.tell("members", f"at most {most:,}", "more")
+
+
+def _parse(block: bytes) -> _Header | None:
+    """Stem, suffix and size of a header that is as written, else None."""
+    name = block[:100].rstrip(b"\0")
+    match, digits = _NAME.fullmatch(name), block[124:135]
+    if not match or not _SIZE.fullmatch(digits) or block != ustar_header(name, int(digits, 8)):
+        return None
+    return match[1].decode("ascii"), match[2].decode("ascii"), int(digits, 8)
+
+
+def _member(tape: Tape, header: _Header, keep: int) -> Found:
+    stem, suffix, size = header
+    offset, checksum = tape.position, 0
+    kept: list[bytes] | None = [] if size <= (keep if suffix == PICTURE else _MOST_LABEL_BYTES) else None
+    for piece in tape.pieces(size):
+        checksum = crc32(piece, checksum)
+        if kept is not None:
+            kept.append(bytes(piece))
+    return Found(stem, suffix, offset, size, checksum, None if kept is None else b"".join(kept))
+
+
+def _ends_well(tape: Tape, member: Found, faults: Faults) -> bool:
+    """Whether the tar goes on behind a member's data, where only zeros fill its last block."""
+    end = member.offset + member.size
+    padding = tape.take(-end % BLOCK)
+    if (other := _first_other(padding)) is not None:
+        faults.tell(f"{member}, padding at byte {end + other:,}", "zeros", _shortened(padding))
+    if tape.position == end + -end % BLOCK:
+        return True
+    faults.tell(f"ends within {member}", f"{end + -end % BLOCK:,} bytes and more", f"{tape.position:,}")
+    return False
+
+
+def _tail(tape: Tape, block: bytes, hinted: bool, faults: Faults) -> None:
+    """What comes after the last member: zeros, up to a whole record that has room for the end's two blocks."""
+    start = position = tape.position - len(block)
+    other = _first_other(block)
+    if other is not None and (not hinted or _NAME.match(block)):
+        faults.tell(f"byte {start:,}", "a header of KEY.jpg or KEY.cls, or the end", _shortened(block))
+        return
+    for piece in (block, *([] if len(block) < BLOCK else tape.rest())):
+        if other is None and (other := _first_other(piece)) is not None:
+            other += position - start
+        position += len(piece)
+    if other is not None:
+        faults.tell(f"end of archive at byte {start:,}", "zeros", f"another byte at {start + other:,}")
+    expected = -(-(start + END_BLOCKS * BLOCK) // RECORD) * RECORD
+    faults.require("bytes by its own form", f"{expected:,}", f"{position:,}")
+
+
+def _tell_damage(block: bytes, hint: Hint, start: int, faults: Faults) -> None:
+    suffix = hint.suffix.encode("ascii")
+    match = _NAME.fullmatch(block[:100].rstrip(b"\0"))
+    name = match[0] if match and match[2] == suffix else b""
+    expected = ustar_header(name or b"KEY" + suffix, hint.size)
+    starts = (0, *_FIELDS.values())
+    fields = [(field, slice(first, end)) for first, (field, end) in zip(starts, _FIELDS.items(), strict=False)]
+    differing = [(field, where) for field, where in fields if block[where] != expected[where]]
+    # The checksum follows from the others, so it says something only where it alone does not fit; then it may be the
+    # name that is another, and still is a name.
+    field, where = next((each for each in differing if each[0] != "checksum"), ("name or checksum", slice(148, 156)))
+    named = name.decode("ascii") if name else f"a {hint.suffix}"
+    faults.tell(f"header of {named} at byte {start:,}, {field}", _shortened(expected[where]), _shortened(block[where]))
+
+
+def _first_other(data: bytes | memoryview) -> int | None:
+    """Where the first byte is that is not zero."""
+    other = bytes(data).lstrip(b"\0")
+    return len(data) - len(other) if other else None
+
+
+def _shortened(data: bytes) -> str:
+    return repr(data.rstrip(b"\0")[:24])

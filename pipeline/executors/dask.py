@@ -1,0 +1,105 @@
+"""Who makes the shards: processes of this host, or the workers of a Dask cluster."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, Executor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pipeline.command import InputError
+from pipeline.executors.pool import Crew, LocalCrew
+
+LOCAL: Final = "local"
+_DASK: Final = "dask://"
+_CONNECT_SECONDS: Final = 10
+_ANSWER_SECONDS: Final = 5
+_LOST: Final = "the Dask scheduler was lost, expected to run to the end; start it, then run the same again"
+
+
+@dataclass
+class DaskCrew:
+    """The workers of a cluster."""
+
+    client: Any
+    size: int
+    waiting: bool = False  # for a worker, and has said so
+
+    def final(self, error: Exception) -> str:
+        """Dask itself gives a dead worker's task to others, and cancels all of them when it loses the scheduler."""
+        if isinstance(error, CancelledError):
+            return _LOST
+        if type(error).__name__ == "KilledWorker":  # by name: Dask may not be installed
+            return f"the workers died that tried ({error}), expected memory for it; mend that, run the same again"
+        return ""
+
+    def lost(self) -> str:
+        """A client that was closed, since it did not find the scheduler again, never answers.
+
+        A cluster may have no workers for a while; that is not the end, but its owner should know.
+        """
+        if self.client.status in ("closing", "closed"):
+            return _LOST
+        workerless = self._is_workerless()
+        if workerless and not self.waiting:
+            sys.stderr.write("notice: the Dask scheduler has no workers; waiting for some\n")
+        self.waiting = workerless
+        return ""
+
+    def _is_workerless(self) -> bool:
+        with suppress(Exception):  # the scheduler may be away for a moment
+            return not self.client.sync(self.client.scheduler.identity, callback_timeout=_ANSWER_SECONDS)["workers"]
+        return False
+
+    def start(self) -> Executor:
+        """The cluster's concurrent.futures interface."""
+        # Not pure: a task that failed is to be done again, not remembered.
+        return self.client.get_executor(pure=False)
+
+    def stop(self, executor: Executor) -> None:
+        """Cancel what is not begun; what is begun ends without harm, since files appear whole and are the same ones."""
+        with suppress(Exception):  # a client that lost its scheduler can cancel nothing; why we stop matters more
+            executor.shutdown(wait=False)
+
+
+@contextmanager
+def crew_at(executor: str, workers: int) -> Iterator[Crew]:
+    """The crew that `--executor` names; InputError when it cannot be had."""
+    if executor == LOCAL:
+        yield LocalCrew(workers)
+        return
+    address = _dask_address(executor)
+    try:
+        from distributed import Client  # an optional extra
+    except ImportError as error:
+        raise InputError(
+            f"--executor {executor} needs Dask, expected it installed; pip install -e '.[dask]'"
+        ) from error
+    try:
+        client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"no Dask scheduler answers at {address} within {_CONNECT_SECONDS} s, expected one; start: dask scheduler"
+        ) from error
+    logging.disable(logging.ERROR)  # a lost scheduler is told in one line, not in tracebacks of several libraries
+    try:
+        with client:
+            counted: Any = client.nthreads()  # typed as what its asynchronous form returns
+            threads = sum(counted.values())
+            if not threads:
+                raise InputError(
+                    f"the Dask scheduler at {address} has no workers, expected some; start: dask worker {address}"
+                )
+            yield DaskCrew(client, threads)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def valid_executor(executor: str) -> bool:
+    """Whether `--executor` has a form that is understood."""
+    return executor == LOCAL or (executor.startswith(_DASK) and executor[len(_DASK) :].rpartition(":")[2].isdigit())
+
+
+def _dask_address(executor: str) -> str:
+    return f"tcp://{executor.removeprefix(_DASK)}"

@@ -1,0 +1,85 @@
+"""Who does the tasks: processes of this host, or this process itself."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class Crew(Protocol):
+    """Who does the tasks."""
+
+    @property
+    def size(self) -> int:
+        """How many tasks at a time."""
+        ...
+
+    def final(self, error: Exception) -> str:
+        """Why a task that failed so is not to be tried again; empty where it is."""
+        ...
+
+    def lost(self) -> str:
+        """Why no result will come any more; empty while one may."""
+        ...
+
+    def start(self) -> Executor:
+        """A new executor, the first, or in place of one whose workers died."""
+        ...
+
+    def stop(self, executor: Executor) -> None:
+        """Stop at once what it is doing."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalCrew:
+    """Processes of this host; a crew of one is this process."""
+
+    size: int
+
+    def final(self, error: Exception) -> str:
+        """Nothing: a worker that died is replaced."""
+        return ""
+
+    def lost(self) -> str:
+        """Nothing: the executor sees that itself."""
+        return ""
+
+    def start(self) -> Executor:
+        """Spawned, not forked: a caller may have threads, and a fork would copy the locks that they hold."""
+        if self.size == 1:
+            return _Here()
+        return ProcessPoolExecutor(self.size, multiprocessing.get_context("spawn"), initializer=_follow_parent)
+
+    def stop(self, executor: Executor) -> None:
+        """Kill the workers. A worker may have died with a queue's lock: waiting could be for ever."""
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        executor.shutdown(wait=False)
+
+
+class _Here(Executor):
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def _follow_parent() -> None:
+    # Ctrl-C reaches the whole group: the parent decides. A parent that is killed cannot, and its workers would wait for
+    # work for ever.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_after_parent, daemon=True).start()
+
+
+def _exit_after_parent() -> None:
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,63 @@
+"""Files that are whole or not there: atomic, durable writes, and the SHA-256 that reading is held against."""
+
+import hashlib
+import io
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Make `path` hold `data`, durably: after a crash it holds all of it, or what it held before."""
+    with replacing(path) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[io.BufferedRandom]:
+    """A file to write and read under a temporary name beside `path`; fsynced and renamed if the block succeeds.
+
+    Writers of one file do not meet, even where another host still writes what it was thought to have lost.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "w+b") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_folder(path.parent)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a path has a temporary name of `replacing`: what a process leaves that is killed meanwhile."""
+    last = name.rpartition("/")[2]
+    return last.startswith(".") and last.endswith(".tmp")
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable: a rename is on disk only after this."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as stream:
+        return stream_sha256(stream)
+
+
+def stream_sha256(stream: IO[bytes] | io.BufferedIOBase) -> str:
+    """The SHA-256, in hexadecimal, of what is left to read."""
+    digest = hashlib.sha256()
+    while chunk := stream.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()

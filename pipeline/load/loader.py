@@ -1,0 +1,252 @@
+"""Batches on the device: DALI decodes, crops, mirrors and normalises what `order` and `augment` have drawn.
+
+The graph has no random operator and no state: `fn.external_source` hands it JPEG bytes and the drawn parameters, so a
+batch is a pure function of (data set, seed, position), on CPU and GPU alike.
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from nvidia.dali import fn
+from nvidia.dali import math as dali_math
+from nvidia.dali.pipeline import Pipeline
+from nvidia.dali.types import DALIDataType, DALIImageType, DALIInterpType
+
+from pipeline.command import InputError
+from pipeline.load.augment import AugmentConfig
+from pipeline.load.inputs import Rows, TrainRows, mended, validation_rows
+from pipeline.load.order import rank_slice
+from pipeline.load.probe import gpu_decoder_works
+from pipeline.load.storage import SampleStore
+from pipeline.manifest import Dataset, load_dataset, load_mean
+
+FULL_SIDE: Final = 256  # pixels: what pictures of original size are resized to, their shorter side; section 2
+
+Device = Literal["cpu", "gpu"]
+Output = Literal["uint8", "float16", "float32"]
+DALI_TYPES: Final = {"uint8": DALIDataType.UINT8, "float16": DALIDataType.FLOAT16, "float32": DALIDataType.FLOAT}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the pictures are and how they reach the network."""
+
+    shards: Path = Path("shards")
+    """Folder that python -m pipeline.shard made."""
+    crop: int = 224
+    """Side of the square crop, pixels; section 4.1 takes 224 of 256."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """How training pictures are varied."""
+    decoder: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where JPEG is decoded; auto: on the GPU where pictures go there and a trial in a subprocess succeeds."""
+    output: Literal["auto", "uint8", "float16", "float32"] = "auto"
+    """What DALI hands over: uint8 pixels (auto on a CPU), or float16 or float32 less mean and shift (auto on a GPU)."""
+    threads: int = 0
+    """DALI's CPU threads; 0 means one for each core this process may use."""
+    prefetch: int = 2
+    """Batches that DALI prepares ahead."""
+
+    def __post_init__(self) -> None:
+        if self.crop < 1 or self.threads < 0 or self.prefetch < 1:
+            raise InputError(
+                f"crop {self.crop}, threads {self.threads}, prefetch {self.prefetch}: "
+                "expected at least 1 pixel, 0 threads and 1 batch"
+            )
+
+
+class Batch(NamedTuple):
+    """B pictures on the device. The network sees (pictures + offset - central crop of the mean picture) * scale."""
+
+    pictures: torch.Tensor  # (B, crop, crop, 3) uint8, float16 or float32 RGB on 0..255, less `offset`'s mean
+    offset: torch.Tensor  # (B, 3) float32
+    scale: torch.Tensor  # (B,) float32
+    labels: torch.Tensor  # (B,) int64
+    positions: torch.Tensor  # (B,) int64: training positions, or sample indices in validation
+    weights: (
+        torch.Tensor
+    )  # (B,) float32: 1 / the global batch (in validation 1), and 0 for a picture that only fills up
+
+
+def border(dataset: Dataset, config: DataConfig) -> int:
+    """Pixels by which a picture exceeds the crop: offsets are 0 .. border."""
+    side = dataset.size or FULL_SIDE
+    if config.crop > side:
+        raise InputError(f"crop is {config.crop} pixels, expected at most the {side} of the shards; set --data.crop")
+    return side - config.crop
+
+
+def mean_crop(dataset: Dataset, config: DataConfig) -> torch.Tensor:
+    """(crop, crop, 3) float32: the middle of the training set's mean picture, RGB on 0..255."""
+    start = border(dataset, config) // 2
+    mean = load_mean(config.shards, dataset)
+    return torch.from_numpy(mean[start : start + config.crop, start : start + config.crop].copy())
+
+
+class Loader:
+    """Batches of one data set, for training from any position and for validation."""
+
+    def __init__(self, config: DataConfig, *, seed: int = 0, device: Device = "cpu", rank: int = 0, ranks: int = 1):
+        self.config, self.seed, self.device = config, seed, device
+        self.rank, self.ranks = rank, ranks
+        self.dataset = load_dataset(config.shards)
+        self.border = border(self.dataset, config)
+        self.output: Output = _output(config, device)
+        self.decoder: Device = _decoder(config, device)
+        # uint8 cannot hold a mean or a shift: the step adds the shift then.
+        self.mean = None if self.output == "uint8" else np.array(self.dataset.colour.mean, np.float32)
+        self.damaged: list[str] = []  # where samples were that others stand in for; whoever reads it empties it
+        self._copied: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
+
+    def train(self, batch_size: int, first: int = 0) -> Iterator[Batch]:
+        """This rank's part of each global batch from position `first` on, without end.
+
+        All ranks' parts are as long: one that the division leaves a picture short fills up with its neighbour's next.
+        """
+        store = SampleStore(self.config.shards, self.dataset, "train")
+        rows = TrainRows(
+            store, self.config.augment, self.dataset.colour, seed=self.seed, border=self.border, mean=self.mean
+        )
+        mine, rows_each = self._part(batch_size)
+        weights = _weights(mine, rows_each, 1 / batch_size)
+        starts = (first + step * batch_size + mine.start for step in count())
+        return self._batches(store, (rows(start, rows_each)._replace(weights=weights) for start in starts), rows_each)
+
+    def validation(self, batch_size: int) -> Iterator[Batch]:
+        """This rank's part of each batch of validation pictures, in order; the last batch is as short as it comes."""
+        store = SampleStore(self.config.shards, self.dataset, "val")
+        return self._batches(store, self._validation_rows(store, batch_size), self._part(batch_size)[1])
+
+    def _validation_rows(self, store: SampleStore, batch_size: int) -> Iterator[Rows]:
+        for start in range(0, len(store), batch_size):
+            mine, rows_each = self._part(min(batch_size, len(store) - start))
+            samples = np.minimum(np.arange(rows_each) + start + mine.start, len(store) - 1)
+            rows = validation_rows(store, self.border, self.mean, samples)
+            yield rows._replace(weights=_weights(mine, rows_each, 1.0))
+
+    def _part(self, batch_size: int) -> tuple[slice, int]:
+        """Which of a batch's rows are this rank's, and how many rows each rank takes."""
+        return rank_slice(batch_size, self.rank, self.ranks), -(-batch_size // self.ranks)
+
+    def _batches(self, store: SampleStore, rows: Iterator[Rows], batch_size: int) -> Iterator[Batch]:
+        """Run the graph over rows; what the graph need not touch waits in a queue beside it."""
+        waiting: deque[Rows] = deque()
+        ahead: deque[Rows] = deque()
+
+        def feed() -> tuple[Any, ...]:
+            # The kernel is asked for a batch's pages as many batches early as DALI's own queue is long.
+            while len(ahead) <= self.config.prefetch and (row := next(rows, None)) is not None:
+                store.prefetch(row.locations)
+                ahead.append(row)
+            if not ahead:
+                raise StopIteration
+            row, damaged = mended(store, ahead.popleft())
+            shards = self.dataset.splits[store.split].shards
+            self.damaged += [f"{store.split}/{shards[shard].name}, byte {offset}" for shard, offset, *_ in damaged]
+            waiting.append(row)
+            return graph_inputs(store, row)
+
+        graph = self._graph(feed, batch_size)
+        while True:
+            try:
+                (pictures,) = graph.run()
+            except StopIteration:
+                return
+            yield self._batch(pictures, waiting.popleft())
+
+    def _graph(self, feed: Any, batch_size: int) -> Pipeline:
+        graph = Pipeline(
+            batch_size=batch_size,
+            num_threads=self.config.threads or len(os.sched_getaffinity(0)),
+            device_id=None if self.device == "cpu" else torch.cuda.current_device(),
+            prefetch_queue_depth=self.config.prefetch,
+            seed=0,  # there is no random operator
+        )
+        crop = self.config.crop
+        with graph:
+            jpegs, corner, mirror, mean = fn.external_source(feed, num_outputs=4, batch=True)
+            pictures: Any = fn.decoders.image(
+                jpegs,
+                device="mixed" if self.decoder == "gpu" else "cpu",
+                output_type=DALIImageType.RGB,
+                jpeg_fancy_upsampling=True,
+            )
+            if self.decoder != self.device:
+                pictures = pictures.gpu()
+            if self.dataset.size:
+                position = corner / max(self.border, 1)
+            else:
+                pictures = fn.resize(
+                    pictures, size=FULL_SIDE, mode="not_smaller", interp_type=DALIInterpType.INTERP_TRIANGULAR
+                )
+                sides = pictures.shape(device="cpu")[:2]
+                spare = fn.cast(dali_math.max(sides - crop, 1), dtype=DALIDataType.FLOAT)
+                position = (corner + (sides - FULL_SIDE) // 2) / spare
+            pictures = fn.crop_mirror_normalize(
+                pictures,
+                crop=(crop, crop),
+                crop_pos_y=position[0],
+                crop_pos_x=position[1],
+                mirror=mirror,
+                mean=mean,
+                dtype=DALI_TYPES[self.output],
+                output_layout="HWC",
+            )
+            graph.set_outputs(pictures)
+        graph.build()
+        return graph
+
+    def _batch(self, pictures: Any, rows: Rows) -> Batch:
+        tensor = torch.from_dlpack(pictures.as_tensor())
+        if self.device == "gpu":
+            tensor = self._copy(tensor)
+        columns = rows.offset, rows.scale, rows.labels, rows.positions, rows.weights
+        host = (torch.from_numpy(np.array(column)) for column in columns)
+        return Batch(tensor, *(v.to(tensor.device, non_blocking=True) for v in host))
+
+    def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy in the order of torch's stream; DALI's buffer is held until that copy has been made."""
+        copy, made = tensor.clone(), torch.cuda.Event()
+        made.record()
+        self._copied.append((tensor, made))
+        while self._copied[0][1].query() and len(self._copied) > 1:
+            self._copied.popleft()
+        return copy
+
+
+def _weights(mine: slice, rows: int, each: float) -> NDArray[np.float32]:
+    """What each of a rank's rows counts: `each`, and the rows beyond its own part nothing."""
+    return np.where(np.arange(rows) < mine.stop - mine.start, each, 0).astype(np.float32)
+
+
+def graph_inputs(store: SampleStore, rows: Rows) -> tuple[Any, ...]:
+    """What the graph takes for a batch: JPEG files, crop corners, mirror flags, and RGB to take off."""
+    return store.read(rows.locations), rows.corner, rows.mirror, rows.taken
+
+
+def choose_device(device: Literal["auto", "cpu", "gpu"]) -> Device:
+    """auto is the GPU where there is one; InputError when a GPU is asked for and there is none."""
+    if device == "gpu" and not torch.cuda.is_available():
+        raise InputError("device is gpu, expected a CUDA GPU and its driver, found none; use --device cpu")
+    return "gpu" if device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _output(config: DataConfig, device: Device) -> Output:
+    if config.output != "auto":
+        return config.output
+    return "float16" if device == "gpu" else "uint8"
+
+
+def _decoder(config: DataConfig, device: Device) -> Device:
+    if config.decoder == "gpu" and device == "cpu":
+        raise InputError("decoder is gpu, expected cpu or auto where pictures stay on the CPU; set --data.decoder cpu")
+    if config.decoder != "auto":
+        return config.decoder
+    return "gpu" if device == "gpu" and gpu_decoder_works() else "cpu"

@@ -1,0 +1,149 @@
+"""Find the pictures and classes of ImageNet in every form that people have it in, and draw parts of them.
+
+Classes are numbered in the order of their sorted ids, as ILSVRC's own lists, torchvision and Keras do. The same
+pictures give the same Source whatever the form, but for where each lies.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pipeline.command import InputError, shown
+from pipeline.manifest import PictureClass
+from pipeline.source.contents import Contents, class_files, contents, few, is_picture
+from pipeline.source.devkit import MAPPING_FILE, WORDS_FILE, Kit, read_kits, read_truths, read_words
+from pipeline.source.labels import label_flat
+from pipeline.source.layout import EXPECTED, NOT_CLASSES, Layout, recognise
+from pipeline.source.listing import Listing, concatenate, pack
+
+_LABELS: Final = "LOC_val_solution.csv, ILSVRC2012_devkit_t12.tar.gz or ILSVRC2010_devkit-1.0.tar.gz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """All pictures of a source, each split sorted by (label, name)."""
+
+    root: Path
+    found: dict[str, str]  # split -> what was found, for people
+    classes: tuple[PictureClass, ...]
+    splits: dict[str, Listing]  # "train", "val", "test" in this order, those there are
+
+    def sha256(self) -> str:
+        """Of the classes' ids and words and of every picture's split, class, name and bytes; not of where it lies."""
+        counts = {split: [len(listing), len(listing.names)] for split, listing in self.splits.items()}
+        digest = hashlib.sha256(json.dumps([[(each.id, each.words) for each in self.classes], counts]).encode())
+        for listing in self.splits.values():
+            for column in (listing.labels, listing.bytes, listing.lengths()):
+                digest.update(column.astype("<i8").tobytes())
+            digest.update(listing.names)
+        return digest.hexdigest()
+
+
+def find_pictures(root: Path) -> Source:
+    """List the classes and pictures of a folder or of ImageNet's archives.
+
+    InputError, in one line, when it is in no known form, or incomplete, ambiguous, damaged or unreadable.
+    """
+    try:
+        return _find(recognise(root))
+    except OSError as error:
+        where, why = error.filename or root, error.strerror or error
+        raise InputError(shown(f"{where} cannot be read ({why}), expected ImageNet; mend it or its rights")) from error
+    except InputError as error:
+        raise InputError(shown(str(error))) from error
+
+
+def _find(layout: Layout) -> Source:
+    root = layout.root
+    held = {split: contents(root, path, but=() if path else NOT_CLASSES) for split, path in layout.splits.items()}
+    ids = list(held["train"].classes)
+    for split, each in held.items():
+        _require_classes(root / layout.splits[split], split, each, ids)
+    words = read_words(layout.places, MAPPING_FILE)
+    needs_kits = any(each.flat for each in held.values()) or not words.keys() >= set(ids)
+    kits = read_kits(layout.places) if needs_kits else ()
+    words = read_words(layout.places, WORDS_FILE) | _kit_words(kits) | words
+    listed = {split: _listing(layout, split, each, ids, kits) for split, each in held.items()}
+    return Source(
+        root=root,
+        found={split: found for split, (_, found) in listed.items()},
+        classes=tuple(PictureClass(index=index, id=id, words=words.get(id, id)) for index, id in enumerate(ids)),
+        splits={split: listing for split, (listing, _) in listed.items()},
+    )
+
+
+def _kit_words(kits: tuple[Kit, ...]) -> dict[str, str]:
+    return {id: words for kit in kits for id, words in kit.words.items() if words}
+
+
+def _listing(layout: Layout, split: str, held: Contents, ids: list[str], kits: tuple[Kit, ...]) -> tuple[Listing, str]:
+    """The pictures of one split, and what was found."""
+    path = layout.splits[split]
+    if not held.flat:
+        return _by_class(layout.root, split, path, held), _form(layout.root, path, held)
+    where = layout.root / path
+    names = [file.name for file in held.flat]
+    answers, origins = label_flat(str(where), names, read_truths(split, layout.places, kits))
+    if not answers and split == "val":
+        raise InputError(
+            f"{where} holds {len(names):,} pictures without classes, and nothing that labels them is beside it, "
+            f"expected {_LABELS}; put one into {layout.root}"
+        )
+    _require_same(str(where), ids, sorted(set(ids) | set(answers)), split)
+    index = {id: label for label, id in enumerate(ids)}
+    labels = [index[answer] for answer in answers] or [-1] * len(names)
+    by = f"labels from {' and '.join(Path(origin).name for origin in origins)}" if answers else "no labels"
+    return pack(path, held.flat, labels), f"{_form(layout.root, path, held)}, {by}"
+
+
+def _by_class(root: Path, split: str, path: str, held: Contents) -> Listing:
+    parts: list[Listing] = []
+    empty: list[str] = []
+    for label, (id, holder) in enumerate(held.classes.items()):
+        files = class_files(root, holder, id)
+        parts.append(pack(holder.path, files, [label] * len(files)))
+        # Where no train/ says that the folders are classes, pictures have to.
+        if not any(is_picture(os.fsdecode(file.name)) for file in files) if not path else not files:
+            empty.append(id)
+    if split == "train" and empty:
+        raise InputError(
+            f"{root / path} has {len(empty):,} classes without pictures, expected some in each; "
+            f"fill or remove them in every split: {few(empty)}"
+        )
+    if len(empty) == len(parts):
+        raise InputError(f"{root / path} holds no pictures, expected {split}/<class>/<pictures>; fill or remove it")
+    return concatenate(parts)
+
+
+def _form(root: Path, path: str, held: Contents) -> str:
+    """How a split lies there, for people."""
+    if not (root / path).is_dir():
+        return f"archive {path}"
+    if held.flat:
+        return f"flat folder {path}/"
+    packed = sum(holder.start >= 0 for holder in held.classes.values())
+    forms = {"class folders": len(held.classes) - packed, "class archives": packed}
+    return " and ".join(f"{count:,} {form}" for form, count in forms.items() if count) + f" in {path or '.'}/"
+
+
+def _require_classes(where: Path, split: str, held: Contents, ids: list[str]) -> None:
+    if split == "train" and not ids:
+        loose = f", but {len(held.flat):,} pictures without classes" if held.flat else ""
+        raise InputError(f"{where} holds no classes{loose}; {EXPECTED}; is it unpacked?")
+    if not held.flat and not held.classes:
+        raise InputError(f"{where} holds no pictures, expected {split}/<class>/<pictures>; fill it or move it away")
+    if held.classes:
+        _require_same(str(where), ids, list(held.classes), split)
+
+
+def _require_same(where: str, train: list[str], other: list[str], split: str) -> None:
+    if train == other:
+        return
+    only = {"train": sorted(set(train) - set(other)), split: sorted(set(other) - set(train))}
+    differences = "; ".join(f"only in {name}: {few(ids)}" for name, ids in only.items() if ids)
+    raise InputError(
+        f"{where} has unlike classes in train and {split}, expected the same; move or remove some: {differences}"
+    )

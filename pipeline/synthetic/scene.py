@@ -1,0 +1,114 @@
+"""A generated picture: a texture in a soft window, on a coloured ground, under clutter, slanting light and grain.
+
+All of it varies from picture to picture, so that single pixels say next to nothing about the class.
+"""
+
+import math
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.synthetic.textures import (
+    GRAIN_SIDE,
+    TEXTURES,
+    Dice,
+    Field,
+    Plane,
+    isotropic_noise,
+    moved,
+    plane,
+    turned,
+    warped,
+)
+
+GENERATOR: Final = 1  # to be raised whenever a picture changes, so that an older tree is not taken for today's
+
+Canvas = NDArray[np.floating]  # (3, height, width) float32 RGB on 0..1, cut off at the end; a plain colour is (3, 1, 1)
+
+
+class Palette(NamedTuple):
+    """The plain colours of one picture."""
+
+    paper: Canvas
+    ink: Canvas
+    ground: Canvas
+    far_ground: Canvas
+
+
+def colour(dice: Dice) -> Canvas:
+    """A plain colour: any hue, from grey to vivid, neither black nor white."""
+    hue, vividness, lightness = dice.between(0, 1), dice.between(0.1, 1) ** 0.7, dice.between(0.25, 0.75)
+    circle = np.cos(2 * math.pi * (hue - np.arange(3) / 3))
+    return (lightness + 0.38 * vividness * circle).astype(np.float32).reshape(3, 1, 1)
+
+
+def palette(dice: Dice) -> Palette:
+    """Colours of one picture; ink stands out from paper by the contrast drawn here, in hue, in lightness or in both."""
+    paper, ink, ground, far_ground = (colour(dice) for _ in range(4))
+    contrast = dice.between(0.4, 1.0)  # distance in RGB
+    middle, way = (paper + ink) / 2, ink - paper
+    reach = way * (contrast / 2 / max(float(np.linalg.norm(way)), 1e-3))
+    return Palette(middle - reach, middle + reach, ground, far_ground)
+
+
+def mixed(zero: Canvas, one: Canvas, share: Field) -> Canvas:
+    """`zero` where share is 0, `one` where it is 1."""
+    return zero + (one - zero) * share
+
+
+def window(at: Plane, dice: Dice) -> Field:
+    """A soft-edged patch in [0, 1] around the middle of the picture: where the texture shows."""
+    here = turned(moved(at, dice.between(-0.1, 0.1), dice.between(-0.1, 0.1)), dice.between(-90, 90))
+    half_width, half_height = dice.between(0.35, 0.9), dice.between(0.35, 0.9)
+    squareness = dice.between(2, 6)  # exponent: 2 is an ellipse
+    radius = np.abs(here.x / half_width) ** squareness + np.abs(here.y / half_height) ** squareness
+    return np.clip((1.3 - radius) * dice.between(1.5, 6), 0, 1)
+
+
+def cluttered(canvas: Canvas, at: Plane, dice: Dice) -> Canvas:
+    """The picture with up to four coloured ellipses and bars on it."""
+    canvas = canvas.copy()
+    for _ in range(int(dice.between(0, 5))):
+        x, y, length, breadth = (dice.between(*span) for span in ((-0.6, 0.6), (-0.6, 0.6), (0.05, 0.22), (0.02, 0.09)))
+        around = np.s_[slice_near(at.y[:, 0], y, length), slice_near(at.x[0], x, length)]
+        here = turned(moved(Plane(at.x[around], at.y[around]), x, y), dice.between(-90, 90))
+        along, across = (here.x / length) ** 2, (here.y / breadth) ** 2
+        outside = along + across if dice.sign() > 0 else along**4 + across**4  # an ellipse or nearly a box
+        patch = canvas[:, *around]
+        patch[:] = mixed(patch, colour(dice), dice.between(0.6, 1) * np.clip(6 * (1 - outside), 0, 1))
+    return canvas
+
+
+def slice_near(axis: NDArray[np.float32], middle: float, length: float) -> slice:
+    """Where a rising axis lies near enough to `middle` for a shape of that half-length, turned in any way."""
+    low, high = np.searchsorted(axis, [middle - 1.1 * length, middle + 1.1 * length])
+    return slice(int(low), int(high))
+
+
+def lit(canvas: Canvas, at: Plane, dice: Dice) -> Canvas:
+    """The picture under light that falls off towards one side."""
+    slope = turned(at, dice.between(0, 360)).x * dice.between(0, 0.5)
+    return canvas * (dice.between(0.85, 1.15) + slope)
+
+
+def grainy(canvas: Canvas, dice: Dice) -> Canvas:
+    """The picture with noise on every pixel and channel."""
+    _, height, width = canvas.shape
+    repeats = (1, -(-height // GRAIN_SIDE), -(-width // GRAIN_SIDE))
+    grain = np.tile(dice.grain, repeats)[:, :height, :width] * np.float32(1 / 255) - np.float32(0.5)
+    return canvas + dice.between(0.05, 0.2) * grain
+
+
+def picture(seed: int, split: int, label: int, index: int, sides: tuple[int, int]) -> NDArray[np.uint8]:
+    """Picture `index` of class `label` in split 0 or 1: (height, width, 3) RGB, each side within `sides` pixels."""
+    dice = Dice(seed, stream=split * len(TEXTURES) + label, index=index)
+    height, width = (round(dice.between(*sides)) for _ in range(2))
+    flat = plane(height, width)
+    bent = moved(warped(flat, dice), dice.between(-0.15, 0.15), dice.between(-0.15, 0.15))
+    colours = palette(dice)
+    ground = mixed(colours.ground, colours.far_ground, 0.5 + 0.4 * isotropic_noise(flat, dice, 0.3, 1.2, waves=4))
+    texture = mixed(colours.paper, colours.ink, TEXTURES[label].draw(bent, dice))
+    canvas = mixed(ground, texture, window(flat, dice))
+    canvas = grainy(lit(cluttered(canvas, flat, dice), flat, dice), dice)
+    return np.ascontiguousarray((np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0))

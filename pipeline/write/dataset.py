@@ -1,0 +1,126 @@
+"""Shards that are made -> a finished data set: sample tables, statistics, rejects, a contact sheet, dataset.json."""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.command import InputError, shown
+from pipeline.folder import Folder
+from pipeline.manifest import (
+    CONTACT_FILE,
+    DATASET_FILE,
+    MEAN_FILE,
+    MEAN_PICTURE,
+    REJECTS_FILE,
+    SAMPLES_FILE,
+    Dataset,
+    PictureClass,
+    Shard,
+    Split,
+    array_bytes,
+    encode_dataset,
+)
+from pipeline.picture.contact_sheet import CONTACT_TILES, Tile, contact_sheet
+from pipeline.write.record import MadeShard, Reject
+from pipeline.write.stats import PixelSums, empty_sums, finish, merge
+
+
+@dataclass(kw_only=True)
+class Made:
+    """What came of the shards so far: 24 bytes a sample, whatever their number."""
+
+    sums: PixelSums  # over the training pictures
+    shards: dict[str, list[Shard]] = field(default_factory=dict)
+    rows: dict[str, list[NDArray[np.void]]] = field(default_factory=dict)
+    rejects: list[tuple[str, Reject]] = field(default_factory=list)  # each with its split
+    before: int = 0  # pictures that an earlier run had done
+
+
+def nothing(size: int, splits: Iterable[str]) -> Made:
+    """What is made of these splits before the first shard; `size` is that of the statistics."""
+    names = list(splits)
+    return Made(sums=empty_sums(size), shards={name: [] for name in names}, rows={name: [] for name in names})
+
+
+def add(made: Made, split: str, one: MadeShard, before: bool) -> None:
+    """Add what came of the next shard of a split, in place; `before`: of an earlier run."""
+    made.rejects.extend((split, reject) for reject in one.rejects)
+    made.before += before * (len(one.rows) + len(one.rejects))
+    made.sums = merge(made.sums, one.sums)
+    if one.shard:
+        rows = one.rows.copy()
+        rows["shard"] = len(made.shards[split])
+        made.shards[split].append(one.shard)
+        made.rows[split].append(rows)
+
+
+def assemble(folder: Folder, made: Made, identity: Mapping[str, Any], classes: tuple[PictureClass, ...]) -> Dataset:
+    """Write what a data set has beside its shards, `dataset.json` last; InputError for a split without a picture."""
+    for split, shards in made.shards.items():
+        if not shards:
+            raise _nothing_usable(split, made.rejects)
+    tables = {split: np.concatenate(rows) for split, rows in made.rows.items()}
+    mean, colour = finish(made.sums)
+    contents = {
+        **{f"{split}/{SAMPLES_FILE}": array_bytes(table) for split, table in tables.items()},
+        MEAN_FILE: array_bytes(mean),
+        MEAN_PICTURE: _png(mean),
+        REJECTS_FILE: _json_lines(made.rejects, classes),
+        CONTACT_FILE: contact_sheet(list(_tiles(folder, made.shards["train"], tables["train"], classes))),
+    }
+    for name, data in contents.items():
+        folder.write(name, data)
+    dataset = Dataset(
+        **identity,
+        classes=classes,
+        splits={split: Split(samples=len(table), shards=tuple(made.shards[split])) for split, table in tables.items()},
+        rejected=len(made.rejects),
+        colour=colour,
+        files={name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
+    )
+    folder.write(DATASET_FILE, encode_dataset(dataset))
+    return dataset
+
+
+def _nothing_usable(split: str, rejects: list[tuple[str, Reject]]) -> InputError:
+    example = next((f"{reject.name}: {reject.reason}" for of, reject in rejects if of == split), "there are none")
+    return InputError(f"no picture of {split} could be used, expected pictures that decode; {shown(example)}")
+
+
+def _tiles(
+    folder: Folder, shards: list[Shard], table: NDArray[np.void], classes: tuple[PictureClass, ...]
+) -> Iterator[Tile]:
+    """The first sample of each of some classes, evenly spread over all that have one."""
+    labels, first = np.unique(table["label"], return_index=True)
+    chosen = np.unique(np.linspace(0, len(labels) - 1, CONTACT_TILES).round().astype(int))
+    for label, row in zip(labels[chosen].tolist(), table[first[chosen]], strict=True):
+        start = int(row["offset"])
+        jpeg = folder.read(f"train/{shards[row['shard']].name}", start, start + int(row["size"]))
+        yield Tile(jpeg, classes[label].words)
+
+
+def _json_lines(rejects: list[tuple[str, Reject]], classes: tuple[PictureClass, ...]) -> bytes:
+    """What was left out, by split, class and name: the same lines for the same pictures, wherever they lay."""
+    lines = [
+        {
+            "split": split,
+            "class": classes[reject.label].id if reject.label >= 0 else None,
+            "name": reject.name,
+            "reason": reject.reason,
+        }
+        for split, reject in rejects
+    ]
+    return "".join(json.dumps(line) + "\n" for line in lines).encode("ascii")
+
+
+def _png(mean: NDArray[np.float32]) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.rint(mean).astype(np.uint8)).save(stream, "PNG")
+    return stream.getvalue()

@@ -1,0 +1,132 @@
+"""Hold an output folder that is made in place: refuse what is not ours, say what an interrupted run left.
+
+A marker file says that the folder is ours, unfinished, and what it will be. On disk its lock says that a run is at it,
+and goes with the process, however that ends; in a store, which has no locks, a lease does (lease.py).
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from pipeline.command import InputError
+from pipeline.files import fsync_folder, is_temporary
+from pipeline.folder import Folder
+from pipeline.manifest import DATASET_FILE, UNFINISHED_FILE
+from pipeline.write.lease import LEASE, leased
+
+Check = Callable[[], None]  # raises InputError when the folder is no longer this run's
+
+
+@contextmanager
+def claimed(folder: Folder, identity: Mapping[str, Any]) -> Iterator[Check]:
+    """Make `folder` this run's own: empty, or with what an earlier run of the same identity left; release on success.
+
+    InputError, with nothing touched, when it holds something else or another run is at it. It may hold a finished data
+    set, where another run was at it until now: that is left as it is.
+    """
+    with _held(folder) as (check, previous):
+        if folder.exists(DATASET_FILE):
+            try:
+                yield check
+            finally:
+                _release(folder)
+            return
+        if previous:
+            require_same(folder, previous, identity)
+        else:
+            _mark(folder, identity)
+        for name in folder.sizes():
+            if is_temporary(name):
+                folder.remove(name)
+        yield check
+        _release(folder)
+
+
+def clear(folder: Folder) -> None:
+    """Take off a finished folder what a run left on it that ended right after its last act."""
+    _release(folder)
+    if folder.local is None:
+        folder.remove(LEASE)
+
+
+def _release(folder: Folder) -> None:
+    folder.remove(UNFINISHED_FILE)
+    if folder.local:
+        fsync_folder(folder.local)
+
+
+def require_same(folder: Folder, there: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """InputError, naming the differences, when what is there is not what is asked for."""
+    differences = [name for name, value in identity.items() if there.get(name) != value]
+    if differences:
+        described = ", ".join(_difference(name, there.get(name), identity[name]) for name in differences)
+        raise InputError(
+            f"{folder.place} holds another data set ({described}), expected the same; give the same options, another "
+            "--out, or remove it"
+        )
+
+
+def _difference(name: str, there: object, here: object) -> str:
+    if name == "source_sha256":  # the hashes themselves tell nobody anything
+        return "source_sha256: other pictures, or another part of them by --classes or --limit"
+    return f"{name} {there} there, {here} here"
+
+
+@contextmanager
+def _held(folder: Folder) -> Iterator[tuple[Check, dict[str, Any]]]:
+    if folder.local is None:
+        marked = any(map(folder.exists, (UNFINISHED_FILE, LEASE, DATASET_FILE)))
+        _require_ours(folder, next(iter(folder.sizes()), None), marked)
+        with leased(folder) as check:
+            yield check, _read_marker(folder.read(UNFINISHED_FILE)) if folder.exists(UNFINISHED_FILE) else {}
+        return
+    with _locked(folder, folder.local) as marker:
+        yield (lambda: None), _read_marker(marker.read())
+
+
+@contextmanager
+def _locked(folder: Folder, path: Path) -> Iterator[IO[bytes]]:
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{folder.place} is a file, expected a new or empty folder; give another --out")
+    path.mkdir(parents=True, exist_ok=True)
+    marked = (path / UNFINISHED_FILE).exists() or (path / DATASET_FILE).exists()
+    _require_ours(folder, next(path.iterdir(), None), marked)
+    with open(path / UNFINISHED_FILE, "a+b") as marker:
+        try:
+            fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another run is writing {folder.place}, expected to be alone; wait for it") from error
+        fsync_folder(path)
+        fsync_folder(path.resolve().parent)
+        marker.seek(0)
+        yield marker
+
+
+def _require_ours(folder: Folder, example: object, marked: bool) -> None:
+    if example is not None and not marked:
+        raise InputError(f"{folder.place} holds other files, expected a new or empty folder; give another --out")
+
+
+def _read_marker(data: bytes) -> dict[str, Any]:
+    try:
+        read = json.loads(data)
+    except ValueError:
+        return {}  # the run before ended as it began: there is nothing of it but this
+    return read if isinstance(read, dict) else {}
+
+
+def _mark(folder: Folder, identity: Mapping[str, Any]) -> None:
+    data = json.dumps(identity).encode("ascii")
+    if folder.local:
+        # In place: the lock is on this very file.
+        with open(folder.local / UNFINISHED_FILE, "r+b") as marker:
+            marker.truncate()
+            marker.write(data)
+            marker.flush()
+            os.fsync(marker.fileno())
+    else:
+        folder.write(UNFINISHED_FILE, data)

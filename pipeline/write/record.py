@@ -1,0 +1,107 @@
+"""What came of a shard, in a file beside its tar until the data set is finished.
+
+The run goes by it, and so does the next one. It names what the shard was made of and how: it is never taken for that of
+another one.
+"""
+
+import io
+import json
+import zipfile
+from dataclasses import asdict, dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.files import stream_sha256
+from pipeline.folder import Folder
+from pipeline.manifest import Shard, index_name
+from pipeline.write.stats import PixelSums, place_sums, sums_of
+
+RECORD_SUFFIX: Final = ".made.npz"
+
+
+class Reject(NamedTuple):
+    """A source picture left out, and why."""
+
+    label: int  # -1 where it has none
+    name: str  # within its class
+    reason: str
+    unreadable: bool  # its file could not be read: it may be readable the next time
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeShard:
+    """What came of a task; `shard` is None, and no file is there, when every picture was rejected."""
+
+    digest: str  # of the task
+    shard: Shard | None
+    rows: NDArray[np.void]  # (samples,) of SAMPLE_DTYPE; the column `shard` is still 0
+    index: bytes  # of the tar
+    rejects: tuple[Reject, ...]
+    sums: PixelSums  # over the training pictures as written
+
+
+def record_name(tar: str) -> str:
+    """The record of a tar."""
+    folder, _, name = tar.rpartition("/")
+    return f"{folder}/.{name.removesuffix('.tar')}{RECORD_SUFFIX}"
+
+
+def write_record(folder: Folder, tar: str, made: MadeShard) -> None:
+    """Write down what came of a task, durably; its tar and index must be there."""
+    facts = {
+        "digest": made.digest,
+        "shard": made.shard and asdict(made.shard),
+        "rejects": made.rejects,
+        "pictures": made.sums.pictures,
+    }
+    stream = io.BytesIO()
+    # A zip file, whose CRCs np.load checks.
+    np.savez(
+        stream,
+        facts=np.frombuffer(json.dumps(facts).encode("ascii"), np.uint8),
+        index=np.frombuffer(made.index, np.uint8),
+        rows=made.rows,
+        pixels=place_sums(made.sums).astype(np.uint32),  # half the bytes; holds 16 million pictures
+        moments=made.sums.moments,
+    )
+    folder.write(record_name(tar), stream.getvalue())
+
+
+def read_record(folder: Folder, tar: str) -> MadeShard:
+    """What came of a shard; OSError where its record is not there, or damaged."""
+    data = folder.read(record_name(tar))
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            facts: dict[str, Any] = json.loads(arrays["facts"].tobytes())
+            return MadeShard(
+                digest=facts["digest"],
+                shard=Shard(**facts["shard"]) if facts["shard"] else None,
+                rows=arrays["rows"],
+                index=arrays["index"].tobytes(),
+                rejects=tuple(Reject(*each) for each in facts["rejects"]),
+                sums=sums_of(facts["pictures"], arrays["pixels"].astype(np.int64), arrays["moments"]),
+            )
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise OSError(None, f"it is damaged ({error}); run the same again", record_name(tar)) from error
+
+
+def was_made(folder: Folder, tar: str, digest: str) -> bool:
+    """Whether the task with this digest is done, its files are sound, and doing it again would not find more."""
+    try:
+        made = read_record(folder, tar)
+        if made.digest != digest or any(reject.unreadable for reject in made.rejects):
+            return False
+        return made.shard is None or _sound(folder, tar, made.shard, made.index)
+    except OSError:
+        return False  # not there, or damaged: what came of it is not known
+
+
+def _sound(folder: Folder, tar: str, shard: Shard, index: bytes) -> bool:
+    if folder.size(tar) != shard.bytes or folder.read(index_name(tar)) != index:
+        return False
+    if folder.local is None:
+        return True  # a store checks what comes; to read it all again would cost as much as to make it
+    with folder.reading(tar) as stream:
+        return stream_sha256(stream) == shard.sha256

@@ -1,0 +1,163 @@
+"""Make one shard: pictures in, a WebDataset tar and its DALI index out.
+
+A pure task in the sense of executors: everything it needs is in its argument, and making it again writes the same
+bytes. A shard that is there, sound, is not made again.
+"""
+
+import hashlib
+import io
+import json
+import socket
+import warnings
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final, NamedTuple
+
+import numpy as np
+
+from pipeline.command import InputError
+from pipeline.files import stream_sha256
+from pipeline.folder import folder_at
+from pipeline.manifest import SAMPLE_DTYPE, Shard, index_name
+from pipeline.picture.jpeg import STATISTICS_SIZE, UnusablePicture, encoder, to_jpeg
+from pipeline.source.listing import Picture, UnreadablePicture, read_picture
+from pipeline.write.record import MadeShard, Reject, was_made, write_record
+from pipeline.write.stats import PixelSums, add_picture, empty_sums
+from pipeline.write.ustar import BLOCK, ending, padding, ustar_header
+
+INDEX_VERSION: Final = "v1.2"  # of the format that DALI's own wds2idx writes and fn.readers.webdataset reads
+
+# A picture is read whole into memory; ImageNet's largest has 15 MB.
+MOST_SOURCE_BYTES: Final = 256 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """What one shard is made of, and how."""
+
+    source: Path
+    out: str  # what folder_at opens, in any process
+    split: str
+    number: int  # of the tar within its split
+    first_key: int
+    pictures: tuple[Picture, ...]
+    size: int  # pixels a side; 0 keeps each picture's own
+    quality: int  # JPEG, 1..100
+    encoder: str  # another one would write other bytes
+    reject_unreadable: bool  # a file that cannot be read is left out, as one that does not decode; else it is an error
+
+    @property
+    def name(self) -> str:
+        """The tar's, in `out`."""
+        return f"{self.split}/{self.number:06d}.tar"
+
+    def __str__(self) -> str:
+        """How messages name it."""
+        return f"shard {self.name}"
+
+    def digest(self) -> str:
+        """SHA-256 of all that decides its bytes."""
+        decisive = (self.split, self.number, self.first_key, self.size, self.quality, self.encoder)
+        pictures = [(each.name, each.label, each.bytes) for each in self.pictures]
+        return hashlib.sha256(json.dumps([decisive, pictures]).encode("ascii")).hexdigest()
+
+
+class Member(NamedTuple):
+    """One file in a tar: where its data starts, and how many bytes they are."""
+
+    name: str
+    offset: int
+    size: int
+
+
+class _Sample(NamedTuple):
+    members: tuple[Member, ...]  # the picture, and its label where it has one
+    row: tuple[int, int, int, int, int]
+
+
+def make_shard(task: ShardTask) -> bool:
+    """Write tar, index and record of `task`, or find that done; whether it was done before.
+
+    InputError when this process would write other bytes than the task's owner; UnreadablePicture; OSError when writing
+    fails. What was found lies in the record (record.py): a large answer of a worker that is killed meanwhile would
+    leave who waits for it with half of it, for ever.
+    """
+    if encoder() != task.encoder:
+        raise InputError(
+            f"{socket.gethostname()} has the encoder {encoder()}, expected {task.encoder} as the run's own host; "
+            "install the same versions on every worker"
+        )
+    warnings.filterwarnings("ignore", module="PIL")  # remarks on odd files; what is wrong with them is told as rejects
+    folder, digest = folder_at(task.out), task.digest()
+    if was_made(folder, task.name, digest):
+        return True
+    sums = empty_sums(task.size or STATISTICS_SIZE)
+    with folder.writing(task.name) as stream:
+        samples, rejects = _write_tar(stream, task, sums)
+        stream.seek(0)
+        sha256 = stream_sha256(stream)
+        size = stream.seek(0, io.SEEK_END)
+    index = index_bytes(sample.members for sample in samples)
+    if samples:
+        folder.write(index_name(task.name), index)
+        shard = Shard(name=task.name.rpartition("/")[2], samples=len(samples), bytes=size, sha256=sha256)
+    else:
+        folder.remove(task.name)
+        shard = None
+    rows = np.array([sample.row for sample in samples], SAMPLE_DTYPE)
+    made = MadeShard(digest=digest, shard=shard, rows=rows, index=index, rejects=tuple(rejects), sums=sums)
+    write_record(folder, task.name, made)
+    return False
+
+
+def _write_tar(stream: IO[bytes], task: ShardTask, sums: PixelSums) -> tuple[list[_Sample], list[Reject]]:
+    samples: list[_Sample] = []
+    rejects: list[Reject] = []
+    for key, picture in enumerate(task.pictures, start=task.first_key):
+        try:
+            jpeg, pixels = to_jpeg(_read(task.source, picture), task.size, task.quality)
+        except UnusablePicture as unusable:
+            rejects.append(Reject(picture.label, picture.name, str(unusable), unreadable=False))
+            continue
+        except UnreadablePicture as unreadable:
+            if not task.reject_unreadable:
+                raise
+            rejects.append(Reject(picture.label, picture.name, unreadable.reason, unreadable=True))
+            continue
+        samples.append(_append_sample(stream, f"{key:08d}", jpeg, picture.label))
+        if task.split == "train":  # what a network subtracts is the training pictures'
+            add_picture(sums, pixels)
+    stream.write(ending(stream.tell()))
+    return samples, rejects
+
+
+def _read(source: Path, picture: Picture) -> bytes:
+    if picture.bytes > MOST_SOURCE_BYTES:
+        raise UnusablePicture(f"the file has {picture.bytes:,} bytes, expected at most {MOST_SOURCE_BYTES:,}")
+    return read_picture(source, picture)
+
+
+def _append_sample(stream: IO[bytes], key: str, jpeg: bytes, label: int) -> _Sample:
+    picture = _append(stream, f"{key}.jpg", jpeg)
+    row = (0, picture.offset, picture.size, label, zlib.crc32(jpeg))
+    if label < 0:
+        return _Sample((picture,), row)
+    return _Sample((picture, _append(stream, f"{key}.cls", str(label).encode("ascii"))), row)
+
+
+def _append(stream: IO[bytes], name: str, data: bytes) -> Member:
+    member = Member(name, stream.tell() + BLOCK, len(data))
+    stream.write(ustar_header(name.encode("ascii"), len(data)) + data + padding(len(data)))
+    return member
+
+
+def index_bytes(samples: Iterable[Sequence[Member]]) -> bytes:
+    """The DALI index of a tar that holds these samples, a line each."""
+    lines = [" ".join(_column(member) for member in members) for members in samples]
+    return "".join(f"{line}\n" for line in [f"{INDEX_VERSION} {len(lines)}", *lines]).encode("ascii")
+
+
+def _column(member: Member) -> str:
+    return f"{member.name.partition('.')[2]} {member.offset} {member.size} {member.name}"

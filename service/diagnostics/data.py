@@ -1,0 +1,95 @@
+"""What service.doctor looks at in a data set: its files at a glance, and how fast it is read."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from pipeline.check.metadata import expected_names
+from pipeline.command import InputError
+from pipeline.folder import folder_at
+from pipeline.manifest import load_dataset
+from service.diagnostics.finding import Finding, size
+from service.diagnostics.probes import READ_SECONDS, Outcome
+
+LEAST_SIDE: Final = 63  # of a crop, as model.alexnet has it
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFiles:
+    """A data set on disk."""
+
+    shards: str
+    trouble: str = ""  # why it is none, with what to do
+    faults: tuple[str, ...] = field(default=())  # files that are missing or of another size
+    pictures: int = 0  # to train on
+    classes: int = 0
+    bytes: int = 0
+    side: int = 0  # of its pictures, pixels
+
+
+def find_data(shards: Path, full_side: int = 256) -> DataFiles:
+    """By names and sizes alone. full_side: what pictures of original size are resized to."""
+    try:
+        dataset = load_dataset(shards)
+        there = folder_at(shards).sizes()
+    except InputError as error:
+        return DataFiles(shards=str(shards), trouble=str(error))
+    except OSError as error:
+        trouble = (
+            f"{shards} cannot be read ({error.strerror or error}), expected a data set; mend the disk or its rights"
+        )
+        return DataFiles(shards=str(shards), trouble=trouble)
+    sizes = {f"{name}/{shard.name}": shard.bytes for name, split in dataset.splits.items() for shard in split.shards}
+    faults = [f"{name} is missing" for name in sorted(expected_names(dataset) - there.keys())]
+    faults += [
+        f"{name} has {there[name]:,} bytes, not {expected:,}"
+        for name, expected in sorted(sizes.items())
+        if there.get(name, expected) != expected
+    ]
+    if "train" not in dataset.splits:
+        faults.append("there is no split train")
+    return DataFiles(
+        shards=str(shards),
+        faults=tuple(faults),
+        pictures=dataset.splits["train"].samples if "train" in dataset.splits else 0,
+        classes=len(dataset.classes),
+        bytes=sum(there.values()),
+        side=dataset.size or full_side,
+    )
+
+
+def judge_data(there: DataFiles) -> Finding:
+    """At a glance."""
+    if there.trouble:
+        found, _, remedy = there.trouble.rpartition("; ")
+        return Finding("failed", "data set", found, "there is nothing to train on", remedy)
+    found = f"{there.shards}: {there.pictures:,} pictures of {there.classes:,} classes, {size(there.bytes)}"
+    if there.faults:
+        first = there.faults[0]
+        more = f", and {len(there.faults) - 1} more" if len(there.faults) > 1 else ""
+        remedy = f"python -m pipeline.verify {there.shards} names every fault; copy or shard it again"
+        return Finding("failed", "data set", found, f"{first}{more}", remedy)
+    if there.side < LEAST_SIDE:
+        follows = (
+            f"its pictures are {there.side} pixels wide, and three poolings leave nothing of fewer than {LEAST_SIDE}"
+        )
+        return Finding("failed", "data set", found, follows, "shard them again with a larger --size (128, 256)")
+    return Finding("ok", "data set", f"{found}; sizes are right (pipeline.verify reads every byte)")
+
+
+def judge_reading(tried: Outcome, shards: str) -> Finding:
+    """tried: trials.read."""
+    if tried.why:
+        return Finding(
+            "failed",
+            "reading",
+            f"no batch is read ({tried.why})",
+            "training fails at its first batch",
+            f"python -m pipeline.verify --decode {shards} names every fault",
+        )
+    rate, decoder = tried.value["images_per_second"], tried.value["decoder"]
+    found = f"{rate:,.0f} images/s, decoded by the {decoder.upper()}, in {READ_SECONDS:g} s"
+    if tried.value["damaged"]:
+        follows = f"{len(tried.value['damaged'])} of them are damaged, and others stand in"
+        return Finding("warning", "reading", found, follows, f"python -m pipeline.verify {shards} names every fault")
+    return Finding("ok", "reading", found)

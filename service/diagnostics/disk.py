@@ -1,0 +1,139 @@
+"""What service.doctor looks at where a run is to be written: room, speed, and what a checkpoint relies on."""
+
+import errno
+import fcntl
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from pipeline.files import fsync_folder
+from service.diagnostics.finding import Finding, size
+
+WRITTEN_BYTES: Final = 32 * 2**20
+CHECKPOINT_BYTES: Final = 8  # a parameter: weight and momentum in float32
+KEPT: Final = 3  # --keep-checkpoints' default; the best and the one resumed from stay besides
+SLOW_SECONDS: Final = 60.0  # to write a checkpoint
+
+
+def existing_parent(path: Path) -> Path:
+    """The folder itself, or the nearest above it that is there."""
+    path = path.absolute()
+    return next((each for each in (path, *path.parents) if each.exists()), Path("/"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disk:
+    """A folder, or where it would be made. Troubles are empty where there are none."""
+
+    out: str
+    tried: str  # where: the folder, or its nearest parent
+    trouble: str = ""  # why nothing can be written there
+    full: bool = False  # that there is no room is why
+    unlockable: str = ""  # why files cannot be locked
+    unsyncable: str = ""  # why a folder cannot be flushed
+    busy: bool = False  # another worker holds the folder
+    free: int = 0  # bytes
+    files_left: int | None = None  # inodes; None where they are not counted
+    bytes_per_second: float = 0.0  # written and flushed
+
+
+def find_disk(out: Path) -> Disk:
+    """Write, flush, lock and rename in a folder of its own, which goes again; `out` is not made."""
+    tried = existing_parent(out)
+    there = partial(Disk, out=str(out), tried=str(tried))
+    if not tried.is_dir():
+        return there(trouble=f"{tried} is a file")
+    try:
+        room = os.statvfs(tried)
+    except OSError as error:
+        return there(trouble=error.strerror or str(error))
+    free, inodes = room.f_bavail * room.f_frsize, room.f_favail if room.f_files else None
+    unlockable = unsyncable = ""
+    try:
+        with tempfile.TemporaryDirectory(prefix=".doctor-", dir=tried) as place:
+            file, renamed = Path(place) / "written", Path(place) / "renamed"
+            block = os.urandom(2**20)  # else a disk that compresses is too fast
+            start = time.monotonic()
+            with open(file, "wb") as stream:
+                unlockable = _lock_failure(stream.fileno())
+                for _ in range(WRITTEN_BYTES // 2**20):
+                    stream.write(block)
+                stream.flush()
+                os.fsync(stream.fileno())
+            seconds = time.monotonic() - start
+            os.replace(file, renamed)
+            try:
+                fsync_folder(Path(place))
+            except OSError as error:
+                unsyncable = error.strerror or str(error)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return there(trouble=error.strerror or str(error), full=full, free=free, files_left=inodes)
+    return there(
+        unlockable=unlockable,
+        unsyncable=unsyncable,
+        busy=_held(out / ".lock"),
+        free=free,
+        files_left=inodes,
+        bytes_per_second=WRITTEN_BYTES / max(seconds, 1e-9),
+    )
+
+
+def _lock_failure(descriptor: int) -> str:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def _held(lock: Path) -> bool:
+    """Whether a worker holds a run's folder; a shared lock, let go at once, so that none that starts now is refused."""
+    try:
+        with open(lock, "rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def judge_disk(there: Disk, parameters: int = 0) -> Finding:
+    """parameters: of the network, for the size of a checkpoint; 0 where nobody knows."""
+    another = "let --out name a folder elsewhere"
+    if there.trouble:
+        follows = "no checkpoint can be written" if there.full else "service.train does not start"
+        remedy = f"make room (df -h, df -i), or {another}" if there.full else another
+        return Finding("failed", "disk", f"{there.tried} cannot be written ({there.trouble})", follows, remedy)
+    if there.unlockable:
+        found = f"{there.tried} cannot be locked ({there.unlockable})"
+        remedy = f"mount it with locks (flock, not noflock), or {another}"
+        return Finding("failed", "disk", found, "service.train does not start", remedy)
+    if there.unsyncable:
+        found = f"{there.tried} cannot be flushed ({there.unsyncable})"
+        return Finding("failed", "disk", found, "no checkpoint is ever known to be on disk", another)
+    speed = f"writes {size(there.bytes_per_second)}/s; locks, renames and flushes"
+    found = f"{size(there.free)} free at {there.tried}; {speed}"
+    if there.busy:
+        follows = f"another worker is training in {there.out}: a second one is refused"
+        return Finding("failed", "disk", found, follows, "stop it first, or give another --out")
+    if there.files_left is not None and there.files_left < 1000:
+        follows = f"room for {there.files_left} more files only"
+        return Finding("warning", "disk", found, follows, f"make room (df -i), or {another}")
+    each = CHECKPOINT_BYTES * parameters
+    if there.free < each:
+        follows = f"a checkpoint of paper takes {size(each)}"
+        return Finding("failed", "disk", found, follows, f"make room (df -h), or {another}")
+    if there.free < (KEPT + 2) * each:
+        follows = f"checkpoints of paper take {size(each)} each, up to {KEPT + 2} of them: the disk would fill"
+        return Finding("warning", "disk", found, follows, f"make room, use --keep-checkpoints 2, or {another}")
+    if each and each / there.bytes_per_second > SLOW_SECONDS:
+        follows = f"a checkpoint of paper takes {each / there.bytes_per_second:.0f} s to write"
+        return Finding("warning", "disk", found, follows, f"{another}, or use a higher --checkpoint-every")
+    return Finding("ok", "disk", found)

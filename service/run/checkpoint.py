@@ -1,0 +1,223 @@
+"""Checkpoints that lose nothing: written beside, fsynced, listed with their hashes, renamed; verified when read.
+
+RUN/checkpoints/step-00001000/  towers-0.safetensors towers-1.safetensors state.json run.json manifest.json
+RUN/checkpoints/LATEST          a hint for people and scripts; loading trusts only a manifest that verifies
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
+from torch import Tensor
+
+from model.alexnet import AlexNet
+from model.optim import Momentum
+from pipeline.command import InputError, say
+from pipeline.files import fsync_folder, sha256_of, write_atomic
+
+FOLDER: Final = "checkpoints"
+MANIFEST: Final = "manifest.json"
+SCHEMA_VERSION: Final = 1
+MOMENTUM: Final = "momentum."  # before a velocity's name in a tower's file; weights have their plain names
+
+Tensors = dict[str, dict[str, Tensor]]  # by file name, then by tensor name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """The error on the whole validation set after an epoch."""
+
+    epoch: int
+    step: int
+    loss: float
+    top1: float  # error, 0..1
+    top5: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """Where a run stands; with the weights and velocities, all that a resume needs (there is no random state)."""
+
+    step: int = 0
+    position: int = 0  # the next training position
+    restarts: int = 0
+    history: tuple[Validation, ...] = ()
+    events: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint."""
+
+    path: Path
+    state: State
+    run: dict[str, Any]
+
+
+def tower_file(tower: int | str) -> str:
+    """The file with a tower's weights and velocities."""
+    return f"towers-{tower}.safetensors"
+
+
+def copy_tensors(model: AlexNet, optimizer: Momentum) -> Tensors:
+    """Copies on the host of each tower's weights and velocities: what the training loop pays for a checkpoint."""
+    files: Tensors = {}
+    for name, weight in model.named_parameters():
+        file = files.setdefault(tower_file(name.split(".")[1]), {})
+        file[name] = _host_copy(weight)
+        file[MOMENTUM + name] = _host_copy(optimizer.velocities[name])
+    return files
+
+
+def _host_copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def read_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """A verified checkpoint's weights and velocities, of both towers."""
+    return {name: tensor for tower in (0, 1) for name, tensor in load_file(checkpoint.path / tower_file(tower)).items()}
+
+
+@torch.no_grad()
+def restore(tensors: Iterable[tuple[str, Tensor]], model: AlexNet, optimizer: Momentum) -> None:
+    """Copy named weights and velocities into the towers that this process holds; those of others pass by."""
+    held: dict[str, Tensor] = dict(model.named_parameters())
+    held |= {MOMENTUM + name: velocity for name, velocity in optimizer.velocities.items()}
+    for name, tensor in tensors:
+        if name in held:
+            held.pop(name).copy_(tensor)
+    assert not held, f"a checkpoint of the same run lacks {sorted(held)}"
+
+
+def save(run_folder: Path, state: State, tensors: Tensors, run: dict[str, Any]) -> Path:
+    """Write a checkpoint; until the rename it has a name that no loading looks at, and after it is durable."""
+    parent = run_folder / FOLDER
+    final = parent / f"step-{state.step:08d}"
+    temporary = parent / f".tmp-{final.name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        for name, file in tensors.items():
+            write_atomic(temporary / name, serialise(file))
+        _write_json(temporary / "state.json", asdict(state))
+        _write_json(temporary / "run.json", run)
+        files = {path.name: [path.stat().st_size, sha256_of(path)] for path in sorted(temporary.iterdir())}
+        _write_json(temporary / MANIFEST, {"schema_version": SCHEMA_VERSION, "files": files})
+        fsync_folder(temporary)
+        # The same step again: its checkpoint did not verify, or lacks a validation that was made up for since.
+        replaced = parent / f".replaced-{final.name}"
+        if final.exists():
+            final.rename(replaced)
+        temporary.rename(final)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    fsync_folder(parent)
+    write_atomic(parent / "LATEST", f"{final.name}\n".encode())
+    return final
+
+
+def _write_json(path: Path, value: Any) -> None:
+    write_atomic(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def checkpoints(run_folder: Path) -> list[Path]:
+    """The folders of finished checkpoints, newest first, not yet verified; others beside them are not the run's."""
+    folders = [path for path in (run_folder / FOLDER).glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
+    return sorted(folders, key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(path.name.removeprefix("step-"))
+
+
+def faults(path: Path) -> Iterator[str]:
+    """What is wrong with a checkpoint: nothing, if every file is there as the manifest lists it."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        if manifest["schema_version"] != SCHEMA_VERSION or "state.json" not in manifest["files"]:
+            yield f"its manifest is of another kind, expected schema version {SCHEMA_VERSION}"
+        for name, (size, sha256) in manifest["files"].items():
+            if (path / name).stat().st_size != size:
+                yield f"{name} has another size than its manifest says"
+            elif sha256_of(path / name) != sha256:
+                yield f"{name} is damaged"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        yield f"its manifest does not hold ({error!r})"
+
+
+def read(path: Path) -> Checkpoint:
+    """Verify a checkpoint's folder and read its state; InputError says what is wrong with it."""
+    wrong = list(faults(path))
+    if wrong:
+        raise InputError(f"{path} is no sound checkpoint: {'; '.join(wrong)}; choose another one")
+    fields = json.loads((path / "state.json").read_bytes())
+    history = tuple(Validation(**entry) for entry in fields["history"])
+    state = State(**{**fields, "history": history, "events": tuple(fields["events"])})
+    return Checkpoint(path, state, json.loads((path / "run.json").read_bytes()))
+
+
+def newest(run_folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that verifies, or None where there is none; `warn` hears of those that do not.
+
+    InputError when there are some and none verifies: to start afresh would then lose what could be mended.
+    """
+    paths = checkpoints(run_folder)
+    for path in paths:
+        try:
+            return read(path)
+        except InputError as error:
+            warn(str(error))
+    if paths:
+        raise InputError(f"{run_folder} holds {len(paths)} checkpoints, none sound; restore one or give another --out")
+    return None
+
+
+def find_checkpoint(path: Path) -> Checkpoint:
+    """The verified checkpoint that `path` is, or the newest of the run that it is; InputError where there is none."""
+    if (path / MANIFEST).exists():
+        return read(path)
+    checkpoint = newest(path, say)
+    if not checkpoint:
+        raise InputError(f"{path} holds no sound checkpoint, expected one or a run with one; train first")
+    return checkpoint
+
+
+def clear_unfinished(run_folder: Path) -> None:
+    """Remove what saves that were cut off left behind; for the one worker that holds the run's folder."""
+    for path in (run_folder / FOLDER).glob(".*"):
+        if path.name.startswith(".replaced-") and not path.with_name(path.name.removeprefix(".replaced-")).exists():
+            path.rename(path.with_name(path.name.removeprefix(".replaced-")))  # cut off between two renames
+        elif path.is_dir():
+            shutil.rmtree(path)
+
+
+def prune(run_folder: Path, keep: int, resumed_from: Path | None, verified: set[Path]) -> list[Path]:
+    """Remove old checkpoints and return them; the newest `keep` that verify, the best and the one resumed from stay.
+
+    verified: those that this process has already read in full, kept up to date.
+    """
+    sound = [path for path in checkpoints(run_folder) if path in verified or not any(faults(path))]
+    verified.update(sound)
+    best = min(sound, key=_error_measured, default=None)
+    stay = {*sound[:keep], best, resumed_from}
+    removed = [path for path in sound if path not in stay]
+    for path in removed:
+        shutil.rmtree(path)
+    return removed
+
+
+def _error_measured(path: Path) -> float:
+    """The validation error of exactly this checkpoint's weights; infinite where they were not measured."""
+    state = json.loads((path / "state.json").read_bytes())
+    measured = [entry["top1"] for entry in state["history"] if entry["step"] == state["step"]]
+    return measured[-1] if measured else float("inf")

@@ -1,0 +1,205 @@
+"""What a run is: its parts composed, the recipes, and `run.json`, which a resume must agree with."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import tyro
+
+from model.alexnet import ModelConfig
+from model.lrn import LRNConfig
+from model.optim import OptimConfig
+from pipeline.command import InputError
+from pipeline.files import write_atomic
+from pipeline.load.augment import AugmentConfig
+from pipeline.load.loader import DataConfig
+
+RUN_FILE: Final = "run.json"
+
+# A resume may change these: they say where, how long and on what, and leave what is computed the same up to rounding.
+# (A changed precision is an event, as a changed learning rate is.)
+MAY_CHANGE: Final = frozenset(
+    {
+        "data.shards",
+        "data.decoder",
+        "data.output",
+        "data.threads",
+        "data.prefetch",
+        "out",
+        "epochs",
+        "max_steps",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "log_every",
+        "model.precision",
+        "device",
+        "compile",
+        "parallel",
+        "host",
+        "port",
+        "token_file",
+        "tls_certificate",
+        "tls_key",
+        "peak_tflops",
+        "stall_seconds",
+    }
+)
+
+
+# Ranks may differ in these: where things are, and how a host reads its pictures.
+PER_RANK: Final = frozenset({"data.shards", "data.decoder", "data.threads", "data.prefetch", "out"}) | frozenset(
+    {"host", "port", "token_file", "tls_certificate", "tls_key"}
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A training run; the defaults are the paper's."""
+
+    recipe: Annotated[str, tyro.conf.Suppress] = "paper"
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=partial(ModelConfig, precision="auto"))
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    out: Path = Path("run")
+    """Folder of the run: checkpoints, log.jsonl, events.jsonl; a run that is there goes on where it stopped."""
+    batch_size: int = 128
+    """Pictures a step, over all ranks; section 5."""
+    epochs: int = 90
+    """Passes over the training set; section 5 took roughly 90."""
+    max_steps: int = 0
+    """End cleanly after this many steps; 0 means after the epochs."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints to keep, at least 2; the best and the one resumed from stay besides."""
+    log_every: int = 1
+    """Steps between lines of log.jsonl."""
+    seed: int = 0
+    """Of the order, the augmentation, the initial weights and the dropout masks."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto: the GPU where there is one."""
+    compile: bool = True
+    """Compile the step; without, the first step comes sooner and each one is slower."""
+    parallel: Literal["auto", "tower", "data", "tower+data", "2014"] = "auto"
+    """How torchrun's processes share the work. tower: two, a tower each; data: each has both; tower+data: pairs;
+    2014: pairs that share only fully connected layers. auto: two are the paper's GPUs, more are pairs where even."""
+    host: str = "127.0.0.1"
+    """Address that the page, metrics and control are served on; 0.0.0.0 is all of this machine's."""
+    port: int = 8000
+    """Port of the same, plus the local rank; 0 picks a free one and prints it."""
+    token_file: Path | None = None
+    """File of operators' tokens, mode 600, lines TOKEN or NAME:TOKEN; without one nobody can steer the run."""
+    tls_certificate: Path | None = None
+    """PEM file with the server's certificate and those above it, for https."""
+    tls_key: Path | None = None
+    """PEM file with its private key."""
+    peak_tflops: float = 0.0
+    """Of one device, in the precision that trains, for trainer_mfu_ratio (an H200 in bfloat16: 989); 0: not known."""
+    stall_seconds: float = 600.0
+    """/healthz reports a stall when no step or validation batch has ended for so long; compiling may take 5 times."""
+
+    def __post_init__(self) -> None:
+        minimum = {"batch_size": 1, "epochs": 1, "max_steps": 0, "checkpoint_every": 1, "keep_checkpoints": 2}
+        minimum |= {"log_every": 1, "seed": 0, "port": 0, "peak_tflops": 0}
+        for name, least in minimum.items():
+            if (value := getattr(self, name)) < least:
+                raise InputError(f"{name} is {value}, expected at least {least}; set --{name.replace('_', '-')}")
+        if not 0 < self.stall_seconds < float("inf"):
+            raise InputError(f"stall_seconds is {self.stall_seconds}, expected a number above 0; set --stall-seconds")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            given = "--tls-certificate" if self.tls_certificate else "--tls-key"
+            raise InputError(f"{given} is alone, expected --tls-certificate and --tls-key; give both or none")
+        maximum = {"port": 65535, "seed": 2**64 - 1}
+        for name, most in maximum.items():
+            if (value := getattr(self, name)) > most:
+                raise InputError(f"{name} is {value}, expected at most {most}; set --{name}")
+
+
+RECIPES: Final[dict[str, tuple[str, Run]]] = {
+    "paper": ("The paper's text.", Run()),
+    "source": (
+        "Run 145 of the 2012 code, as its configuration and log have it.",
+        Run(
+            recipe="source",
+            data=DataConfig(augment=AugmentConfig(colour="deviations", colour_epochs=67)),
+            model=ModelConfig(layer_order="source", init="source", lrn=LRNConfig(alpha=1e-4 / 5), precision="auto"),
+            optim=OptimConfig(
+                bias_lr_factor=2.0,
+                decay_biases=False,
+                schedule="steps",
+                drop_epochs=(23, 51, 78),
+                conv1_lr=((68, 1e-5), (72, 0.0)),
+            ),
+            epochs=93,
+        ),
+    ),
+    "demo": (
+        "The same network on 80-pixel crops, with a small head and He's initialisation: learns on a laptop.",
+        Run(
+            recipe="demo",
+            data=DataConfig(crop=80),
+            model=ModelConfig(fc_width=512, dropout=0.1, init="he", pixel_std=10.0, precision="auto"),
+            optim=OptimConfig(lr=0.004, schedule="steps", drop_factor=0.3, drop_epochs=(3.0, 4.0, 5.0, 5.6)),
+            batch_size=16,
+            epochs=6,
+            checkpoint_every=500,
+        ),
+    ),
+}
+
+
+def run_fields(run: Run, dataset_sha256: str) -> dict[str, Any]:
+    """The run as plain JSON values, with the hash of the data set's `dataset.json`."""
+    fields = json.loads(json.dumps(asdict(run), default=str))
+    return {**fields, "dataset_sha256": dataset_sha256}
+
+
+def flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"data": {"crop": 224}} -> {"data.crop": 224}."""
+    pairs: dict[str, Any] = {}
+    for name, value in fields.items():
+        pairs |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return pairs
+
+
+def differences(theirs: dict[str, Any], ours: dict[str, Any], allowed: frozenset[str]) -> str:
+    """The fields in which two runs differ, but for those allowed to, with both values; empty where there are none."""
+    there, here = flat(theirs), flat(ours)
+    differing = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
+    return ", ".join(f"{n} {there.get(n)} there, {here.get(n)} here" for n in differing if n not in allowed)
+
+
+def check_same_run(out: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    """InputError naming the fields in which a checkpoint in `out` and this call disagree, but for MAY_CHANGE."""
+    allowed = MAY_CHANGE | ({"optim.lr"} if ours["optim"]["schedule"] == "manual" else set())
+    if values := differences(theirs, ours, allowed):
+        raise InputError(f"{out} holds another run ({values}); give the same options or another --out")
+
+
+def check_same_call(rank: int, leaders: dict[str, Any], ours: dict[str, Any]) -> None:
+    """InputError naming the fields in which rank 0's call or data set and this rank's disagree, but for PER_RANK."""
+    if values := differences(leaders, ours, PER_RANK):
+        remedy = "start every host with the same options and shards"
+        raise InputError(f"rank {rank} trains otherwise than rank 0 ({values}), expected the same; {remedy}")
+
+
+def write_run(folder: Path, fields: dict[str, Any]) -> None:
+    """Write `folder`/run.json durably."""
+    write_atomic(folder / RUN_FILE, (json.dumps(fields, indent=1) + "\n").encode())
+
+
+def parse_run(arguments: list[str], program: str = "python -m service.train") -> Run:
+    """The run that a command line asks for; without a recipe it is `paper`."""
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        arguments = ["paper", *arguments]
+    return tyro.extras.overridable_config_cli(
+        RECIPES,
+        args=arguments,
+        prog=program,
+        description=(
+            "Train AlexNet on shards, resuming what is in --out. Without a recipe it is paper. "
+            f"A recipe's options: {program} RECIPE --help."
+        ),
+    )

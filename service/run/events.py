@@ -1,0 +1,137 @@
+"""Acts upon a run, an operator's or its own: what they are, the events that record them, and what follows from those.
+
+The paper's learning rate was lowered by hand when the validation error stopped improving; so the operator is part of
+the method. An event is a plain record: kind, step, epoch, time, author, reason, and what was changed.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal, get_args
+
+from model.optim import OptimConfig, Rates, rates_at
+from service.run.checkpoint import State, Validation
+from service.run.limits import HIGHEST_RATE
+
+Kind = Literal["learning-rate", "checkpoint", "pause", "resume", "stop"]
+KINDS: Final[tuple[str, ...]] = (*get_args(Kind), "precision")  # of events: an act's, or what a resume changed
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Act:
+    """What an operator asks for."""
+
+    kind: Kind
+    author: str
+    reason: str = ""
+    rate: float | None = None  # learning-rate: the new one
+    factor: float | None = None  # or what the current one is multiplied by
+
+
+def event_of(kind: str, state: State, samples: int, author: str, reason: str = "") -> Event:
+    """An act upon the run as it stands; samples: an epoch's."""
+    epoch = state.position / samples
+    return {"kind": kind, "step": state.step, "epoch": epoch, "time": time.time(), "author": author, "reason": reason}
+
+
+def rate_event(
+    state: State, samples: int, old: Rates, new: Rates, author: str, reason: str = "", manual: bool = False
+) -> Event:
+    """A change of the learning rate, from what to what; manual: by hand, and so it holds."""
+    event = event_of("learning-rate", state, samples, author, reason)
+    return {**event, "manual": manual, "old": asdict(old), "new": asdict(new)}
+
+
+def precision_event(state: State, samples: int, old: str, new: str, author: str) -> Event:
+    """A change of the precision at a resume, from what to what."""
+    return {**event_of("precision", state, samples, author), "old": old, "new": new}
+
+
+def refusal(act: Act, rates: Rates, paused: bool) -> str:
+    """Why an act cannot be done as the run stands; empty where it can."""
+    if act.kind == "pause" and paused:
+        return "the run is paused already, expected one that trains; see /api/status"
+    if act.kind == "resume" and not paused:
+        return "the run does not pause, expected one that does; see /api/status"
+    if act.kind == "learning-rate" and not 0 <= (rate := wanted(act, rates)) <= HIGHEST_RATE:
+        return f"the learning rate would be {rate:g}, expected 0 to {HIGHEST_RATE:g}; ask for another"
+    return ""
+
+
+def wanted(act: Act, rates: Rates) -> float:
+    """The base rate that an act asks for."""
+    return act.rate if act.rate is not None else rates.base * (1.0 if act.factor is None else act.factor)
+
+
+def act_event(act: Act, state: State, samples: int, rates: Rates) -> Event:
+    """The event that an operator's act is; rates: the current ones."""
+    if act.kind != "learning-rate":
+        return event_of(act.kind, state, samples, act.author, act.reason)
+    new = with_base(rates, wanted(act, rates))
+    return rate_event(state, samples, rates, new, act.author, act.reason, manual=True)
+
+
+def rate_changes(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The events that changed the learning rate."""
+    return [event for event in events if event["kind"] == "learning-rate"]
+
+
+def set_by_hand(events: Iterable[Mapping[str, Any]]) -> float | None:
+    """The base rate that an operator has set last, which takes it out of the schedule's hands; None where none has."""
+    rates = [event["new"]["base"] for event in rate_changes(events) if event.get("manual")]
+    return rates[-1] if rates else None
+
+
+def rates_of(config: OptimConfig, state: State, samples: int) -> Rates:
+    """The rates of the next step: the schedule's, until an operator has set one; conv1's overrides stay."""
+    scheduled = rates_at(config, state.position / samples, [entry.top1 for entry in state.history])
+    base = set_by_hand(state.events)
+    return scheduled if base is None else with_base(scheduled, base)
+
+
+def with_base(rates: Rates, base: float) -> Rates:
+    """The rates with another base; conv1's goes with it unless it was another already."""
+    return Rates(base, base if rates.conv1 == rates.base else rates.conv1)
+
+
+def epochs_waited(config: OptimConfig, history: Sequence[Validation], changes: Sequence[int]) -> int:
+    """Validations without a new lowest error since the last one, or since the rate was last changed (after a step)."""
+    lowest, waited, last = float("inf"), 0, 0
+    for entry in history:
+        if any(last <= change < entry.step for change in changes):
+            waited = 0
+        if entry.top1 <= lowest - config.min_improvement:
+            lowest, waited = entry.top1, 0
+        else:
+            waited += 1
+        last = entry.step
+    return 0 if any(change >= last for change in changes) else waited
+
+
+def proposal(config: OptimConfig, state: State, rate: float) -> dict[str, Any] | None:
+    """The paper's heuristic where the rate is the operator's: what to lower it to, and why; None where not yet.
+
+    rate: the current one. Schedule plateau does the same by itself.
+    """
+    if config.schedule != "manual" and set_by_hand(state.events) is None:
+        return None
+    changes = rate_changes(state.events)
+    drops = sum(event["new"]["base"] < event["old"]["base"] for event in changes)
+    waited = epochs_waited(config, state.history, [event["step"] for event in changes])
+    if waited < config.patience or drops >= config.max_drops:
+        return None
+    lowest = min(entry.top1 for entry in state.history)
+    reason = (
+        f"validation top-1 error has not fallen by {config.min_improvement:g} for {waited} epochs "
+        f"(lowest {lowest:.2%}); the paper divided the rate by ten then"
+    )
+    return {"rate": rate * config.drop_factor, "factor": config.drop_factor, "reason": reason}
+
+
+def change_of(event: Mapping[str, Any]) -> str:
+    """What an event changed, in a word: 0.01 -> 0.001 of a learning rate, mixed -> float32; empty for other acts."""
+    if event["kind"] == "learning-rate":
+        return f"{event['old']['base']:g} -> {event['new']['base']:g}"
+    return f"{event['old']} -> {event['new']}" if event["kind"] == "precision" else ""

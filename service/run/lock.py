@@ -1,0 +1,50 @@
+"""The lock on a run's folder: one worker at a time writes there."""
+
+import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, TextIO
+
+from pipeline.command import InputError, say
+from service.run.checkpoint import clear_unfinished
+
+DOCTOR: Final = "python -m service.doctor says more"  # where it is the machine that a start fails for
+
+
+@contextmanager
+def locked(folder: Path, patience_seconds: float = 0.0) -> Iterator[None]:
+    """Hold the run's folder alone; InputError when another worker does, or when it cannot be written.
+
+    patience_seconds: how long another worker may take to let go.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")
+    except OSError as error:
+        reason = f"{folder} cannot be written ({error.strerror}), expected a folder"
+        raise InputError(f"{reason}; set --out; {DOCTOR}") from error
+    with lock:
+        deadline = time.monotonic() + patience_seconds
+        if patience_seconds and not _acquired(lock):
+            say(f"another worker is training in {folder}: waiting {patience_seconds:g} s for it to let go")
+        while not _acquired(lock):
+            if time.monotonic() >= deadline:
+                raise InputError(f"another worker is training in {folder}, expected none; stop it first")
+            time.sleep(0.1)
+        clear_unfinished(folder)
+        yield
+
+
+def _acquired(lock: TextIO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        remedy = "mount it with locks (flock, not noflock) or set --out"
+        raise InputError(
+            f"{lock.name} cannot be locked ({error.strerror}), expected a lock; {remedy}; {DOCTOR}"
+        ) from error
+    return True

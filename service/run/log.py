@@ -1,0 +1,82 @@
+"""log.jsonl and events.jsonl: one JSON object a line, appended; cut back to the step that a resume starts from."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from pipeline.files import write_atomic
+
+NOWHERE: Final = Path(os.devnull)  # what a process writes that does not lead
+SAMPLED: Final = 500  # lines, of a log with a million
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """A step as log.jsonl has it; of all ranks together."""
+
+    step: int
+    epoch: float
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    images_per_second: float
+    data_wait_ratio: float
+
+
+class JsonLines:
+    """An append-only file of records that each have a "step"; every line reaches the kernel when it is written."""
+
+    def __init__(self, path: Path, lines: Iterable[bytes] = ()):
+        """Open `path` with just these lines in it."""
+        if path != NOWHERE:
+            write_atomic(path, b"".join(lines))
+        self._file = path.open("a", buffering=1)
+
+    @classmethod
+    def cut(cls, path: Path, last_step: int) -> "JsonLines":
+        """Open `path` without what lies after `last_step`: steps that a resume is about to do again."""
+        return cls(path, [line for line in _lines(path) if _step(line) <= last_step])
+
+    @classmethod
+    def holding(cls, path: Path, records: Iterable[dict[str, Any]]) -> "JsonLines":
+        """Open `path` with just these records in it."""
+        return cls(path, map(_line, records))
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add a record."""
+        self._file.write(_line(record).decode())
+
+    def close(self) -> None:
+        """No more records."""
+        self._file.close()
+
+
+def sampled(path: Path, most: int = SAMPLED) -> list[dict[str, Any]]:
+    """Evenly spaced records of a log's training steps, at most so many."""
+    lines = [line for line in _lines(path) if b'"validation"' not in line]
+    return [json.loads(line) for line in lines[:: -(-len(lines) // most) or 1]]
+
+
+def last_step(path: Path) -> float:
+    """The last step that a log has; 0 where there is none."""
+    steps = map(_step, reversed(_lines(path)))  # from the end: a log may have a million lines
+    return next((step for step in steps if step < float("inf")), 0)
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return json.dumps(record).encode() + b"\n"
+
+
+def _lines(path: Path) -> list[bytes]:
+    return path.read_bytes().splitlines(keepends=True) if path.exists() else []
+
+
+def _step(line: bytes) -> float:
+    """The record's step; a line that a crash cut short comes after everything."""
+    try:
+        return json.loads(line)["step"] if line.endswith(b"\n") else float("inf")
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

@@ -1,0 +1,55 @@
+"""A few of the pictures that the network is being trained on, for whoever wants to see them."""
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.load.loader import Batch
+from pipeline.manifest import PictureClass
+
+PICTURES: Final = 16
+QUALITY: Final = 85  # of JPEG
+
+
+class Shown(NamedTuple):
+    """Pictures of a step as the network got them, but for the mean picture."""
+
+    step: int
+    pictures: NDArray[np.uint8]  # (n, crop, crop, 3)
+    labels: list[int]
+
+
+class Window:
+    """Copies pictures from the loop only after somebody has looked."""
+
+    def __init__(self) -> None:
+        self.wanted = True
+        self.shown: Shown | None = None
+
+    def show(self, step: int, batch: Batch) -> None:
+        """Keep the first pictures of a batch; waits for the device."""
+        pictures = batch.pictures[:PICTURES].float() + batch.offset[:PICTURES, None, None]
+        pixels = pictures.round().clamp(0, 255).to("cpu", torch.uint8).numpy()
+        self.shown, self.wanted = Shown(step, pixels, batch.labels[:PICTURES].tolist()), False
+
+
+def described(shown: Shown, classes: Sequence[PictureClass]) -> dict[str, Any]:
+    """The pictures as JPEG files in base64, with their classes' ids and words."""
+    pictures = [
+        {"label": classes[label].words or classes[label].id, "class": classes[label].id, "jpeg": jpeg(picture)}
+        for picture, label in zip(shown.pictures, shown.labels, strict=True)
+    ]
+    return {"step": shown.step, "pictures": pictures}
+
+
+def jpeg(picture: NDArray[np.uint8]) -> str:
+    """A picture as a JPEG file in base64."""
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, "JPEG", quality=QUALITY)
+    return base64.b64encode(stream.getvalue()).decode()

@@ -1,0 +1,102 @@
+"""Checkpoints written beside the training loop, which pays only for the copy off the device."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from model.parallel import Parallel
+from service.run.checkpoint import State, Tensors, prune, save, tower_file
+from service.telemetry.metrics import Metrics
+from service.training.ranks import Ranks
+
+
+class Saver:
+    """One thread that `write`s checkpoints; one that is asked for while another is under way waits for it."""
+
+    def __init__(self, write: Callable[[State, Tensors], bool]):
+        """write: says whether it succeeded."""
+        self._write = write
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="saver")
+        self._pending: Future[bool] | None = None
+
+    def submit(self, state: State, tensors: Tensors) -> None:
+        """Write this checkpoint, after the one that may still be under way."""
+        self.wait()
+        self._pending = self._executor.submit(self._write, state, tensors)
+
+    def wait(self) -> bool:
+        """Wait for the writer; whether its last save succeeded."""
+        return self._pending.result() if self._pending else True
+
+    def then(self, tell: Callable[[Future[bool]], None]) -> None:
+        """Call `tell` with the last save, from the saver's thread or at once, when it is done."""
+        assert self._pending, "nothing was submitted"
+        self._pending.add_done_callback(tell)
+
+    def close(self) -> bool:
+        """Wait and end the thread; whether the last save succeeded."""
+        succeeded = self.wait()
+        self._executor.shutdown()
+        return succeeded
+
+
+class Writer:
+    """Writes the whole network's checkpoints into a run's folder, and removes old ones; rank 0's alone."""
+
+    def __init__(
+        self,
+        folder: Path,
+        run: dict[str, Any],
+        metrics: Metrics,
+        *,
+        keep: int,
+        resumed_from: Path | None,
+        say: Callable[[str], None],
+        collect: Callable[[Tensors], Tensors] = lambda tensors: tensors,
+    ):
+        """collect: adds the files of towers that other processes hold."""
+        self.last_good, self.failed = resumed_from, ""  # failed: why the last save did, or empty
+        self._folder, self._run, self._metrics, self._say, self._collect = folder, run, metrics, say, collect
+        self._keep, self._resumed_from = keep, resumed_from
+        self._verified: set[Path] = set()
+
+    def __call__(self, state: State, tensors: Tensors) -> bool:
+        """A full disk or a failing one ends no training: it is counted, said, and the last good checkpoint stays."""
+        self._metrics.attempts.inc()
+        start = time.monotonic()
+        try:
+            self.last_good = save(self._folder, state, self._collect(tensors), self._run)
+            prune(self._folder, self._keep, self._resumed_from, self._verified)
+            self._metrics.checkpoint_bytes.set(sum(path.stat().st_size for path in self.last_good.iterdir()))
+        except OSError as error:
+            self._metrics.failures.inc()
+            self.failed = (
+                f"checkpoint of step {state.step} failed ({error}); kept: {self.last_good}; make room or mend the disk"
+            )
+            self._say(self.failed)
+            return False
+        self.failed = ""
+        self._metrics.checkpoint_seconds.set(time.monotonic() - start)
+        self._metrics.checkpoint_time.set_to_current_time()
+        return True
+
+
+def collect_towers(ranks: Ranks, parallel: Parallel, tensors: Tensors) -> Tensors:
+    """On rank 0: the files of both towers; the other one's come from rank 1 where a pair shares the network."""
+    if not parallel.pair:
+        return tensors
+    return tensors | {tower_file(1): ranks.received_from(1)}
+
+
+def saves(ranks: Ranks, parallel: Parallel) -> bool:
+    """Whether a checkpoint needs this rank's tensors: rank 0 writes them, and lacks what the other of a pair holds."""
+    return ranks.leads or (parallel.pair is not None and ranks.rank == 1)
+
+
+def hand_over(ranks: Ranks, tensors: Tensors) -> bool:
+    """On the other ranks: give rank 0 the tower that it lacks; those that are not needed have no tensors."""
+    if tensors:
+        ranks.send_to_leader(tensors[tower_file(1)])
+    return True

@@ -1,0 +1,69 @@
+"""Where operators' acts wait for the training loop, and the loop's answers for the operators."""
+
+import threading
+from concurrent.futures import Future
+from typing import Any, Final, NamedTuple
+
+from service.run.events import Act
+
+MOST: Final = 16  # acts that may wait
+
+
+class Refused(Exception):
+    """An act that is not done; status: HTTP's word for why."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status = status
+
+
+class Request(NamedTuple):
+    """An act and where its answer goes; the answer has none on ranks that nobody asked."""
+
+    act: Act
+    answer: Future[dict[str, Any]]
+
+
+class Desk:
+    """Takes acts from any thread, and hands them to the loop's."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: list[Request] = []
+        self._open: list[Request] = []  # not yet answered
+        self._closed = ""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether an act waits for the loop."""
+        return bool(self._waiting)
+
+    def ask(self, act: Act) -> Future[dict[str, Any]]:
+        """Leave an act for the loop; the future is its answer, or Refused."""
+        request = Request(act, Future())
+        with self._changed:
+            if self._closed:
+                raise Refused(409, self._closed)
+            self._open = [each for each in self._open if not each.answer.done()]
+            if len(self._open) >= MOST:
+                raise Refused(429, f"{MOST} acts are waiting, expected fewer; try again when they are done")
+            self._open.append(request)
+            self._waiting.append(request)
+            self._changed.notify()
+        return request.answer
+
+    def take(self, patience_seconds: float = 0.0) -> list[Request]:
+        """The acts that wait; where there are none, those that come within the patience."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting, patience_seconds)
+            taken, self._waiting = self._waiting, []
+            return taken
+
+    def close(self, why: str) -> None:
+        """Refuse what is not answered yet, and all that is to come."""
+        with self._changed:
+            self._closed = self._closed or why
+            left, self._open, self._waiting = self._open, [], []
+        for request in left:
+            if not request.answer.done():
+                request.answer.set_exception(Refused(409, why))

@@ -1,0 +1,185 @@
+"""torchrun's processes: who this one is, and what all must agree on; a process on its own is the same case."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar, cast
+from uuid import uuid4
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import PrefixStore, Store  # pyright: ignore[reportPrivateImportUsage]  # documented as public
+from torch.distributed.rendezvous import rendezvous
+
+from pipeline.command import WRONG_CALL, InputError
+from pipeline.load.loader import Device
+
+T = TypeVar("T")
+NamedTensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of all processes this is; rank 0 leads: it alone reads and writes the run's folder."""
+
+    rank: int = 0
+    ranks: int = 1
+    local_rank: int = 0
+    local_ranks: int = 1
+    files: dist.ProcessGroup | None = None  # for checkpoints, which travel beside the loop's own exchanges
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def launched(self) -> bool:
+        """Whether torchrun started this process."""
+        return self.files is not None
+
+    @property
+    def threads(self) -> int:
+        """This process's share of the cores that it may use."""
+        return max(1, len(os.sched_getaffinity(0)) // self.local_ranks)
+
+    def together(self, action: Callable[[], T]) -> T:
+        """Do what may find the call wrong; where it does on one rank all end, and the first of them says why."""
+        if self.ranks == 1:
+            return action()
+        result = error = None
+        try:
+            result = action()
+        except InputError as found:
+            error = found
+        errors = self.gathered(error and str(error))
+        wrong = [rank for rank, message in enumerate(errors) if message is not None]
+        if error and wrong[0] == self.rank:
+            raise error
+        if wrong:
+            sys.exit(WRONG_CALL)
+        return cast(T, result)
+
+    def gathered(self, value: T) -> list[T]:
+        """Every rank's value by rank, on every rank; all wait for each other."""
+        values = [value] * self.ranks
+        if self.ranks > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def from_leader(self, value: T) -> T:
+        """Rank 0's value, on every rank; all wait for it."""
+        values = [value]
+        if self.ranks > 1:
+            dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def tensors_from_leader(self, tensors: NamedTensors) -> Iterator[tuple[str, Tensor]]:
+        """Rank 0's host tensors, one after the other, on every rank."""
+        shapes = self.from_leader({name: (t.shape, t.dtype) for name, t in tensors.items()})
+        for name, (shape, dtype) in shapes.items():
+            tensor = tensors[name] if self.leads else torch.empty(shape, dtype=dtype)
+            if self.ranks > 1:
+                dist.broadcast(tensor, src=0)
+            yield name, tensor
+
+    def send_to_leader(self, tensors: NamedTensors) -> None:
+        """Hand host tensors to rank 0, which receives them from this rank."""
+        dist.send_object_list([{name: (t.shape, t.dtype) for name, t in tensors.items()}], dst=0, group=self.files)
+        for tensor in tensors.values():
+            dist.send(tensor, dst=0, group=self.files)
+
+    def received_from(self, rank: int) -> NamedTensors:
+        """On rank 0: what `rank` hands over."""
+        shapes: list[dict] = [{}]
+        dist.recv_object_list(shapes, src=rank, group=self.files)
+        tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in shapes[0].items()}
+        for tensor in tensors.values():
+            dist.recv(tensor, src=rank, group=self.files)
+        return tensors
+
+
+class RanksLost(Exception):
+    """An exchange failed because another rank is gone."""
+
+
+@contextmanager
+def joined(device: Device, patience_seconds: float) -> Iterator[Ranks]:
+    """The place that torchrun's environment gives this process, connected to the others while the block runs.
+
+    patience_seconds: an exchange among all ranks that takes longer fails; one within a pair or among replicas has
+    torch's default. RanksLost when one does, or when another rank is gone.
+    """
+    if not dist.is_torchelastic_launched():
+        yield Ranks()
+        return
+    rank, ranks, local_rank, local_ranks = (
+        int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    )
+    try:
+        files = connect(device, local_rank, timedelta(seconds=patience_seconds))
+        place = Ranks(rank, ranks, local_rank, local_ranks, files)
+        if device == "cpu":
+            torch.set_num_threads(place.threads)  # torchrun's choice is one
+        yield place
+    except (InputError, SystemExit):  # of all ranks, as `together` has it
+        if dist.is_initialized():
+            dist.destroy_process_group()  # else a thread that is left may abort this process at its end
+        raise
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
+            raise
+        cause = str(error).partition("\n")[0]
+        remedy = "start them again, as torchrun --max-restarts does"
+        raise RanksLost(f"rank {rank} lost another ({cause}), expected all {ranks}; {remedy}") from error
+    dist.destroy_process_group()  # not after a failure: there is nobody to part from
+
+
+def connect(device: Device, local_rank: int, patience: timedelta) -> dist.ProcessGroup:
+    """Meet the other ranks; a second group for what travels beside the loop's exchanges."""
+    store, rank, ranks = next(rendezvous("env://", timeout=patience))
+    if device == "gpu":
+        if local_rank >= (gpus := torch.cuda.device_count()):
+            remedy = "set torchrun's --nproc-per-node, or --device cpu"
+            raise InputError(f"process {local_rank} of this host has no GPU, expected one for each of {gpus}; {remedy}")
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device == "gpu" else "gloo",
+        store=unused_part(store, rank, ranks, patience),
+        rank=rank,
+        world_size=ranks,
+        timeout=patience,
+    )
+    files = dist.new_group(backend="gloo", timeout=patience)
+    assert isinstance(files, dist.ProcessGroup)
+    return files
+
+
+def unused_part(store: Store, rank: int, ranks: int, patience: timedelta) -> Store:
+    """A part of torchrun's store that no earlier start of these ranks has written to; all ranks get the same.
+
+    torchrun keeps its store over restarts, with the addresses of ranks that are gone (pytorch issue 135712), and no
+    number of the restart that all its hosts agree on. So rank 0 names a new part and answers each rank's own question,
+    of which it cannot know whether it is an old one, until all have said that they are there.
+    """
+    mine = uuid4().hex
+    if rank > 0:
+        store.set(f"question/{rank}", mine)
+        name = store.get(f"answer/{mine}").decode()  # waits for it
+        store.set(f"{name}/here/{rank}", "")
+        return PrefixStore(name, store)
+    missing, deadline = set(range(1, ranks)), time.monotonic() + patience.total_seconds()
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"{mine}/here/{other}"]):
+                missing.remove(other)
+            elif store.check([f"question/{other}"]):
+                store.set(f"answer/{store.get(f'question/{other}').decode()}", mine)
+        if time.monotonic() > deadline:
+            raise dist.DistStoreError(f"waited {patience} for ranks {sorted(missing)}")
+        time.sleep(0.01)
+    return PrefixStore(mine, store)

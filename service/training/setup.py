@@ -1,0 +1,132 @@
+"""A run made ready: its data opened, its network built, new or as its newest sound checkpoint has it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.alexnet import AlexNet, Precision, Wanted
+from model.optim import Momentum, Rates
+from model.parallel import Parallel
+from model.precision import Chosen, choose_precision, device_name, emulated
+from model.step import Training
+from pipeline.command import InputError
+from pipeline.files import sha256_of
+from pipeline.load.loader import Device, Loader, mean_crop
+from pipeline.manifest import DATASET_FILE
+from service.run.checkpoint import Checkpoint, State, newest, read_tensors, restore
+from service.run.config import Run, check_same_call, check_same_run, run_fields
+from service.run.events import precision_event, rate_event, set_by_hand
+from service.training.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a process of a run holds before the first step."""
+
+    run: Run  # with the precision that it computes in
+    ranks: Ranks
+    loader: Loader
+    training: Training
+    state: State
+    resumed_from: Path | None
+    fields: dict[str, Any]
+    total_steps: int
+
+
+def set_up(run: Run, device: Device, ranks: Ranks, parallel: Parallel, say: Callable[[str], None]) -> Setup:
+    """Open the data, build the network, and restore what rank 0 finds in the run's folder; all ranks call it together.
+
+    InputError where the call is wrong: on every rank, before any waits for another.
+    """
+    loader = ranks.together(lambda: opened(run, device, ranks, parallel))
+    dataset = sha256_of(run.data.shards / DATASET_FILE)
+    asked = run_fields(run, dataset)
+    splits = loader.dataset.splits
+    leaders = ranks.from_leader(asked)
+    ranks.together(lambda: check_same_call(ranks.rank, leaders, asked))
+    checkpoint = ranks.together(lambda: found(run, asked, say) if ranks.leads else None)
+    torch_device = torch.device("cuda" if device == "gpu" else "cpu")
+    so_far = checkpoint.run["model"]["precision"] if checkpoint else None
+    precision, why = ranks.from_leader(precision_of(run.model.precision, so_far, torch_device))
+    run = replace(run, model=replace(run.model, precision=precision))
+    training = ranks.together(lambda: untrained(run, loader, torch_device, parallel))
+    say(f"precision {precision}: {why}")
+    path = ranks.from_leader(checkpoint.path if checkpoint else None)
+    state = ranks.from_leader(resumed(checkpoint, run, splits["train"].samples) if checkpoint else State())
+    if path:
+        tensors = ranks.tensors_from_leader(read_tensors(checkpoint) if checkpoint else {})
+        restore(tensors, training.model, training.optimizer)
+        say(f"resumed from {path}, restart {state.restarts}")
+    if "val" not in splits:
+        say(f"{run.data.shards} has no validation split: training without it; a plateau schedule keeps its rate")
+    steps = -(-run.epochs * splits["train"].samples // run.batch_size)
+    fields = run_fields(run, dataset)
+    return Setup(run, ranks, loader, training, state, path, fields, min(steps, run.max_steps or steps))
+
+
+def opened(run: Run, device: Device, ranks: Ranks, parallel: Parallel) -> Loader:
+    """This rank's part of the data set."""
+    data = replace(run.data, threads=run.data.threads or ranks.threads)
+    if data.output == "auto" and parallel.pair:
+        data = replace(data, output="uint8")  # what a pair exchanges: on a GPU half the bytes of the usual float16
+    return Loader(data, seed=run.seed, device=device, rank=ranks.rank, ranks=ranks.ranks)
+
+
+def precision_of(wanted: Wanted, so_far: Precision | None, device: torch.device) -> Chosen:
+    """What to compute in, and why: what the call names, else what a resumed run has so far, else what suits."""
+    if wanted != "auto":
+        chosen = Chosen(wanted, f"as asked, {so_far} before" if so_far not in (None, wanted) else "as asked")
+    elif so_far:
+        chosen = Chosen(so_far, "as this run has it so far")
+    else:
+        return choose_precision(device)
+    if not emulated(chosen.precision, device):
+        return chosen
+    remedy = "several times slower than --model.precision float32"
+    return chosen._replace(
+        reason=f"{chosen.reason}, but emulated: {device_name(device)} has no bfloat16 instructions; {remedy}"
+    )
+
+
+def untrained(run: Run, loader: Loader, device: torch.device, parallel: Parallel) -> Training:
+    """The network as it starts."""
+    try:
+        model = AlexNet(
+            run.model,
+            classes=len(loader.dataset.classes),
+            crop=run.data.crop,
+            seed=run.seed,
+            place=parallel.place,
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    model.to(device)
+    optimizer = Momentum(run.optim, dict(model.named_parameters()))
+    mean = mean_crop(loader.dataset, run.data).to(device)
+    return Training(model, optimizer, mean, torch.tensor(True, device=device), parallel)
+
+
+def found(run: Run, asked: dict[str, Any], say: Callable[[str], None]) -> Checkpoint | None:
+    """The newest sound checkpoint in the run's folder; InputError when it is another run's."""
+    checkpoint = newest(run.out, say)
+    if checkpoint:
+        check_same_run(run.out, checkpoint.run, asked)
+    return checkpoint
+
+
+def resumed(checkpoint: Checkpoint, run: Run, samples: int) -> State:
+    """The checkpoint's state, once more restarted; a precision or rate that was changed by hand since is an event."""
+    state = replace(checkpoint.state, restarts=checkpoint.state.restarts + 1)
+    old, new = checkpoint.run["model"]["precision"], run.model.precision
+    if old != new:
+        state = replace(state, events=(*state.events, precision_event(state, samples, old, new, "command line")))
+    old, new = checkpoint.run["optim"]["lr"], run.optim.lr
+    if old == new:
+        return state
+    by_hand = set_by_hand(state.events)
+    current = old if by_hand is None else by_hand
+    event = rate_event(state, samples, Rates(current, current), Rates(new, new), "command line", manual=True)
+    return replace(state, events=(*state.events, event))

@@ -1,0 +1,30 @@
+"""A step's result on its way from the device to the log."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from model.optim import Rates
+from model.step import StepResult
+
+
+class Late(NamedTuple):
+    """A step's result on its way to the host."""
+
+    step: int
+    position: int
+    rates: Rates
+    values: Tensor  # (5,) on the host: loss, gradient norm, healthy, and how many ranks were told what
+    arrived: "torch.cuda.Event | None"
+
+
+def send(step: int, position: int, rates: Rates, result: StepResult) -> Late:
+    """Start copying a result to the host; no step waits for it."""
+    values = torch.cat([value.float().flatten() for value in result])
+    if not values.is_cuda:
+        return Late(step, position, rates, values, None)
+    host = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return Late(step, position, rates, host, arrived)

@@ -1,0 +1,298 @@
+"""A run in progress: stepped, validated, saved, and everyone told."""
+
+import gc
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from model.flop import training_flop
+from model.optim import Rates
+from model.step import Controls, Examples, compiled_train_step, eval_step, train_step
+from pipeline.load.loader import Batch
+from pipeline.load.order import rank_slice
+from service.run.checkpoint import State, Validation, copy_tensors
+from service.run.events import Event, act_event, change_of, proposal, rate_changes, rate_event, rates_of, refusal
+from service.run.log import NOWHERE, JsonLines, StepRecord, sampled
+from service.telemetry.console import Display, Speed
+from service.telemetry.heartbeat import COMPILE_FACTOR, Heart
+from service.telemetry.loss_curve import Curve, Point
+from service.telemetry.metrics import Metrics
+from service.telemetry.preview import Window
+from service.training.checkpoint_writer import Saver, Writer, collect_towers, hand_over, saves
+from service.training.control_queue import Desk, Refused, Request
+from service.training.graceful_stop import Stop
+from service.training.rank_agreement import Steering
+from service.training.setup import Setup
+from service.training.step_result import Late, send
+
+# As measured: docs/benchmarks.md.
+COMPILING: Final = "compiling the step, usually half a minute to two minutes; a few seconds the next time"
+PAUSE_SECONDS: Final = 0.5  # between looks for a signal, and signs of life, while the run pauses
+
+
+class NonFinite(Exception):
+    """A step's loss or gradient was NaN or infinite; the weights are as they were before it."""
+
+
+class Worker:
+    """A run in progress: the network, its data, its state and everyone who hears of it."""
+
+    LAG = 2  # steps that may be under way on the device before the host looks at a result
+
+    def __init__(self, display: Display, metrics: Metrics, heart: Heart, stop: Stop, desk: Desk, setup: Setup):
+        self.display, self.metrics, self.heart, self.stop, self.desk = display, metrics, heart, stop, desk
+        self.run = run = setup.run
+        self.loader, self.training, self.state = setup.loader, setup.training, setup.state
+        self.device = setup.training.mean.device
+        self.train_step = compiled_train_step() if run.compile else train_step
+        self.samples = self.loader.dataset.splits["train"].samples
+        self.validates = "val" in self.loader.dataset.splits
+        self.total_steps = setup.total_steps
+        self.ranks = ranks = setup.ranks
+        self.steering = Steering(ranks, stop, desk, self.device)
+        self.paused, self.ended_by = False, ""  # by which operator
+        parallel = setup.training.parallel
+        mine = rank_slice(run.batch_size, ranks.rank, ranks.ranks)
+        self.own_pictures = mine.stop - mine.start
+        flop = training_flop(run.model, len(self.loader.dataset.classes), run.data.crop)
+        # Of all ranks' devices together; NaN where no peak is stated, and so is what is divided by it.
+        self.peak_pictures_per_second = ranks.ranks * run.peak_tflops * 1e12 / flop or float("nan")
+        self.log = JsonLines.cut(run.out / "log.jsonl" if ranks.leads else NOWHERE, self.state.step)
+        self.events = JsonLines.holding(run.out / "events.jsonl" if ranks.leads else NOWHERE, self.state.events)
+        self.rates_sent: tuple[Rates, Tensor] | None = None
+        self.writer = Writer(
+            run.out,
+            setup.fields,
+            metrics,
+            keep=run.keep_checkpoints,
+            resumed_from=setup.resumed_from,
+            say=display.say,
+            collect=partial(collect_towers, ranks, parallel),
+        )
+        self.saver = Saver(self.writer if ranks.leads else lambda _, tensors: hand_over(ranks, tensors))
+        self.saved: State | None = self.state if setup.resumed_from else None
+        self.pending: deque[Late] = deque()
+        self.speed, self.waited = Speed(), 0.0
+        self.rates = rates_of(run.optim, self.state, self.samples)
+        self.latest: StepRecord | None = None
+        logged = sampled(run.out / "log.jsonl") if ranks.leads else []
+        self.curve = Curve.of([Point(each["step"], each["epoch"], each["loss"]) for each in logged])
+        self.window = Window()
+        self.tell_standing()
+
+    @property
+    def validation_due(self) -> bool:
+        """Whether the error after the epochs done so far is still to be measured."""
+        done = self.state.history[-1].epoch if self.state.history else 0
+        return self.validates and self.state.position // self.samples > done
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing of the run is left to do."""
+        return self.state.step >= self.total_steps and not self.validation_due
+
+    def expect_compiling(self) -> None:
+        """Let the first step take its time, and say so."""
+        self.heart.beat("compiling", COMPILE_FACTOR)
+        if self.run.compile and self.state.step < self.total_steps:
+            self.display.wait(COMPILING)
+
+    def batches(self) -> Iterator[Batch]:
+        """Batches from where the run stands, until it is done or a rank was told to stop."""
+        batches = self.loader.train(self.run.batch_size, self.state.position)
+        while self.state.step < self.total_steps and not self.steering.ending:
+            start = time.monotonic()
+            batch = next(batches)
+            self.waited = time.monotonic() - start
+            yield batch
+
+    def step(self, batch: Batch) -> None:
+        """Train on a batch, and read what has arrived of earlier ones."""
+        start = time.monotonic()
+        rates = self.next_rates()
+        controls = Controls(self.rates_on_device(rates), self.steering.told())
+        result = self.train_step(self.training, controls, Examples(*batch))
+        position = self.state.position + self.run.batch_size
+        self.state = replace(self.state, step=self.state.step + 1, position=position)
+        self.pending.append(send(self.state.step, position, rates, result))
+        if self.window.wanted:
+            self.window.show(self.state.step, batch)
+        self.read_results(self.LAG if self.device.type == "cuda" else 0)
+        self.tell_damage()
+        now = time.monotonic()
+        self.speed.add(now, self.run.batch_size, self.waited)
+        self.metrics.step_seconds.labels("data_wait").observe(self.waited)
+        self.metrics.step_seconds.labels("compute").observe(now - start)
+        self.heart.beat("training")
+
+    def next_rates(self) -> Rates:
+        """The learning rates of the next step; a change that is not an event yet is one."""
+        rates = rates_of(self.run.optim, self.state, self.samples)
+        changes = rate_changes(self.state.events)
+        old = Rates(**changes[-1]["new"]) if changes else Rates(self.run.optim.lr, self.run.optim.lr)
+        if rates != old:
+            self.note(rate_event(self.state, self.samples, old, rates, f"schedule {self.run.optim.schedule}"))
+        self.rates = rates
+        return rates
+
+    def note(self, event: Event) -> None:
+        """Record an event, and tell everyone."""
+        self.state = replace(self.state, events=(*self.state.events, event))
+        self.rates = rates_of(self.run.optim, self.state, self.samples)
+        self.events.append(event)
+        self.metrics.events.labels(event["kind"]).inc()
+        self.tell_standing()
+        words = [event["kind"], change_of(event), f"by {event['author']}", event["reason"] and f"({event['reason']})"]
+        self.display.say(f"step {self.state.step}: {' '.join(word for word in words if word)}")
+
+    def tell_standing(self) -> None:
+        """Metrics of where the run stands, which a resume knows before its first step."""
+        self.metrics.epoch.set(self.state.position / self.samples)
+        self.metrics.progress.set(self.state.step / self.total_steps)
+        self.metrics.learning_rate.set(self.rates.base)
+        for entry in self.state.history[-1:]:
+            self.metrics.error.labels("1").set(entry.top1)
+            self.metrics.error.labels("5").set(entry.top5)
+        self.metrics.latest_events = self.state.events
+        self.metrics.paused.set(self.paused)
+        self.metrics.drop_proposed.set(proposal(self.run.optim, self.state, self.rates.base) is not None)
+
+    def rates_on_device(self, rates: Rates) -> Tensor:
+        """(2,) tensor of the rates; made anew only at a change, because the copy would wait for the device."""
+        if not self.rates_sent or self.rates_sent[0] != rates:
+            self.rates_sent = rates, torch.tensor([rates.base, rates.conv1], device=self.device)
+        return self.rates_sent[1]
+
+    def tell_damage(self) -> None:
+        """Count the samples that others stood in for since the last look, and say where they are."""
+        found, self.loader.damaged = self.loader.damaged, []
+        for place in found:
+            self.metrics.replaced.labels("damaged").inc()
+            self.display.say(f"damaged sample ({place}): another stands in; shard the data set again")
+
+    def act(self) -> None:
+        """Do what operators have asked for, on all ranks after the same step; a pause lasts until one ends it."""
+        if not self.steering.acting:
+            return
+        self.read_results(0)
+        self.speed = Speed()  # the time that this takes is not the steps'
+        for request in self.steering.requests():
+            self.perform(request)
+        while self.paused and not self.steering.ending:
+            self.heart.beat("paused")
+            for request in self.steering.requests(PAUSE_SECONDS):
+                self.perform(request)
+
+    def perform(self, request: Request) -> None:
+        """Do an operator's act; it is answered when the checkpoint that has its event is on disk."""
+        act = request.act
+        if problem := refusal(act, self.rates, self.paused):
+            request.answer.set_exception(Refused(409, problem))
+            return
+        self.paused = act.kind == "pause" or (self.paused and act.kind != "resume")
+        event = act_event(act, self.state, self.samples, self.rates)
+        self.note(event)
+        if act.kind == "stop":
+            self.ended_by = act.author
+            self.steering.end()
+        self.save()
+        self.saver.then(partial(self.answer, request, event))
+
+    def answer(self, request: Request, event: Event, saved: Future[bool]) -> None:
+        """Tell the operator that the act is done, and on disk."""
+        if not saved.exception() and saved.result():
+            good = self.writer.last_good
+            request.answer.set_result({"event": event, "checkpoint": good and good.name})
+        else:
+            request.answer.set_exception(
+                Refused(503, f"done, but not on disk: {saved.exception() or self.writer.failed}")
+            )
+
+    def read_results(self, lag: int) -> None:
+        """Read all but the last `lag` results; NonFinite at the first that is not healthy."""
+        while len(self.pending) > lag:
+            late = self.pending.popleft()
+            if late.arrived:
+                late.arrived.synchronize()
+            self.record(late)
+
+    def record(self, late: Late) -> None:
+        """Log a step and show it."""
+        loss, grad_norm, healthy, *told = late.values.tolist()
+        self.steering.heard(told)
+        if not healthy:
+            self.metrics.nonfinite.inc()
+            raise NonFinite(f"loss {loss} and gradient norm {grad_norm} at step {late.step}, expected finite numbers")
+        pictures_per_second, wait_share = self.speed.rates()
+        self.latest = StepRecord(
+            step=late.step,
+            epoch=late.position / self.samples,
+            loss=loss,
+            gradient_norm=grad_norm,
+            learning_rate=late.rates.base,
+            images_per_second=round(pictures_per_second, 1),
+            data_wait_ratio=round(wait_share, 4),
+        )
+        if late.step % self.run.log_every == 0:
+            self.log.append(vars(self.latest))
+        self.curve.add(late.step, self.latest.epoch, loss)
+        self.metrics.tell(self.latest, self.own_pictures)
+        self.metrics.progress.set(late.step / self.total_steps)
+        self.metrics.rate.set(pictures_per_second * self.own_pictures / self.run.batch_size)
+        self.metrics.mfu.set(pictures_per_second / self.peak_pictures_per_second)
+        self.display.update(late.step, loss, pictures_per_second, wait_share, self.run.batch_size)
+
+    def validate_if_due(self) -> None:
+        """Measure the error after each epoch; a stop meanwhile leaves it to the resume."""
+        if not self.validation_due:
+            return
+        self.read_results(0)
+        totals = torch.zeros(5, dtype=torch.float64, device=self.device)
+        for batch in self.loader.validation(self.run.batch_size):
+            totals += eval_step(self.training, self.steering.told(), Examples(*batch))
+            self.heart.beat("validating")
+            if self.ranks.ranks > 1:
+                self.steering.heard(totals[3:].tolist())
+            if self.steering.ending:
+                return
+        gc.collect()  # a DALI pipeline is part of reference cycles, and holds the device's memory
+        epoch = self.state.position // self.samples
+        loss, top1, top5, *_ = (totals / self.loader.dataset.splits["val"].samples).tolist()
+        entry = Validation(epoch=epoch, step=self.state.step, loss=loss, top1=top1, top5=top5)
+        self.state = replace(self.state, history=(*self.state.history, entry))
+        self.log.append({"validation": True, **asdict(entry)})
+        self.tell_standing()
+        self.display.say(f"epoch {epoch}: validation loss {loss:.4f}, top-1 error {top1:.2%}, top-5 error {top5:.2%}")
+
+    def save_if_due(self) -> None:
+        """A checkpoint every `checkpoint_every` steps, and of the weights that were just validated."""
+        validated = self.state.history[-1].step if self.state.history else 0
+        if self.state.step % self.run.checkpoint_every == 0 or self.state.step == validated:
+            self.save()
+
+    def save(self) -> None:
+        """Copy the state off the device and hand it to the writer."""
+        if self.state == self.saved:
+            return
+        self.read_results(0)  # nothing that a NaN has touched is ever saved
+        start = time.monotonic()
+        needed = saves(self.ranks, self.training.parallel)
+        tensors = copy_tensors(self.training.model, self.training.optimizer) if needed else {}
+        self.metrics.step_seconds.labels("checkpoint_copy").observe(time.monotonic() - start)
+        self.saver.submit(self.state, tensors)
+        self.saved = self.state
+
+    def close(self) -> bool:
+        """Wait for the writer, on every rank for rank 0's; whether the last checkpoint was written."""
+        self.heart.beat("ended")
+        saved = self.saver.close()
+        self.log.close()
+        self.events.close()
+        return self.ranks.from_leader(saved)

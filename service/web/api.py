@@ -1,0 +1,259 @@
+"""The worker's HTTP server: page, metrics, health, status and control, in a process of its own.
+
+What clients do here, however many and however slow, never takes time from the training loop: this process asks the
+worker over a pipe, at most a few times a second for each page, and answers everyone from that. `service.server`
+starts it, and starts it again if it dies.
+"""
+
+import asyncio
+import base64
+import hashlib
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import cache
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from pipeline.command import InputError
+from service.run.limits import HIGHEST_RATE
+from service.web.tokens import author_of
+from service.web.uvicorn_limits import Edge, serve
+from service.web.worker_client import RESOURCES, Asking, Resource
+
+ACT_SECONDS: Final = 60.0  # after these an act is still pending, and its client is told so
+FAILURES_PER_SECOND: Final = 10  # wrong tokens; more are told to wait
+# No control characters, and none that are invisible or turn the direction of writing: the text goes into logs.
+PRINTED: Final = r"^[^\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]*$"
+PAGE: Final = Path(__file__).with_name("page.html")
+
+
+class Reason(BaseModel):
+    """Why an operator acts; recorded with the event."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    reason: Annotated[str, Field(max_length=200, pattern=PRINTED)] = ""
+
+
+class Rate(Reason):
+    """A new learning rate."""
+
+    rate: Annotated[float, Field(ge=0, le=HIGHEST_RATE, allow_inf_nan=False)]
+
+
+class Factor(Reason):
+    """What the current learning rate is multiplied by."""
+
+    factor: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
+
+
+@dataclass
+class Guard:
+    """Who may act: bearers of a token in the file, which is read anew for each act."""
+
+    token_file: Path | None
+    leads: bool = True
+    failures: list[float] = field(default_factory=list)
+
+    def author(self, given: HTTPAuthorizationCredentials | None) -> str:
+        """The operator's name; HTTPException where the token is missing or wrong, or control is off."""
+        if not self.leads:
+            raise HTTPException(
+                409, "this is not rank 0, expected rank 0 to be asked; /api/targets has its address first"
+            )
+        if self.token_file is None:
+            raise HTTPException(403, "control is off, expected a token file; start the worker with --token-file")
+        if given is None:
+            raise unknown("no token")
+        try:
+            name = author_of(self.token_file, given.credentials)
+        except InputError as error:
+            say(str(error))
+            what = "the token file is not as it must be"
+            raise HTTPException(503, f"{what}, expected tokens with mode 600; see the worker's log") from error
+        if name is not None:
+            return name  # however many others guess
+        now = time.monotonic()
+        self.failures = [at for at in self.failures if now - at < 1.0]
+        if len(self.failures) >= FAILURES_PER_SECOND:
+            why = "too many wrong tokens, expected the right one; wait a second"
+            raise HTTPException(429, why, {"Retry-After": "1"})
+        self.failures.append(now)
+        raise unknown("no such token")
+
+
+@cache
+def say(message: str) -> None:
+    """A line in the worker's log, once."""
+    sys.stderr.write(f"error: {message}\n")
+
+
+def unknown(what: str) -> HTTPException:
+    """Nobody who may act."""
+    remedy = "send Authorization: Bearer TOKEN with a token of the worker's --token-file"
+    return HTTPException(401, f"{what}, expected a known one; {remedy}", {"WWW-Authenticate": "Bearer"})
+
+
+ERRORS: Final = {
+    400: "The body cannot be read.",
+    401: "No token, or a wrong one.",
+    403: "Control is off.",
+    409: "Not now, or not here.",
+    413: "Too large.",
+    422: "The body is wrong.",
+    429: "Too much at once.",
+    503: "Applied, but the checkpoint failed; or the worker does not answer.",
+}
+
+
+ACTS: Final = {
+    "checkpoint": "Save now.",
+    "pause": "Save, and wait until resumed or stopped.",
+    "resume": "Go on after a pause.",
+    "stop": "Save and end the run; the same command goes on with it later.",
+}
+
+
+class Problem(BaseModel):
+    """What was wrong, what was expected, and what to do."""
+
+    error: str
+
+
+def problem(status: int, message: str, headers: Any = None) -> JSONResponse:
+    """An error's one line."""
+    return JSONResponse({"error": message}, status, headers)
+
+
+async def operator(
+    request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
+) -> str:
+    """The name of whoever asks."""
+    return request.app.state.guard.author(given)
+
+
+Author = Annotated[str, Depends(operator)]
+
+
+def application(worker: Asking, guard: Guard) -> FastAPI:
+    """The routes."""
+    app = FastAPI(title="AlexNet trainer", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.state.guard = guard
+    for resource in RESOURCES:
+        add_resource(app, worker, resource)
+    errors: dict[int | str, dict[str, Any]] = {code: {"description": d, "model": Problem} for code, d in ERRORS.items()}
+    errors[202] = {"description": f"Not done within {ACT_SECONDS:g} s; it will be."}
+
+    async def act(kind: str, author: str, body: Reason | None) -> Response:
+        fields = body.model_dump() if body else {}
+        try:
+            return await worker.act({"kind": kind, "author": author, **fields}, ACT_SECONDS)
+        except TimeoutError:
+            return JSONResponse({"pending": True}, 202)
+        except OSError:
+            return problem(409, "the run has just ended, expected it to go on; start it again")
+
+    def acting(kind: str) -> Callable[..., Awaitable[Response]]:
+        async def handler(author: Author, body: Reason | None = None) -> Response:
+            return await act(kind, author, body)
+
+        return handler
+
+    for kind, what in ACTS.items():
+        options: dict[str, Any] = {"methods": ["POST"], "operation_id": kind, "summary": what, "responses": errors}
+        app.add_api_route(f"/api/{kind}", acting(kind), **options)
+
+    @app.post("/api/learning-rate", responses=errors, operation_id="learning-rate")
+    async def learning_rate(author: Author, body: Rate | Factor) -> Response:
+        """Set the learning rate; from then on the schedule no longer does."""
+        return await act("learning-rate", author, body)
+
+    add_page(app)
+    add_errors(app)
+    return app
+
+
+def add_resource(app: FastAPI, worker: Asking, resource: Resource) -> None:
+    """A GET that the worker answers."""
+
+    async def handler() -> Response:
+        return await worker.get(resource)
+
+    described: dict[int | str, dict[str, Any]] = {200: {"content": {resource.kind: {}}}}
+    for code in (404, 503):
+        described[code] = {"description": "Not yet, or not well.", "content": {"application/json": {}}}
+    app.add_api_route(
+        resource.path,
+        handler,
+        response_class=Response,
+        summary=resource.what,
+        operation_id=resource.path.strip("/"),
+        responses=described,
+    )
+
+
+def add_page(app: FastAPI) -> None:
+    """The status page at /, which may run its own script and style alone."""
+    html = PAGE.read_text()
+
+    def allowed(tag: str) -> str:
+        parts = re.findall(rf"<{tag}[^>]*>(.*?)</{tag}>", html, re.DOTALL)
+        hashes = (base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in parts)
+        return " ".join(f"'sha256-{each}'" for each in hashes)
+
+    policy = (
+        f"default-src 'none'; script-src {allowed('script')}; style-src {allowed('style')}; img-src 'self' data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'"
+    )
+    headers = {"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer"}
+
+    @app.get("/", response_class=Response, summary="The status page.", responses={200: {"content": {"text/html": {}}}})
+    async def page() -> Response:
+        return Response(html, media_type="text/html", headers=headers)
+
+
+def add_errors(app: FastAPI) -> None:
+    """Every error is {"error": one line}."""
+
+    @app.exception_handler(StarletteHTTPException)
+    async def of_http(request: Request, error: StarletteHTTPException) -> Response:
+        unreadable = "the body cannot be read, expected JSON in UTF-8; see /openapi.json"
+        message = unreadable if error.status_code == 400 else f"{error.detail}"
+        return problem(error.status_code, message, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def of_body(request: Request, error: RequestValidationError) -> Response:
+        found = [f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in error.errors()]
+        return problem(422, f"{' or '.join(found)}; see /openapi.json")
+
+
+def main() -> None:
+    """Serve as the worker says: file descriptors of the listening sockets and of the pipe, and files."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # meant for the worker, after which this ends
+        signal.signal(number, signal.SIG_IGN)
+    os.nice(10)  # the processor is the training's first
+    settings = json.loads(sys.argv[1])
+    worker = Asking(Connection(settings["channel"]))
+    token_file = settings["token_file"]
+    app = application(worker, Guard(Path(token_file) if token_file else None, settings["leads"]))
+    listener = socket.socket(fileno=settings["listener"])
+    asyncio.run(serve(Edge(app), listener, settings["tls"], worker.listen))
+
+
+if __name__ == "__main__":
+    main()

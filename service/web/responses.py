@@ -1,0 +1,104 @@
+"""What the worker answers to whoever looks at it, in any phase and from any thread."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from model.parallel import Layout
+from service.run.checkpoint import step_of
+from service.run.config import Run
+from service.run.filters import filters_png
+from service.telemetry.heartbeat import Heart
+from service.telemetry.metrics import Metrics
+from service.telemetry.preview import described
+from service.training.ranks import Ranks
+from service.training.worker import Worker
+from service.web.server_process import Answer, json_answer
+from service.web.status import facts, status
+
+FAREWELL_SECONDS: Final = 20.0  # that a run which is over may wait to be seen so
+
+
+def missing(what: str) -> Answer:
+    """Not there yet."""
+    return json_answer({"error": f"there are no {what} yet, expected some soon; ask again later"}, 404)
+
+
+class Answers:
+    """The resources of a worker; `worker` is None until it is set up."""
+
+    def __init__(self, run: Run, ranks: Ranks, layout: Layout | None, device: str, metrics: Metrics, heart: Heart):
+        self.worker: Worker | None = None
+        self.targets: list[str] = []
+        self._run, self._ranks, self._metrics, self._heart = run, ranks, metrics, heart
+        self._facts, self._started = facts(run, ranks.ranks, layout, device), time.time()
+        self._filters: tuple[Path, bytes] | None = None
+        self._scrapes: deque[float] = deque(maxlen=2)
+        self._scraped = threading.Event()
+        self._resources: dict[str, Callable[[], Answer]] = {
+            "/metrics": self._exposition,
+            "/healthz": self._health,
+            "/readyz": self._ready,
+            "/api/status": lambda: json_answer(self._status()),
+            "/api/curve": self._curve,
+            "/api/pictures": self._pictures,
+            "/filters.png": self._filters_png,
+            "/api/targets": lambda: json_answer([{"targets": self.targets}]),
+        }
+
+    def __call__(self, path: str) -> Answer:
+        """The answer to GET path."""
+        return self._resources[path]()
+
+    def _exposition(self) -> Answer:
+        body, kind = self._metrics.exposition()
+        self._scrapes.append(time.monotonic())
+        self._scraped.set()
+        return Answer(200, kind, body)
+
+    def farewell(self) -> None:
+        """Let whoever scrapes regularly see how the run has ended: wait for it, two of its intervals at most."""
+        if len(self._scrapes) < 2:
+            return
+        self._scraped.clear()
+        before, last = self._scrapes
+        self._scraped.wait(min(FAREWELL_SECONDS, last + 2 * (last - before) - time.monotonic()))
+
+    def _health(self) -> Answer:
+        found = self._heart.status()
+        return json_answer(found, 200 if found["status"] == "ok" else 503)
+
+    def _ready(self) -> Answer:
+        ready = self.worker is not None and self.worker.latest is not None
+        return json_answer({"ready": ready, "phase": self._heart.phase}, 200 if ready else 503)
+
+    def _status(self) -> dict[str, Any]:
+        control = self._ranks.leads and self._run.token_file is not None
+        found = status(self._facts, self._heart, self._metrics, self.worker, control, self._started)
+        good = self.worker and self.worker.writer.last_good
+        step = step_of(good) if good else None
+        return {**found, "rank": self._ranks.rank, "filters_step": step}
+
+    def _curve(self) -> Answer:
+        return json_answer(self.worker.curve.columns()) if self.worker else missing("losses")
+
+    def _pictures(self) -> Answer:
+        """Those of the last look; this one makes the loop show new ones."""
+        if not self.worker or not (shown := self.worker.window.shown):
+            return missing("pictures")
+        self.worker.window.wanted = True
+        return json_answer(described(shown, self.worker.loader.dataset.classes))
+
+    def _filters_png(self) -> Answer:
+        good = self.worker and self.worker.writer.last_good
+        if not good:
+            return missing("filters")
+        if not self._filters or self._filters[0] != good:
+            try:
+                self._filters = good, filters_png(good)
+            except OSError:  # of another host's rank 0
+                return missing("filters")
+        return Answer(200, "image/png", self._filters[1])

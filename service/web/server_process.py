@@ -1,0 +1,165 @@
+"""Starts the HTTP server's process, keeps it alive, and answers its questions beside the training loop."""
+
+import json
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from queue import SimpleQueue
+from socket import socket
+from typing import Any, Final, NamedTuple
+
+from pipeline.command import InputError
+from service.run.events import Act
+from service.training.control_queue import Desk, Refused
+
+RESTART_SECONDS: Final = 0.5  # before a server that died is started again; twice as many each time that it dies soon
+MOST_SECONDS: Final = 60.0  # of those
+CLOSE_SECONDS: Final = 5.0
+
+
+class Answer(NamedTuple):
+    """What a client gets."""
+
+    status: int
+    type: str  # of the body
+    body: bytes
+
+
+def json_answer(value: Any, status: int = 200) -> Answer:
+    """A JSON body; numbers are finite."""
+    return Answer(status, "application/json", json.dumps(value, allow_nan=False).encode())
+
+
+def check_tls(certificate: Path, key: Path) -> None:
+    """InputError where the files are not a certificate and its key."""
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        files = f"{certificate} and {key}"
+        remedy = "set --tls-certificate and --tls-key"
+        raise InputError(
+            f"{files} cannot be used ({error}), expected a PEM certificate and its key; {remedy}"
+        ) from error
+
+
+class Server:
+    """The HTTP server of a worker: the process, a thread that answers its questions, and one that sends the answers."""
+
+    def __init__(
+        self,
+        listener: socket,
+        get: Callable[[str], Answer],
+        desk: Desk,
+        *,
+        token_file: Path | None,
+        leads: bool,
+        tls: tuple[Path, Path] | None,
+        say: Callable[[str], None],
+    ):
+        """get: answers the GET of a path; any thread may call it. leads: whether acts are taken here."""
+        self._listener, self._get, self._desk, self._say = listener, get, desk, say
+        self._settings = {
+            "listener": listener.fileno(),
+            "token_file": token_file and str(token_file),
+            "leads": leads,
+            "tls": tls and [str(path) for path in tls],
+        }
+        self._closing = threading.Event()
+        self._answers: SimpleQueue[tuple[Connection, bytes, bytes] | None] = SimpleQueue()
+        self._start()
+        self._threads = [threading.Thread(target=each, daemon=True) for each in (self._serve, self._send)]
+        for thread in self._threads:
+            thread.start()
+
+    def _start(self) -> None:
+        self._channel, theirs = Pipe()
+        inherited = self._listener.fileno(), theirs.fileno()
+        settings = json.dumps({**self._settings, "channel": theirs.fileno()})
+        # A session of its own: a terminal's Ctrl-C is meant for the worker, which may still be asked how it ends.
+        arguments = [sys.executable, "-m", "service.web.api", settings]
+        try:
+            self._process = subprocess.Popen(
+                arguments, pass_fds=inherited, start_new_session=True, stdin=subprocess.DEVNULL
+            )
+        finally:
+            theirs.close()
+
+    def _serve(self) -> None:
+        wait = RESTART_SECONDS
+        while not self._closing.is_set():
+            began = time.monotonic()
+            try:
+                while True:
+                    self._answer(self._channel, json.loads(self._channel.recv_bytes()))
+            except (EOFError, OSError):
+                pass
+            wait = RESTART_SECONDS if time.monotonic() - began > MOST_SECONDS else min(2 * wait, MOST_SECONDS)
+            if self._closing.wait(wait):
+                return
+            self._say(f"the HTTP server ended with {self._process.wait()}, expected it to go on; it is started again")
+            try:
+                self._start()
+            except (
+                OSError
+            ) as error:  # no memory, perhaps, which is why it ended; the channel is closed, so it is tried again
+                self._say(f"the HTTP server cannot be started ({error}), expected it to; it is tried again")
+
+    def _answer(self, channel: Connection, question: dict[str, Any]) -> None:
+        def send(answer: Answer) -> None:
+            head = json.dumps({"id": question["id"], "status": answer.status, "type": answer.type})
+            self._answers.put((channel, head.encode(), answer.body))
+
+        if "get" in question:
+            send(self._got(question["get"]))
+            return
+        try:
+            self._desk.ask(Act(**question["act"])).add_done_callback(lambda done: send(answer_of(done)))
+        except Refused as error:
+            send(json_answer({"error": str(error)}, error.status))
+
+    def _got(self, path: str) -> Answer:
+        try:
+            return self._get(path)
+        except Exception as error:  # one resource's fault must not take the others with it, nor the training
+            self._say(f"GET {path} failed ({error!r}), expected an answer; report this")
+            return json_answer({"error": f"{path} failed ({error!r}), expected an answer; see the worker's log"}, 500)
+
+    def _send(self) -> None:
+        """Send what is there to send: whoever answers, the loop too, never waits for a server that does not read."""
+        while item := self._answers.get():
+            channel, *parts = item
+            try:
+                for part in parts:
+                    channel.send_bytes(part)
+            except OSError:
+                pass  # it has died; whoever asked has lost the connection
+
+    def close(self) -> None:
+        """Let answers that are under way arrive, and end the process."""
+        self._closing.set()
+        self._answers.put((self._channel, b"null", b""))
+        self._answers.put(None)
+        try:
+            self._process.wait(timeout=CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        for thread in self._threads:
+            thread.join(timeout=CLOSE_SECONDS)
+        self._channel.close()
+        self._listener.close()
+
+
+def answer_of(done: "Future[dict[str, Any]]") -> Answer:
+    """What the loop has made of an act."""
+    try:
+        return json_answer(done.result())
+    except Exception as error:  # whatever it is, somebody waits for an answer
+        return json_answer({"error": str(error)}, error.status if isinstance(error, Refused) else 500)

@@ -1,0 +1,148 @@
+"""What the page and its JSON say of a run: plain values, null where a number is not known."""
+
+import math
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from model.parallel import Layout
+from service.run.checkpoint import MANIFEST, checkpoints, step_of
+from service.run.config import Run
+from service.run.events import proposal
+from service.telemetry.heartbeat import Heart
+from service.telemetry.metrics import REPLACED, Metrics
+from service.training.worker import Worker
+
+DATA_WAIT_HIGH: Final = 0.2  # share of time; as in docker/prometheus/rules.yml
+DISK_CHECKPOINTS: Final = 3  # that must still fit
+
+
+def known(value: float | None) -> float | None:
+    """A number, or None where it is not finite."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def facts(run: Run, ranks: int, layout: Layout | None, device: str) -> dict[str, Any]:
+    """What a run is, and does not change."""
+    versions = {"torch": torch.__version__, "python": platform.python_version()}
+    sizes = {"batch_size": run.batch_size, "epochs": run.epochs, "ranks": ranks}
+    return {
+        "recipe": run.recipe,
+        "out": str(run.out),
+        **sizes,
+        "layout": layout,
+        "device": device,
+        "versions": versions,
+    }
+
+
+def standing(worker: Worker) -> dict[str, Any]:
+    """Where a run stands, and what has happened to it."""
+    state, latest, samples = worker.state, worker.latest, worker.samples
+    rate = latest.images_per_second if latest else 0.0
+    left = (worker.total_steps - state.step) * worker.run.batch_size
+    numbers = {
+        "data_wait_ratio": latest and latest.data_wait_ratio,
+        "loss": latest and latest.loss,
+        "gradient_norm": latest and latest.gradient_norm,
+        "images_per_second": rate or None,
+        "eta_seconds": left / rate if rate else None,
+        "mfu": rate / worker.peak_pictures_per_second,
+    }
+    return {
+        "paused": worker.paused,
+        "step": state.step,
+        "total_steps": worker.total_steps,
+        "epoch": state.position / samples,
+        "samples_per_epoch": samples,
+        "progress": state.step / worker.total_steps,
+        "learning_rate": worker.rates.base,
+        "restarts": state.restarts,
+        "precision": worker.run.model.precision,
+        "history": [{**asdict(entry), "loss": known(entry.loss)} for entry in state.history],
+        "events": list(state.events),
+        "proposal": proposal(worker.run.optim, state, worker.rates.base),
+        **{name: known(value) for name, value in numbers.items()},
+    }
+
+
+def kept(folder: Path) -> list[dict[str, Any]]:
+    """The checkpoints in a run's folder, newest first."""
+    found = []
+    for path in checkpoints(folder):
+        try:
+            size = sum(file.stat().st_size for file in path.iterdir())
+            written = (path / MANIFEST).stat().st_mtime
+        except OSError:
+            continue  # just being removed
+        found.append({"step": step_of(path), "time": written, "bytes": size})
+    return found
+
+
+def saving(values: Mapping[str, float], folder: Path) -> dict[str, Any]:
+    """How checkpoints fare; rank 0 alone writes them."""
+    return {
+        "attempts": int(values["trainer_checkpoint_attempts_total"]),
+        "failures": int(values["trainer_checkpoint_failures_total"]),
+        "last_seconds": values["trainer_checkpoint_duration_seconds"] or None,
+        "last_bytes": values["trainer_checkpoint_size_bytes"] or None,
+        "kept": kept(folder),
+    }
+
+
+def alert(name: str, severity: str, summary: str) -> dict[str, str]:
+    """As Prometheus's rules name and grade it."""
+    return {"name": name, "severity": severity, "summary": summary}
+
+
+def alerts(
+    health: Mapping[str, Any], values: Mapping[str, float], stands: Mapping[str, Any], failed: str
+) -> list[dict[str, str]]:
+    """What is wrong as far as the worker itself can see; Prometheus's rules see more. failed: the last save's error."""
+    found = []
+    if health["status"] != "ok":
+        age, limit = health["seconds_since_progress"], health["limit_seconds"]
+        words = f"{health['phase']}: nothing was done for {age:,.0f} s, expected something within {limit:,.0f} s"
+        found.append(alert("TrainerStalled", "critical", words))
+    if failed:
+        found.append(alert("TrainerCheckpointFailing", "critical", failed))
+    free, size = values["trainer_disk_bytes free"], values["trainer_checkpoint_size_bytes"]
+    if size and free < DISK_CHECKPOINTS * size:
+        words = (
+            f"{free / 1e9:,.2f} GB are free, expected room for {DISK_CHECKPOINTS} checkpoints of {size / 1e9:,.2f} GB"
+        )
+        found.append(alert("TrainerDiskFilling", "warning", words))
+    wait = stands.get("data_wait_ratio")
+    if wait and wait > DATA_WAIT_HIGH and health["phase"] == "training":
+        words = f"{wait:.0%} of the time goes to waiting for data, expected less than {DATA_WAIT_HIGH:.0%}"
+        found.append(alert("TrainerDataWaitHigh", "warning", words))
+    if replaced := sum(values[f"trainer_samples_replaced_total {reason}"] for reason in REPLACED):
+        found.append(alert("TrainerSamplesReplaced", "warning", f"{replaced:,.0f} samples were damaged and replaced"))
+    if suggested := stands.get("proposal"):
+        found.append(alert("TrainerPlateau", "info", suggested["reason"]))
+    return found
+
+
+def status(
+    fixed: Mapping[str, Any], heart: Heart, metrics: Metrics, worker: Worker | None, control: bool, started: float
+) -> dict[str, Any]:
+    """All of it; worker: None while it is being set up."""
+    health, values = heart.status(), metrics.values()
+    stands = standing(worker) if worker else {"paused": False}
+    failed = worker.writer.failed if worker else ""
+    return {
+        "run": fixed,
+        "phase": health["phase"],
+        "health": health,
+        "started": started,
+        "now": time.time(),
+        "control": control,
+        "checkpoints": saving(values, Path(fixed["out"])),
+        "alerts": alerts(health, values, stands, failed),
+        **stands,
+    }

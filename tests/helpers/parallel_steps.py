@@ -1,0 +1,115 @@
+"""Training steps and a validation step by one rank of several; what test_parallel.py starts with torchrun.
+
+    torchrun … parallel_steps.py OUT LAYOUT BACKEND-DTYPE …
+
+Each rank writes OUT/rank-N.safetensors for each pair of a backend and a data type: one start of the processes serves
+several, because starting them takes longer than their steps. Alone it is the same steps in one process.
+"""
+
+import sys
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.alexnet import AlexNet, ModelConfig
+from model.optim import Momentum, OptimConfig
+from model.parallel import Layout, Parallel, arrange, choose_layout
+from model.step import (
+    Controls,
+    Examples,
+    Training,
+    TrainStep,
+    compiled_train_step,
+    eval_step,
+    gradients_of,
+    train_step,
+    training_loss,
+)
+from pipeline.load.order import rank_slice
+from service.training.ranks import joined
+
+BATCH, CLASSES, CROP = 10, 7, 67  # neither the batch nor the classes divide evenly
+# In float32 the first step alone: the others begin with weights that rounding has led apart, and training leads them
+# further, as far as there are steps. In float64 the same is too small to matter.
+STEPS = {"float64": 6, "float32": 1}
+ACT, END = 2, 4  # the step from which on rank 0 is told to act, for one step, and the last rank to end the run
+FIRST = 2**33 - 5  # positions that need more than 32 bits
+
+
+def picture(position: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels, colour shift and label of a position."""
+    generator = torch.Generator().manual_seed(position)
+    pixels = torch.randint(0, 256, (CROP, CROP, 3), dtype=torch.uint8, generator=generator)
+    return (
+        pixels,
+        torch.randn(3, generator=generator) * 10,
+        torch.randint(0, CLASSES, (), generator=generator),
+    )
+
+
+def examples(first: int, rank: int, ranks: int) -> Examples:
+    """A rank's part of the global batch that begins at `first`, as the loader hands it over."""
+    mine, rows = rank_slice(BATCH, rank, ranks), -(-BATCH // ranks)
+    positions = range(first + mine.start, first + mine.start + rows)
+    pictures, offsets, labels = (torch.stack(column) for column in zip(*map(picture, positions), strict=True))
+    weights = (torch.arange(rows) < mine.stop - mine.start) / BATCH
+    return Examples(pictures, offsets, torch.full((rows,), 0.9), labels, torch.tensor(positions), weights)
+
+
+def gradients(training: Training, batch: Examples) -> dict[str, Tensor]:
+    """Of the loss of a batch, by name."""
+    arrived = training.parallel.arrived(gradients_of(training_loss(training, batch), training))
+    return {f"gradient.{name}": gradient for name, gradient in arrived.items()}
+
+
+def freshly_compiled(backend: str) -> TrainStep:
+    """The compiled step, and torch's counts of its graphs at none; `torch._dynamo` is imported by its first use."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    return compiled_train_step(backend)
+
+
+def steps(parallel: Parallel, backend: str, dtype: str) -> dict[str, Tensor]:
+    """What this rank finds: losses, gradients, weights, velocities, counts."""
+    numbers: torch.dtype = getattr(torch, dtype)
+    model = AlexNet(
+        ModelConfig(fc_width=64, init="he", pixel_std=58.0, precision="float32"),
+        classes=CLASSES,
+        crop=CROP,
+        seed=2**40 + 1,
+        place=parallel.place,
+    ).to(numbers)
+    optimizer = Momentum(OptimConfig(), dict(model.named_parameters()))
+    mean = torch.full((CROP, CROP, 3), 110.0, dtype=numbers)
+    training = Training(model, optimizer, mean, torch.tensor(True), parallel)
+    batches = [examples(FIRST + step * BATCH, parallel.rank, parallel.ranks) for step in range(STEPS[dtype])]
+    found = gradients(training, batches[0])
+    step = train_step if backend == "eager" else freshly_compiled(backend)
+    results = []
+    for number, batch in enumerate(batches):
+        told = [parallel.rank == parallel.ranks - 1 and number >= END, parallel.rank == 0 and number == ACT]
+        results.append(step(training, Controls(torch.tensor([0.01, 0.01]), torch.tensor(told).float()), batch))
+    found |= {name: torch.stack([result[i] for result in results]) for i, name in enumerate(results[0]._fields)}
+    found |= {f"weight.{name}": w.detach() for name, w in optimizer.parameters.items()}
+    found |= {f"velocity.{name}": v for name, v in optimizer.velocities.items()}
+    counting = batches[0]._replace(weights=batches[0].weights * BATCH)
+    found["validation"] = eval_step(training, torch.tensor([float(parallel.rank == 0), 1.0]), counting)
+    if backend != "eager":
+        counted = torch._dynamo.utils.counters
+        found["graphs"] = torch.tensor([counted["stats"]["unique_graphs"], sum(counted["graph_break"].values())])
+    return {name: value.contiguous() for name, value in found.items()}
+
+
+def main(out: Path, layout: Layout, runs: list[str]) -> None:
+    with joined("cpu", patience_seconds=120) as ranks:
+        parallel = arrange(choose_layout(layout, ranks.ranks), ranks.rank, ranks.ranks, "cpu")
+        for run in runs:
+            (out / run).mkdir(exist_ok=True)
+            save_file(steps(parallel, *run.split("-")), out / run / f"rank-{ranks.rank}.safetensors")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), cast(Layout, sys.argv[2]), sys.argv[3:])

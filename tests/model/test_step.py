@@ -1,0 +1,111 @@
+"""The step: one graph, no recompiles, equal to eager; and a NaN that reaches nothing."""
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from model.alexnet import ModelConfig
+from model.step import (
+    Examples,
+    compiled_train_step,
+    eval_step,
+    prepare,
+    train_step,
+    two_graphs,
+)
+from steps import CROP, TOLD, Bench, assert_same_step, counting, examples
+
+
+def test_prepare_is_the_formula_and_channels_last() -> None:
+    batch = examples()._replace(scale=torch.linspace(0.5, 1, 8))
+    mean = torch.rand(CROP, CROP, 3) * 255
+    found = prepare(batch, mean, 58.0)
+    expected = (batch.pictures.double() + batch.offset[:, None, None].double() - mean.double()) / 58
+    expected = expected * batch.scale.double()[:, None, None, None]
+    assert found.shape == (8, 3, CROP, CROP) and found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found.permute(0, 2, 3, 1).double(), expected, rtol=1e-5, atol=1e-5)  # float32
+
+
+# Generating code takes a minute; the other precisions' graphs are traced, counted and run without it.
+@pytest.mark.parametrize(
+    ("precision", "backend"),
+    [
+        ("float32", "aot_eager"),
+        ("mixed", "aot_eager"),
+        ("bfloat16", "aot_eager"),
+        pytest.param("float32", "inductor", marks=pytest.mark.slow),
+    ],
+)
+def test_the_compiled_step_is_one_graph_compiled_once_and_equals_eager(precision, backend: str) -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    config = ModelConfig(fc_width=64, init="he", pixel_std=58.0, precision=precision)
+    compiled, eager = Bench(config), Bench(config)
+    step = compiled_train_step(backend)
+    for i, lr in enumerate((0.01, 0.01, 0.001, 0.0)):  # a new rate compiles nothing
+        assert_same_step(compiled, eager, step, examples(first=8 * i), lr)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+
+
+def test_ten_steps_learn_ten_pictures() -> None:
+    bench, batch = Bench(), examples(10)
+    losses = [bench.run(train_step, batch).loss.item() for _ in range(30)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def poisoned(batch: Examples) -> Examples:
+    offset = batch.offset.clone()
+    offset[3, 1] = float("nan")
+    return batch._replace(offset=offset)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_nothing_not_finite_ever_reaches_the_weights(compile: bool) -> None:
+    bench = Bench()
+    step = compiled_train_step("aot_eager") if compile else train_step
+    assert bench.run(step, examples()).healthy
+    before = bench.tensors()
+    result = bench.run(step, poisoned(examples(first=8)))
+    assert not torch.isfinite(result.loss) and not result.healthy
+    # The host has not looked yet: a good step after the bad one changes nothing either.
+    assert not bench.run(step, examples(first=16)).healthy
+    assert all(torch.equal(a, b) for a, b in zip(before, bench.tensors(), strict=True))
+
+
+def test_an_infinite_gradient_under_a_finite_loss_is_caught() -> None:
+    bench = Bench()
+    with torch.no_grad():
+        bench.model.held()[1].fc8.weight.mul_(1e38)
+    before = bench.tensors()
+    result = bench.run(train_step, examples())
+    assert not torch.isfinite(result.grad_norm) and not result.healthy
+    assert all(torch.equal(a, b) for a, b in zip(before, bench.tensors(), strict=True))
+
+
+def test_two_graphs_do_what_the_eager_step_does() -> None:
+    two, eager = Bench(), Bench()
+    apart = two_graphs("aot_eager")
+    for i in range(2):
+        assert_same_step(two, eager, apart, examples(first=8 * i))
+
+
+def test_validation_counts_as_sorting_does() -> None:
+    bench = Bench()
+    batch = counting(examples(64))
+    loss, top1, top5, *_ = eval_step(bench.training, TOLD, batch).tolist()
+    with torch.no_grad():
+        logits = bench.model(prepare(batch, bench.mean, 58.0))
+    order = logits.argsort(1, descending=True)
+    assert top1 == (order[:, 0] != batch.labels).sum()
+    assert top5 == (order[:, :5] != batch.labels[:, None]).all(1).sum()
+    assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, batch.labels).item() * 64, rel=1e-5)
+
+
+def test_ties_and_nan_count_as_errors() -> None:
+    bench = Bench()
+    for value in (0.0, float("nan")):
+        with torch.no_grad():
+            for tower in bench.model.held().values():
+                tower.fc8.weight.fill_(value)
+        assert eval_step(bench.training, TOLD, counting(examples(16)))[1:].tolist() == [16, 16, 0, 0]

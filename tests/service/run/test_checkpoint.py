@@ -1,0 +1,188 @@
+"""Checkpoints: whole or absent, verified when read, never losing the last good one."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.alexnet import AlexNet, ModelConfig
+from model.optim import Momentum, OptimConfig
+from pipeline.command import InputError
+from pipeline.files import fsync_folder
+from service.run import checkpoint
+from service.run.checkpoint import (
+    FOLDER,
+    State,
+    Validation,
+    checkpoints,
+    clear_unfinished,
+    copy_tensors,
+    newest,
+    prune,
+    read,
+    read_tensors,
+    restore,
+    save,
+)
+
+RUN = {"recipe": "test"}
+
+
+def network(seed: int = 0) -> tuple[AlexNet, Momentum]:
+    model = AlexNet(ModelConfig(fc_width=16), classes=3, crop=67, seed=seed)
+    return model, Momentum(OptimConfig(), dict(model.named_parameters()))
+
+
+def history(*errors: float) -> tuple[Validation, ...]:
+    return tuple(Validation(epoch=i + 1, step=i + 1, loss=1.0, top1=e, top5=0.0) for i, e in enumerate(errors))
+
+
+def save_step(out: Path, step: int, *errors: float) -> Path:
+    tensors = {"towers-0.safetensors": {"w": torch.full((4,), float(step))}}
+    return save(
+        out, State(step=step, position=8 * step, history=history(*errors)), tensors, RUN
+    )  # errors of steps 1, 2…
+
+
+def test_what_is_saved_comes_back_exactly(tmp_path: Path) -> None:
+    model, optimizer = network(seed=1)
+    for velocity in optimizer.velocities.values():
+        velocity.normal_()
+    state = State(step=7, position=56, restarts=2, history=history(0.5, 0.4), events=({"kind": "x", "step": 3},))
+    path = save(tmp_path, state, copy_tensors(model, optimizer), RUN)
+    found = newest(tmp_path, print)
+    assert found and found.path == path and found.state == state and found.run == RUN
+    other, others = network(seed=2)
+    restore(read_tensors(found).items(), other, others)
+    for (name, a), b in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b) and torch.equal(optimizer.velocities[name], others.velocities[name])
+        assert b.stride() == a.stride()  # channels-last kernels stay so
+
+
+def test_a_copy_does_not_see_the_next_step() -> None:
+    model, optimizer = network()
+    tensors = copy_tensors(model, optimizer)
+    before = tensors["towers-0.safetensors"]["towers.0.fc8.weight"].clone()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert torch.equal(tensors["towers-0.safetensors"]["towers.0.fc8.weight"], before)
+
+
+def test_every_single_byte_counts(tmp_path: Path) -> None:
+    path = save_step(tmp_path, 1)
+    for file in sorted(path.iterdir()):
+        good = file.read_bytes()
+        for place in {0, len(good) // 2, len(good) - 1}:
+            bad = bytearray(good)
+            bad[place] ^= 0x01
+            file.write_bytes(bad)
+            if file.name == "manifest.json" and _still_says_the_same(bytes(bad), good):
+                continue
+            with pytest.raises(InputError, match="is no sound checkpoint"):
+                read(path)
+        file.write_bytes(good)
+    read(path)
+
+
+def _still_says_the_same(bad: bytes, good: bytes) -> bool:
+    try:
+        return json.loads(bad)["files"] == json.loads(good)["files"]
+    except (ValueError, KeyError):
+        return False
+
+
+def test_loading_falls_back_to_the_newest_that_verifies_whatever_latest_says(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save_step(tmp_path, step)
+    (tmp_path / FOLDER / "step-00000003/state.json").unlink()
+    (tmp_path / FOLDER / "step-00000002/towers-0.safetensors").write_bytes(b"")
+    said: list[str] = []
+    found = newest(tmp_path, said.append)
+    assert found and found.state.step == 1
+    assert len(said) == 2 and "step-00000003" in said[0] and "another size" in said[1]
+    assert newest(tmp_path / "nothing", said.append) is None
+    (tmp_path / FOLDER / "step-00000001/manifest.json").write_text('{"schema_version": 9, "files": {}}')
+    with pytest.raises(InputError, match="holds 3 checkpoints, none sound"):
+        newest(tmp_path, said.append)
+
+
+@pytest.mark.parametrize("kill_at", range(8))
+def test_a_save_that_dies_anywhere_leaves_the_last_good_one(
+    tmp_path: Path, kill_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Power goes at each durable act of a save in turn: nothing half-written is ever loaded, and a retry succeeds."""
+    save_step(tmp_path, 1)
+    acts = 0
+
+    class PowerCut(BaseException):
+        pass
+
+    def counted(function):
+        def act(*arguments):
+            nonlocal acts
+            acts += 1
+            if acts > kill_at:
+                raise PowerCut
+            return function(*arguments)
+
+        return act
+
+    monkeypatch.setattr(checkpoint, "write_atomic", counted(checkpoint.write_atomic))
+    monkeypatch.setattr(checkpoint, "fsync_folder", counted(fsync_folder))
+    monkeypatch.setattr(shutil, "rmtree", lambda *a, **k: None)  # a dead process cleans nothing up
+    try:
+        save_step(tmp_path, 2)
+    except PowerCut:
+        pass
+    monkeypatch.undo()
+    clear_unfinished(tmp_path)
+    assert not list((tmp_path / FOLDER).glob(".*"))
+    found = newest(tmp_path, print)
+    assert found and found.state.step in (1, 2)
+    save_step(tmp_path, 3)
+    found = newest(tmp_path, print)
+    assert found and found.state.step == 3 and (tmp_path / FOLDER / "LATEST").read_text() == "step-00000003\n"
+
+
+def test_pruning_keeps_the_newest_the_best_and_the_one_resumed_from(tmp_path: Path) -> None:
+    errors = [0.9, 0.5, 0.8, 0.8, 0.8, 0.8]
+    paths = [save_step(tmp_path, i + 1, *errors[: i + 1]) for i in range(6)]
+    removed = prune(tmp_path, 2, paths[0], set())
+    assert set(removed) == {paths[2], paths[3]}
+    assert set(checkpoints(tmp_path)) == {paths[0], paths[1], paths[4], paths[5]}
+
+
+def test_pruning_does_not_count_a_damaged_checkpoint(tmp_path: Path) -> None:
+    paths = [save_step(tmp_path, step) for step in (1, 2, 3)]
+    (paths[2] / "state.json").write_bytes(b"{}")
+    assert prune(tmp_path, 2, None, set()) == []
+    assert set(checkpoints(tmp_path)) == set(paths)
+
+
+@pytest.mark.parametrize("cut", ["before the second rename", "after it", "never"])
+def test_a_step_saved_again_is_never_missing(tmp_path: Path, cut: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_step(tmp_path, 4)
+    rename, renames = Path.rename, []
+
+    def counted(self: Path, target: Path) -> Path:
+        renames.append(target)
+        if len(renames) == {"before the second rename": 2}.get(cut):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", counted)
+    if cut != "never":
+        monkeypatch.setattr(shutil, "rmtree", lambda *a, **k: None)
+    try:
+        save_step(tmp_path, 4, 0.9, 0.8, 0.7, 0.6)
+    except KeyboardInterrupt:
+        pass
+    monkeypatch.undo()
+    clear_unfinished(tmp_path)
+    found = newest(tmp_path, print)
+    assert found and found.state.step == 4
+    assert len(found.state.history) == (0 if cut == "before the second rename" else 4)
+    assert not list((tmp_path / FOLDER).glob(".*"))

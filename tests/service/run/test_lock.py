@@ -1,0 +1,15 @@
+"""One worker to a folder."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.command import InputError
+from service.run.lock import locked
+
+
+def test_a_run_folder_has_one_worker(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(InputError, match="another worker is training in"), locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        pass

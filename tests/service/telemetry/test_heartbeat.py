@@ -1,0 +1,17 @@
+"""Liveness by progress."""
+
+from service.telemetry.heartbeat import COMPILE_FACTOR, Heart
+
+
+def test_liveness_is_progress_and_compiling_has_more_time() -> None:
+    now = 0.0
+    heart = Heart(10.0, clock=lambda: now)
+    heart.beat("compiling", COMPILE_FACTOR)
+    now = 45.0
+    assert heart.status()["status"] == "ok"
+    heart.beat("training")
+    now = 54.0
+    assert heart.status()["status"] == "ok"
+    now = 56.0
+    stalled = {"status": "stalled", "phase": "training", "seconds_since_progress": 11.0, "limit_seconds": 10.0}
+    assert heart.status() == stalled

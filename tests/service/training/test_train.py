@@ -1,0 +1,277 @@
+"""The worker as a process: exact resumes, signals, what it writes and serves, and what it refuses."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from prometheus_client.parser import text_string_to_metric_families
+from safetensors.torch import load_file
+
+from model.alexnet import ModelConfig
+from model.flop import training_flop
+from processes import command, losses, records, run, small_shards, start, wait_until, weights
+from service.run.checkpoint import FOLDER, checkpoints, newest, save
+
+
+def assert_same_end(out: Path, reference: Path, step: int) -> None:
+    """Weights, momentum and logged losses are bit for bit those of the reference."""
+    ours, theirs = weights(out, step), weights(reference, step)
+    assert ours.keys() == theirs.keys() and any(name.startswith("momentum.") for name in ours)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert losses(out) == losses(reference)
+    assert list(losses(out)) == list(range(1, step + 1))
+
+
+@pytest.mark.parametrize("mode", ["--no-compile", pytest.param("--compile", marks=pytest.mark.slow)])
+def test_an_interrupted_run_equals_an_uninterrupted_one(shards: Path, tmp_path: Path, mode: str) -> None:
+    """12 steps of 40 over 30 pictures, an epoch's end in each: SIGTERM about step 5, SIGKILL after step 9."""
+    # Large enough batches that a signal sent when a step is seen arrives within the next one or two.
+    options = ("--max-steps", "12", "--checkpoint-every", "3", "--batch-size", "40", "--epochs", "50", mode)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    status, output = run(command(shards, whole, *options))
+    assert status == 0, output
+
+    worker = start(command(shards, broken, *options))
+    wait_until(lambda: 4 in losses(broken), worker)
+    worker.send_signal(signal.SIGTERM)
+    output = worker.communicate()[0]
+    assert worker.returncode == 143, output
+    stopped = newest(broken, print)
+    assert stopped and 4 <= stopped.state.step < 9, "the signal came too late"
+
+    worker = start(command(shards, broken, *options))
+    wait_until(lambda: (broken / FOLDER / "step-00000009").exists(), worker)
+    worker.kill()
+    output = worker.communicate()[0]
+    assert worker.returncode == -signal.SIGKILL and "restart 1" in output
+
+    status, output = run(command(shards, broken, *options))
+    assert status == 0 and "restart 2" in output
+    assert_same_end(broken, whole, 12)
+    assert [r["epoch"] for r in records(broken) if "validation" in r] == [step * 40 // 30 for step in range(1, 13)]
+    validation = [r for r in records(whole) if "validation" in r]
+    assert [r for r in records(broken) if "validation" in r] == validation
+
+
+def test_ctrl_c_saves_and_exits_130(shards: Path, tmp_path: Path) -> None:
+    worker = start(command(shards, tmp_path))
+    wait_until(lambda: losses(tmp_path), worker)
+    worker.send_signal(signal.SIGINT)
+    output = worker.communicate()[0]
+    assert worker.returncode == 130, output
+    checkpoint = newest(tmp_path, print)
+    assert checkpoint and checkpoint.state.step == max(losses(tmp_path))
+    assert "stopped by SIGINT" in output
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_the_run_still_ends_the_same(shards: Path, tmp_path: Path) -> None:
+    options = ("--checkpoint-every", "2")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert run(command(shards, whole, *options, "--max-steps", "6"))[0] == 0
+    assert run(command(shards, broken, *options, "--max-steps", "4"))[0] == 0
+    file = broken / FOLDER / "step-00000004/towers-1.safetensors"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    status, output = run(command(shards, broken, *options, "--max-steps", "6"))
+    assert status == 0 and "towers-1.safetensors is damaged" in output and "step-00000002, restart 1" in output
+    assert_same_end(broken, whole, 6)
+
+
+def test_a_stop_during_validation_leaves_it_to_the_resume(shards: Path, tmp_path: Path) -> None:
+    """The last step done, its validation not: a checkpoint without the last error, made by taking it out."""
+    arguments = command(shards, tmp_path, "--epochs", "1")
+    assert run(arguments)[0] == 0
+    checkpoint = newest(tmp_path, print)
+    assert checkpoint and len(checkpoint.state.history) == 1
+    tensors = {f.name: load_file(f) for f in sorted(checkpoint.path.glob("*.safetensors"))}
+    save(tmp_path, replace(checkpoint.state, history=()), tensors, checkpoint.run)
+    status, output = run(arguments)
+    assert status == 0 and "epoch 1: validation" in output
+    again = newest(tmp_path, print)
+    assert again and again.state.history == checkpoint.state.history
+
+
+TOLD_WHILE_VALIDATING = """
+import os, signal, sys
+from pipeline.command import run_command
+from service import train
+from service.training import worker
+
+def told(*arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return plain(*arguments)
+
+plain, worker.eval_step = worker.eval_step, told
+run_command(train.main)
+"""
+
+
+def test_a_stop_during_the_last_validation_does_not_count_as_done(shards: Path, tmp_path: Path) -> None:
+    arguments = command(shards, tmp_path, "--epochs", "1")
+    status, output = run([arguments[0], "-c", TOLD_WHILE_VALIDATING, *arguments[3:]])
+    assert status == 143 and "stopped by SIGTERM at step 4, saved" in output, output
+    status, output = run(arguments)
+    assert status == 0 and "epoch 1: validation" in output
+
+
+def test_a_finished_run_is_not_trained_further(shards: Path, tmp_path: Path) -> None:
+    arguments = command(shards, tmp_path, "--max-steps", "2")
+    assert run(arguments)[0] == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / FOLDER).rglob("*") if path.is_file()}
+    status, output = run(arguments)
+    assert status == 0 and "done at step 2" in output
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / FOLDER).rglob("*") if path.is_file()}
+
+
+def test_metrics_and_health_are_served_while_it_trains(shards: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    options = ("--epochs", "1000", "--peak-tflops", "0.001", "--checkpoint-every", "1")
+    worker = start(command(shards, tmp_path, "--port", str(port), *options))
+    wait_until(lambda: len([r for r in records(tmp_path) if "validation" in r]) >= 1, worker)
+
+    def get(path: str) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            return answer.read().decode()
+
+    def samples() -> dict[str, float]:
+        families = text_string_to_metric_families(get("/metrics"))
+        return {s.name + str(s.labels or ""): s.value for family in families for s in family.samples}
+
+    first = samples()
+    wait_until(lambda: samples()["trainer_samples_total"] > first["trainer_samples_total"], worker)
+    assert first["trainer_samples_total"] == 8 * first["trainer_steps_total"]
+    assert 0 <= first["trainer_validation_error_ratio{'top': '1'}"] <= 1
+    assert first["trainer_nonfinite_steps_total"] == 0 and first["trainer_checkpoint_failures_total"] == 0
+    flop = training_flop(ModelConfig(fc_width=64), classes=3, crop=67)
+    assert first["trainer_mfu_ratio"] == pytest.approx(first["trainer_samples_per_second"] * flop / 1e9)
+    newest_files = newest(tmp_path, print)
+    assert newest_files and first["trainer_checkpoint_size_bytes"] == pytest.approx(
+        sum(f.stat().st_size for f in newest_files.path.iterdir()), rel=0.01
+    )  # its state grows by a few bytes a step
+    assert first["process_resident_memory_bytes"] > 1e8 and first["trainer_device_memory_bytes{'state': 'peak'}"] >= 0
+    assert first["trainer_events_total{'kind': 'learning-rate'}"] >= 0
+    assert json.loads(get("/healthz"))["status"] == "ok"
+    # Only loopback: another address of this machine has nobody listening.
+    with pytest.raises(OSError), socket.create_connection(("127.0.0.2", port), timeout=5):
+        pass
+    worker.terminate()
+    assert worker.communicate() and worker.returncode == 143
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoint(
+    shards: Path, tmp_path: Path
+) -> None:
+    options = ("--checkpoint-every", "1", "--optim.lr", "1e12")
+    status, output = run(command(shards, tmp_path, *options))
+    assert status == 1, output
+    assert "expected finite numbers" in output and "last good checkpoint" in output and "lower --optim.lr" in output
+    checkpoint = newest(tmp_path, print)
+    assert checkpoint and str(checkpoint.path) in output
+    assert all(torch.isfinite(t).all() for t in weights(tmp_path, checkpoint.state.step).values())
+    assert max(losses(tmp_path)) == checkpoint.state.step  # the bad step is not logged as done
+
+
+def test_every_other_network_and_no_validation_train_too(tmp_path: Path) -> None:
+    shards = small_shards(tmp_path, val=False)
+    for recipe in ("paper", "source"):
+        arguments = command(shards, tmp_path / recipe, "--max-steps", "2", "--model.init", "he")
+        arguments[arguments.index("demo")] = recipe
+        status, output = run([*arguments, "--model.pixel-std", "58"])
+        assert status == 0, output
+        assert "no validation split" in output
+        assert len(losses(tmp_path / recipe)) == 2
+
+
+def wrong(arguments: list[str]) -> str:
+    """The one line that a wrong call gets, with exit status 2."""
+    status, output = run(arguments)
+    assert status == 2, output
+    (line,) = output.splitlines()
+    assert line.startswith("error: "), output
+    return line
+
+
+CALLED_IN_TURN = """
+import contextlib, io, json, sys
+from pipeline.command import run_command
+from service.train import main
+
+for sys.argv[1:] in json.loads(sys.stdin.read()):
+    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(said):
+        try:
+            run_command(main)
+        except SystemExit as end:
+            status = end.code
+    print(json.dumps([status, said.getvalue()]))
+"""
+
+
+def wrong_in_turn(*calls: list[str]) -> list[str]:
+    """The same of several calls by one process: starting one for each takes longer than all that they do."""
+    given = json.dumps([arguments[3:] for arguments in calls])
+    done = subprocess.run([sys.executable, "-c", CALLED_IN_TURN], input=given, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    found = []
+    for status, output in map(json.loads, done.stdout.splitlines()):
+        assert status == 2, output
+        (line,) = output.splitlines()
+        assert line.startswith("error: "), output
+        found.append(line)
+    return found
+
+
+def test_wrong_calls_get_one_line_and_status_2(shards: Path, tmp_path: Path) -> None:
+    done = tmp_path / "done"
+    assert run(command(shards, done, "--max-steps", "1"))[0] == 0
+    before = {path: path.read_bytes() for path in done.rglob("*") if path.is_file()}
+    assert "seed 0 there, 5 here" in wrong(command(shards, done, "--max-steps", "2", "--seed", "5"))
+    newer = tmp_path / "newer"
+    newer.mkdir()
+    fields = json.loads((shards / "dataset.json").read_text())
+    (newer / "dataset.json").write_text(json.dumps({**fields, "schema_version": 99}))
+    other, out = command(shards, done), tmp_path / "out"
+    other[other.index("demo")] = "source"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        calls = {
+            "recipe demo there, source here": other,
+            "is not a folder, expected shards": command(tmp_path / "none", out),
+            "schema version 99, expected 2": command(newer, out),
+            f"port {port} cannot be used": command(shards, out, "--port", str(port)),
+            "batch_size is 0, expected at least 1": command(shards, out, "--batch-size", "0"),
+            "crop is 50 pixels, expected at least 63": [*command(shards, out), "--data.crop", "50"],
+            "cannot be written": command(shards, shards / "dataset.json"),
+        }
+        if not torch.cuda.is_available():
+            calls["device is gpu"] = command(shards, out, "--device", "gpu")
+        for expected, line in zip(calls, wrong_in_turn(*calls.values()), strict=True):
+            assert expected in line
+    assert not (out / "run.json").exists()
+    assert {path: path.read_bytes() for path in done.rglob("*") if path.is_file()} == before
+
+
+def test_two_workers_refuse_each_other(shards: Path, tmp_path: Path) -> None:
+    worker = start(command(shards, tmp_path, "--epochs", "1000"))
+    wait_until(lambda: losses(tmp_path), worker)
+    assert "another worker is training in" in wrong(command(shards, tmp_path, "--epochs", "1000"))
+    worker.terminate()
+    worker.communicate()
+
+
+def test_old_checkpoints_go_but_never_the_newest_two(shards: Path, tmp_path: Path) -> None:
+    options = ("--max-steps", "7", "--checkpoint-every", "1", "--keep-checkpoints", "2")
+    assert run(command(shards, tmp_path, *options))[0] == 0
+    names = [path.name for path in checkpoints(tmp_path)]
+    assert names[:2] == ["step-00000007", "step-00000006"] and len(names) <= 3  # and the best
+    assert (tmp_path / FOLDER / "LATEST").read_text() == "step-00000007\n"
+    assert not [name for name in os.listdir(tmp_path / FOLDER) if name.startswith(".")]
