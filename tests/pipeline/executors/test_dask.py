@@ -139,8 +139,6 @@ def test_an_extra_that_is_not_installed_is_named(
     command = [sys.executable, "-c", code, str(source), *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
-        command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}
-    )
     assert run.returncode == 2
     *_, line = run.stderr.splitlines()
     assert line.startswith("error: ") and "pip install -e '.[" in line
