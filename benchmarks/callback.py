@@ -26,7 +26,7 @@ import tyro
 from numpy.typing import NDArray
 
 from pipeline.files import write_atomic
-from pipeline.load.inputs import TrainRows, mended
+from pipeline.load.inputs import TrainInputs, replace_damaged
 from pipeline.load.loader import DataConfig, Loader, graph_inputs
 from pipeline.load.storage import SampleStore
 from pipeline.manifest import (
@@ -143,7 +143,7 @@ def batches(root: Path, batch_size: int, output: Any = "uint8") -> Iterator[list
     loader = Loader(DataConfig(shards=root, output=output))
     store = SampleStore(root, loader.dataset, "train")
     augment = loader.config.augment
-    rows = TrainRows(store, augment, loader.dataset.colour, seed=loader.seed, border=loader.border, mean=loader.mean)
+    rows = TrainInputs(store, augment, loader.dataset.colour, seed=loader.seed, border=loader.border, mean=loader.mean)
     ahead: deque[Any] = deque()
     first = 0
     while True:
@@ -151,7 +151,7 @@ def batches(root: Path, batch_size: int, output: Any = "uint8") -> Iterator[list
             ahead.append(rows(first, batch_size))
             store.prefetch(ahead[-1].locations)
             first += batch_size
-        jpegs, _, _, _ = graph_inputs(store, mended(store, ahead.popleft())[0])
+        jpegs, _, _, _ = graph_inputs(store, replace_damaged(store, ahead.popleft())[0])
         yield jpegs
 
 

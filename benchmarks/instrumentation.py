@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 from pipeline.memory import keep_freed_memory
 from roofline import seconds_of
 from service.run.log import StepRecord
-from service.telemetry.heartbeat import Heart
+from service.telemetry.heartbeat import Heartbeat
 from service.telemetry.metrics import LATEST_EVENTS, Metrics
 from step import Device, ours
 
@@ -41,15 +41,15 @@ class Options:
     rounds: int = 30
 
 
-def update(metrics: Metrics, heart: Heart) -> None:
+def update(metrics: Metrics, heartbeat: Heartbeat) -> None:
     """All that service.worker tells of a step."""
     metrics.step_seconds.labels("data_wait").observe(0.001)
     metrics.step_seconds.labels("compute").observe(0.8)
-    metrics.tell(RECORD, 128)
+    metrics.observe_step(RECORD, 128)
     metrics.progress.set(0.1)
     metrics.rate.set(160.0)
     metrics.mfu.set(0.5)
-    heart.beat("training")
+    heartbeat.beat("training")
 
 
 def timed(work: Callable[[], object], rounds: int, repeats: int = 1) -> list[float]:
@@ -63,13 +63,13 @@ def timed(work: Callable[[], object], rounds: int, repeats: int = 1) -> list[flo
     return found
 
 
-def watched() -> tuple[Metrics, Heart]:
+def watched() -> tuple[Metrics, Heartbeat]:
     """Metrics with as many events as are ever shown."""
-    metrics, heart = Metrics(CollectorRegistry()), Heart(600.0)
-    metrics.watch(heart, None, None)
+    metrics, heartbeat = Metrics(CollectorRegistry()), Heartbeat(600.0)
+    metrics.watch(heartbeat, None, None)
     event = {"kind": "checkpoint", "author": "alice", "reason": "before the maintenance", "time": 1795203900.0}
     metrics.latest_events = [{**event, "step": step} for step in range(LATEST_EVENTS)]
-    return metrics, heart
+    return metrics, heartbeat
 
 
 def step_seconds(options: Options) -> list[float]:
@@ -94,8 +94,8 @@ def line(name: str, seconds: Sequence[float], whole: float, of: str) -> str:
 def main() -> None:
     """Measure and print the table."""
     options = tyro.cli(Options, description=__doc__)
-    metrics, heart = watched()
-    updates = timed(lambda: update(metrics, heart), options.rounds, UPDATES)
+    metrics, heartbeat = watched()
+    updates = timed(lambda: update(metrics, heartbeat), options.rounds, UPDATES)
     scrapes = timed(metrics.exposition, options.rounds)
     size, series = len(metrics.exposition()[0]), metrics.exposition()[0].count(b"\n")
     steps = step_seconds(options)

@@ -25,7 +25,7 @@ import tyro
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.picture.jpeg import encoder
+from pipeline.picture.jpeg import encoder_version
 from pipeline.picture.resize import central_square
 
 # The DCT scales by 2 or more, down to no less than so many times the size; None: never.
@@ -67,7 +67,10 @@ class Score(NamedTuple):
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
-    print(f"Python {platform.python_version()}, {platform.machine()}; {encoder()}; scikit-image {skimage.__version__}")
+    print(
+        f"Python {platform.python_version()}, {platform.machine()}; {encoder_version()}; "
+        f"scikit-image {skimage.__version__}"
+    )
     pictures = [data for data in files(options.folder) if is_rgb(data)]
     large = [data for data in pictures if shorter_side(data) >= 2 * options.size]
     print_table(f"all {len(pictures)} pictures", pictures, options, ["DCT to >= 2x"])

@@ -26,7 +26,7 @@ import tyro
 from model.alexnet import AlexNet, ModelConfig, Precision
 from model.optim import Momentum, OptimConfig
 from model.parallel import Layout, arrange
-from model.step import Controls, Examples, Training, compiled_train_step
+from model.step import Examples, StepControls, Training, compiled_train_step
 from pipeline.load.loader import DataConfig, Loader, mean_crop
 from pipeline.memory import keep_freed_memory
 
@@ -71,7 +71,7 @@ def work_of(side: str, rank: int, options: Options) -> Callable[[], object]:
     model = AlexNet(ModelConfig(precision=options.precision), place=parallel.place)
     optimizer = Momentum(OptimConfig(), dict(model.named_parameters()))
     training = Training(model, optimizer, mean_crop(loader.dataset, config), torch.tensor(True), parallel)
-    controls, step = Controls(torch.full((2,), 0.001), torch.zeros(2)), compiled_train_step()
+    controls, step = StepControls(torch.full((2,), 0.001), torch.zeros(2)), compiled_train_step()
     return lambda: step(training, controls, Examples(*next(batches)))
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import simplejpeg
 import tyro
 
-from pipeline.picture.jpeg import encoder
+from pipeline.picture.jpeg import encoder_version
 
 CLASS_PICTURES = 1000
 LOOK_SECONDS = 0.1
@@ -41,7 +41,7 @@ class Options:
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
-    print(f"Python {platform.python_version()}, {platform.machine()}; {encoder()}; --size {options.size}")
+    print(f"Python {platform.python_version()}, {platform.machine()}; {encoder_version()}; --size {options.size}")
     print(f"{'pictures':>9} {'parent':>9} {'largest worker':>15} {'seconds':>8}")
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         source, there = Path(scratch) / "source", 0

@@ -27,7 +27,7 @@ import tyro
 from model.alexnet import AlexNet, Precision
 from model.flop import training_flop
 from model.optim import Momentum, OptimConfig
-from model.step import Controls, Examples, Training, compiled_train_step
+from model.step import Examples, StepControls, Training, compiled_train_step
 from peers import Work, plain, torchvision
 from pipeline.memory import keep_freed_memory
 from roofline import least_bytes, parts_of, peaks, seconds_of
@@ -93,7 +93,7 @@ def ours(recipe: str, precision: Precision, batch_size: int, device: Device) -> 
     optimizer = Momentum(OptimConfig(), dict(model.named_parameters()))
     mean = torch.full((crop, crop, 3), 110.0, device=device)
     training = Training(model, optimizer, mean, torch.tensor(True, device=device))
-    controls = Controls(torch.full((2,), 0.001, device=device), torch.zeros(2, device=device))
+    controls = StepControls(torch.full((2,), 0.001, device=device), torch.zeros(2, device=device))
     step = compiled_train_step()
     return lambda: step(training, controls, examples).loss
 

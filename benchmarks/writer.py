@@ -34,7 +34,7 @@ from typing import NamedTuple
 
 import tyro
 
-from pipeline.picture.jpeg import encoder
+from pipeline.picture.jpeg import encoder_version
 
 FFCV = """
 import sys, time
@@ -116,7 +116,7 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     print(f"Python {platform.python_version()}, {platform.machine()}, {len(os.sched_getaffinity(0))} cores, ", end="")
     print(f"load {os.getloadavg()[0]:.1f}; {options.pictures:,} pictures, {options.workers} workers; ", end="")
-    print(f"ours: {encoder()}", flush=True)
+    print(f"ours: {encoder_version()}", flush=True)
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         counts = options.pictures // 10, options.pictures
         trees = [link_pictures(options.source, count, Path(scratch)) for count in counts]

@@ -23,7 +23,7 @@ CONV_PARTS = (48, 128, 192, 192, 128)  # kernels of one tower, figure 2
 PICTURE_STD = 58.0  # of the RGB values of ImageNet's pictures about their mean, on 0..255
 
 Precision = Literal["float32", "mixed", "bfloat16"]
-Wanted = Precision | Literal["auto"]
+PrecisionOption = Precision | Literal["auto"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class ModelConfig:
     """paper: std 0.01, biases 1 where section 5 says; source: 0.03 in conv3 to conv5; he: He's, biases 0."""
     pixel_std: float = 1.0
     """Pictures (0..255, mean subtracted) are divided by this; 1 is the paper's. Less makes conv1 learn faster."""
-    precision: Wanted = "float32"
+    precision: PrecisionOption = "float32"
     """float32; bfloat16: autocast throughout; mixed: float32 through the second pooling, bfloat16 after it;
     auto: mixed where the device has bfloat16 instructions, else float32."""
 

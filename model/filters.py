@@ -22,7 +22,7 @@ def filter_grid(kernels: torch.Tensor, columns: int = COLUMNS, enlarge: int = 4)
     return grid.repeat(enlarge, 0).repeat(enlarge, 1)
 
 
-def towers_picture(towers: list[torch.Tensor], columns: int = COLUMNS, enlarge: int = 4) -> NDArray[np.uint8]:
+def filters_picture(towers: list[torch.Tensor], columns: int = COLUMNS, enlarge: int = 4) -> NDArray[np.uint8]:
     """The towers' grids one above the other, a grey line between them."""
     grids = [filter_grid(kernels, columns, enlarge) for kernels in towers]
     line = np.full((enlarge, grids[0].shape[1], 3), 128, np.uint8)

@@ -11,7 +11,7 @@ import torch
 from model.alexnet import Precision
 
 
-class Chosen(NamedTuple):
+class ChosenPrecision(NamedTuple):
     """A precision, and why."""
 
     precision: Precision
@@ -36,19 +36,19 @@ def bfloat16_instructions(device: torch.device) -> str:
     return "AVX-512 BF16" if torch.cpu._is_avx512_bf16_supported() else ""
 
 
-def kind_of_processor() -> str:
+def processor_kind() -> str:
     """The instructions that code for this processor may use, as far as torch and oneDNN tell kinds apart."""
     return f"{torch.backends.cpu.get_cpu_capability()} {bfloat16_instructions(torch.device('cpu'))}"
 
 
-def choose_precision(device: torch.device) -> Chosen:
+def choose_precision(device: torch.device) -> ChosenPrecision:
     """The fastest precision that trains as well as float32: `mixed` where bfloat16 is native, else float32.
 
     bfloat16 throughout is faster still, but ended outside the spread of float32 in two of three trials.
     """
     if native := bfloat16_instructions(device):
-        return Chosen("mixed", f"bfloat16 by {native}")
-    return Chosen("float32", f"{device_name(device)} has no bfloat16 instructions")
+        return ChosenPrecision("mixed", f"bfloat16 by {native}")
+    return ChosenPrecision("float32", f"{device_name(device)} has no bfloat16 instructions")
 
 
 def device_name(device: torch.device) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from model.alexnet import AlexNet
 from model.optim import Momentum
 from model.parallel import Parallel
-from model.precision import kind_of_processor
+from model.precision import processor_kind
 
 
 class Examples(NamedTuple):
@@ -26,11 +26,12 @@ class Examples(NamedTuple):
     weights: Tensor  # (B,) float32, what each picture's loss counts: 1 / the global batch; 0 for one that fills a row
 
 
-class Controls(NamedTuple):
+class StepControls(NamedTuple):
     """What the host asks of a step, tensors on the device, so that another value compiles nothing."""
 
     rates: Tensor  # (2,) float32: the base learning rate and conv1's
-    told: Tensor  # (2,) float32, 1 where this process was told something: to end the run; to act for an operator
+    # (2,) float32, 1 where this process has been asked: to end the run; to act for an operator.
+    local_flags: Tensor
 
 
 class StepResult(NamedTuple):
@@ -39,7 +40,7 @@ class StepResult(NamedTuple):
     loss: Tensor
     grad_norm: Tensor
     healthy: Tensor  # bool: loss and gradients were finite, in this step and in every one before it
-    told: Tensor  # (2,) how many ranks were told to end the run; to act for an operator
+    flag_counts: Tensor  # (2,) how many ranks have been asked: to end the run; to act for an operator
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Training:
     parallel: Parallel = field(default_factory=Parallel)
 
 
-TrainStep = Callable[[Training, Controls, Examples], StepResult]
+TrainStep = Callable[[Training, StepControls, Examples], StepResult]
 
 
 def prepare(examples: Examples, mean: Tensor, pixel_std: float) -> Tensor:
@@ -94,21 +95,21 @@ def gradients_of(loss: Tensor, training: Training) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def apply_gradients(
-    training: Training, controls: Controls, loss: Tensor, gradients: Mapping[str, Tensor]
+    training: Training, controls: StepControls, loss: Tensor, gradients: Mapping[str, Tensor]
 ) -> StepResult:
     """Update in place, unless a loss or gradient is not finite, of this step or (`healthy` says) of one before it."""
     parallel, healthy = training.parallel, training.healthy
     gradients = parallel.arrived(gradients)
-    loss, squares, *told = parallel.total(
-        torch.cat([torch.stack([loss, parallel.squares(gradients)]), controls.told])
+    loss, squares, *flags = parallel.total(
+        torch.cat([torch.stack([loss, parallel.squares(gradients)]), controls.local_flags])
     ).unbind()
     finite = healthy & torch.isfinite(loss) & torch.isfinite(squares)
     training.optimizer.update(list(gradients.values()), controls.rates, finite)
     healthy.copy_(finite)
-    return StepResult(loss, squares.sqrt(), finite, torch.stack(told))
+    return StepResult(loss, squares.sqrt(), finite, torch.stack(flags))
 
 
-def train_step(training: Training, controls: Controls, examples: Examples) -> StepResult:
+def train_step(training: Training, controls: StepControls, examples: Examples) -> StepResult:
     """Forward, backward and update in place; a non-finite loss or gradient leaves weights and velocities as they were.
 
     From then on `healthy` is false and every step leaves them so: the host may read it late, and no step waits for it.
@@ -122,7 +123,7 @@ def compiled_train_step(backend: str = "inductor") -> TrainStep:
     # What is kept of it (TORCHINDUCTOR_CACHE_DIR) is for one kind of processor, which torch's own key does not name:
     # another one that shares the folder, on a cluster or in a moved volume, would run the code of the first, and crash
     # or compute other numbers.
-    torch.compiler.config.cache_key_tag = kind_of_processor()
+    torch.compiler.config.cache_key_tag = processor_kind()
     if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
         return two_graphs(backend)
     torch._dynamo.config.trace_autograd_ops = True
@@ -134,7 +135,7 @@ def two_graphs(backend: str = "inductor") -> TrainStep:
     loss_of = torch.compile(training_loss, backend=backend, fullgraph=True, dynamic=False)
     apply = torch.compile(apply_gradients, backend=backend, fullgraph=True, dynamic=False)
 
-    def step(training: Training, controls: Controls, examples: Examples) -> StepResult:
+    def step(training: Training, controls: StepControls, examples: Examples) -> StepResult:
         loss = loss_of(training, examples)
         return apply(training, controls, loss.detach(), gradients_of(loss, training))
 
@@ -142,10 +143,10 @@ def two_graphs(backend: str = "inductor") -> TrainStep:
 
 
 @torch.no_grad()
-def eval_step(training: Training, told: Tensor, examples: Examples) -> Tensor:
-    """(5,) float64: summed loss, top-1 and top-5 errors over all ranks' pictures, section 6's measures; and ranks told.
+def eval_step(training: Training, local_flags: Tensor, examples: Examples) -> Tensor:
+    """(5,) float64: summed loss, top-1 and top-5 errors over all ranks' pictures, section 6's measures; and flags.
 
-    told: as in `Controls`; the last two numbers are how many ranks were told so.
+    local_flags: as in `StepControls`; the last two numbers are how many ranks have each set.
     """
     logits = own_logits(training, examples, train=False)
     losses = F.cross_entropy(logits, examples.labels, reduction="none")
@@ -153,4 +154,4 @@ def eval_step(training: Training, told: Tensor, examples: Examples) -> Tensor:
     at_label = logits.gather(1, examples.labels[:, None])
     ahead = (~(logits < at_label)).sum(1) - 1  # so written, NaN counts against it too
     counted = torch.stack([losses.double(), (ahead >= 1).double(), (ahead >= 5).double()])
-    return training.parallel.total(torch.cat([counted @ examples.weights.double(), told.double()]))
+    return training.parallel.total(torch.cat([counted @ examples.weights.double(), local_flags.double()]))

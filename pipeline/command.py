@@ -60,7 +60,7 @@ def _exit_at_once(stop: type[BaseException]) -> NoReturn:
     os._exit(128 + (signal.SIGTERM if issubclass(stop, _Terminated) else signal.SIGINT))
 
 
-def shown(text: str) -> str:
+def printable(text: str) -> str:
     """`text` for a message of one line: what cannot be printed, as file names may hold, is escaped."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
 

@@ -52,10 +52,10 @@ def fsync_folder(folder: Path) -> None:
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as stream:
-        return stream_sha256(stream)
+        return sha256_of_stream(stream)
 
 
-def stream_sha256(stream: IO[bytes] | io.BufferedIOBase) -> str:
+def sha256_of_stream(stream: IO[bytes] | io.BufferedIOBase) -> str:
     """The SHA-256, in hexadecimal, of what is left to read."""
     digest = hashlib.sha256()
     while chunk := stream.read(1 << 20):

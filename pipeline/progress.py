@@ -69,7 +69,7 @@ def progress(total: int, unit: str) -> Iterator[Advance]:
 
 
 @contextmanager
-def busy(what: str) -> Iterator[None]:
+def spinner(what: str) -> Iterator[None]:
     """Show on a terminal that something goes on whose length nobody knows."""
     console = Console(stderr=True)
     with console.status(escape(what)) if console.is_terminal else nullcontext():

@@ -20,7 +20,7 @@ from PIL import Image
 
 from pipeline.command import DONE, InputError, end_on_sigterm, run_command
 from pipeline.executors.ordered import results_in_order
-from pipeline.executors.pool import LocalCrew
+from pipeline.executors.pool import LocalPool
 from pipeline.memory import keep_freed_memory
 from pipeline.progress import progress
 from pipeline.synthetic.scene import GENERATOR, picture
@@ -120,7 +120,7 @@ def write_tree(root: Path, config: SampleConfig) -> None:
     write = partial(write_pictures, root=root, seed=config.seed, side=config.side)
     with (
         progress(config.pictures, "pictures") as advance,
-        results_in_order(write, tasks(config), LocalCrew(config.workers)) as counts,
+        results_in_order(write, tasks(config), LocalPool(config.workers)) as counts,
     ):
         for _, count in counts:
             advance(count)

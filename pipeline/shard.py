@@ -19,23 +19,23 @@ from typing import Annotated, Any
 import tyro
 from rich.filesize import decimal
 
-from pipeline.command import DONE, InputError, end_on_sigterm, run_command, shown
-from pipeline.executors.dask import LOCAL, crew_at, valid_executor
+from pipeline.command import DONE, InputError, end_on_sigterm, printable, run_command
+from pipeline.executors.dask import LOCAL, is_executor, open_pool
 from pipeline.executors.ordered import results_in_order
 from pipeline.files import is_temporary
 from pipeline.folder import Folder, folder_at
 from pipeline.manifest import CONTACT_FILE, DATASET_FILE, REJECTS_FILE, Dataset, parse_dataset
-from pipeline.picture.jpeg import STATISTICS_SIZE, encoder
-from pipeline.progress import busy, progress
+from pipeline.picture.jpeg import STATISTICS_SIZE, encoder_version
+from pipeline.progress import progress, spinner
 from pipeline.source.ilsvrc import Source, find_pictures
 from pipeline.source.listing import UnreadablePicture
 from pipeline.source.subset import hold_out, subset
-from pipeline.write.dataset import Made, add, assemble, nothing
-from pipeline.write.lock import Check, claimed, clear, require_same
-from pipeline.write.metrics import ShardMetrics, exposed
-from pipeline.write.plan import Plan, most_bytes, shard_tasks
+from pipeline.write.dataset import ShardResults, add_result, no_results, write_dataset
+from pipeline.write.lock import StillOwner, lock_output, remove_leftovers, require_same
+from pipeline.write.metrics import ShardMetrics, serve_metrics
+from pipeline.write.plan import Plan, estimated_bytes, shard_tasks
 from pipeline.write.record import RECORD_SUFFIX, read_record
-from pipeline.write.shard import make_shard
+from pipeline.write.shard import write_shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class ShardOptions:
         _require(1 <= self.quality <= 100, "--quality", self.quality, "1 to 100")
         _require(self.classes >= 0, "--classes", self.classes, "0 or more")
         _require(self.limit >= 0, "--limit", self.limit, "0 or more")
-        _require(valid_executor(self.executor), "--executor", self.executor, "local or dask://HOST:PORT")
+        _require(is_executor(self.executor), "--executor", self.executor, "local or dask://HOST:PORT")
         _require(self.workers >= 1, "--workers", self.workers, "1 or more")
         _require(self.shard_samples >= 0, "--shard-samples", self.shard_samples, "0 or more")
         _require(0 <= self.val_fraction < 1, "--val-fraction", self.val_fraction, "0 or more and less than 1")
@@ -115,26 +115,26 @@ def main() -> int:
 
 def shard(options: ShardOptions) -> int:
     """Make the data set that `options` ask for, or find it made; InputError when the output folder is taken."""
-    with busy(f"listing {shown(str(options.source))}"):
+    with spinner(f"listing {printable(str(options.source))}"):
         listed = subset(find_pictures(options.source), options.classes, options.limit, options.seed)
     sys.stdout.write(_found(listed))
     folder = folder_at(options.out)
     identity = _identity(options, listed)
     source = _with_validation(listed, options)
     if _is_made(folder, identity):
-        clear(folder)
-        return _already(folder)
-    with claimed(folder, identity) as check:
+        remove_leftovers(folder)
+        return _already_sharded(folder)
+    with lock_output(folder, identity) as check:
         if _is_made(folder, identity):  # another run has ended meanwhile
-            return _already(folder)
+            return _already_sharded(folder)
         if folder.local:
-            _require_room(folder.local, most_bytes(options.plan, source) - sum(folder.sizes().values()))
+            _require_room(folder.local, estimated_bytes(options.plan, source) - sum(folder.sizes().values()))
         start = time.monotonic()
-        made = _make(options, folder, source, check)
+        made = _write_shards(options, folder, source, check)
         check()
-        dataset = assemble(folder, made, identity, source.classes)
-        _tidy(folder)
-        sys.stdout.write(_summary(dataset, made.before, shown(options.out), time.monotonic() - start))
+        dataset = write_dataset(folder, made, identity, source.classes)
+        _remove_temporary_files(folder)
+        sys.stdout.write(_summary(dataset, made.resumed_pictures, printable(options.out), time.monotonic() - start))
     return DONE
 
 
@@ -147,25 +147,25 @@ def _is_made(folder: Folder, identity: Mapping[str, Any]) -> bool:
     return True
 
 
-def _already(folder: Folder) -> int:
-    _tidy(folder)
-    sys.stdout.write(f"already sharded: {shown(folder.place)}\n")
+def _already_sharded(folder: Folder) -> int:
+    _remove_temporary_files(folder)
+    sys.stdout.write(f"already sharded: {printable(folder.place)}\n")
     return DONE
 
 
 def _found(source: Source) -> str:
     classes = len(source.classes)
     lines = [
-        f"found {name}: {len(pictures):,} pictures, {decimal(int(pictures.bytes.sum()))}, {source.found[name]}"
+        f"found {name}: {len(pictures):,} pictures, {decimal(int(pictures.bytes.sum()))}, {source.descriptions[name]}"
         for name, pictures in source.splits.items()
     ]
-    return "".join(f"{line}\n" for line in [f"found {classes:,} classes in {shown(str(source.root))}", *lines])
+    return "".join(f"{line}\n" for line in [f"found {classes:,} classes in {printable(str(source.root))}", *lines])
 
 
 def _identity(options: ShardOptions, source: Source) -> dict[str, Any]:
     """The fields of Dataset that decide all the others."""
     return {
-        "encoder": encoder(),
+        "encoder": encoder_version(),
         "size": options.size,
         "quality": options.quality,
         "seed": options.seed,
@@ -182,7 +182,8 @@ def _with_validation(source: Source, options: ShardOptions) -> Source:
     if options.val_fraction:
         return hold_out(source, options.val_fraction, options.seed)
     sys.stderr.write(
-        f"notice: {shown(str(source.root))} has no val/, so training skips validation; --val-fraction holds some out\n"
+        f"notice: {printable(str(source.root))} has no val/, so training skips validation; "
+        "--val-fraction holds some out\n"
     )
     return source
 
@@ -196,21 +197,21 @@ def _require_room(out: Path, needed: float) -> None:
         )
 
 
-def _make(options: ShardOptions, folder: Folder, source: Source, check: Check) -> Made:
-    tasks = shard_tasks(options.plan, source, folder.address, encoder(), options.reject_unreadable)
+def _write_shards(options: ShardOptions, folder: Folder, source: Source, check: StillOwner) -> ShardResults:
+    tasks = shard_tasks(options.plan, source, folder.address, encoder_version(), options.reject_unreadable)
     total = sum(len(pictures) for pictures in source.splits.values())
     metrics = ShardMetrics(total)
     with (
-        exposed(metrics, options.metrics_host, options.metrics_port),
-        crew_at(options.executor, options.workers) as crew,
+        serve_metrics(metrics, options.metrics_host, options.metrics_port),
+        open_pool(options.executor, options.workers) as pool,
         progress(total, "pictures") as advance,
-        results_in_order(make_shard, tasks, crew) as results,
+        results_in_order(write_shard, tasks, pool) as results,
     ):
-        made = nothing(options.size or STATISTICS_SIZE, source.splits)
+        made = no_results(options.size or STATISTICS_SIZE, source.splits)
         for task, before in results:
             check()
             one = read_record(folder, task.name)
-            add(made, task.split, one, before)
+            add_result(made, task.split, one, before)
             metrics.observe(task.pictures, one, before)
             size = sum(picture.bytes for picture in task.pictures)
             rejected = f"{len(made.rejects):,} rejected" if made.rejects else ""
@@ -218,7 +219,7 @@ def _make(options: ShardOptions, folder: Folder, source: Source, check: Check) -
     return made
 
 
-def _tidy(folder: Folder) -> None:
+def _remove_temporary_files(folder: Folder) -> None:
     """Remove what only an unfinished data set needs, and what workers left that died."""
     for name in folder.sizes():
         if name.endswith(RECORD_SUFFIX) or is_temporary(name):

@@ -18,12 +18,12 @@ import tyro
 from numpy.typing import NDArray
 from rich.filesize import decimal
 
-from pipeline.check.faults import Fault, limited
+from pipeline.check.faults import Fault, first_faults
 from pipeline.check.metadata import check_description, check_file, check_table, expected_names
-from pipeline.check.shard import Checked, ShardCheck, check_shard
+from pipeline.check.shard import ShardCheck, ShardReport, check_shard
 from pipeline.command import DONE, FAULTS, InputError, end_on_sigterm, run_command
 from pipeline.executors.ordered import results_in_order
-from pipeline.executors.pool import LocalCrew
+from pipeline.executors.pool import LocalPool
 from pipeline.files import write_atomic
 from pipeline.folder import Folder, folder_at
 from pipeline.manifest import DATASET_FILE, SAMPLES_FILE, Dataset, index_name, parse_dataset
@@ -102,7 +102,9 @@ def verify(folder: Folder, *, decode: bool = False, workers: int = 1) -> Report:
             found += faults
     samples = size = 0
     tasks = _tasks(folder, dataset, there, tables, decode)
-    for task, checked in _checked(tasks, sum(split.samples for split in dataset.splits.values()), len(found), workers):
+    for task, checked in _check_shards(
+        tasks, sum(split.samples for split in dataset.splits.values()), len(found), workers
+    ):
         found += checked.faults
         samples += task.shard.samples
         size += checked.bytes
@@ -138,10 +140,10 @@ def _description(folder: Folder, size: int) -> tuple[Dataset | None, tuple[Fault
 
 def _presence(dataset: Dataset, there: dict[str, int]) -> Iterator[Fault]:
     expected = expected_names(dataset)
-    yield from limited("missing files", (Fault(name, "missing") for name in sorted(expected - there.keys())))
+    yield from first_faults("missing files", (Fault(name, "missing") for name in sorted(expected - there.keys())))
     # A store's consoles make an object for a folder; its name ends as a folder's.
     others = sorted(name for name in there.keys() - expected if name and not name.endswith("/"))
-    yield from limited(
+    yield from first_faults(
         "unexpected files", (Fault(name, "unexpected; it is no file of the data set") for name in others)
     )
 
@@ -153,7 +155,7 @@ def _tasks(
         table, first = tables.get(name), 0
         for shard in split.shards:
             task = ShardCheck(
-                place=folder.address,
+                folder=folder.address,
                 split=name,
                 shard=shard,
                 rows=None if table is None else table[first : first + shard.samples],
@@ -167,14 +169,14 @@ def _tasks(
                 yield task
 
 
-def _checked(
+def _check_shards(
     tasks: Iterator[ShardCheck], total: int, faults: int, workers: int
-) -> Iterator[tuple[ShardCheck, Checked]]:
+) -> Iterator[tuple[ShardCheck, ShardReport]]:
     """Each shard's findings, with keys held against those of the shard before it."""
     last_key: dict[str, int] = {}
     with (
         progress(total, "pictures") as advance,
-        results_in_order(check_shard, tasks, LocalCrew(workers)) as results,
+        results_in_order(check_shard, tasks, LocalPool(workers)) as results,
     ):
         for task, checked in results:
             faults += len(checked.faults)
@@ -182,7 +184,7 @@ def _checked(
             above = last_key.get(task.split, -1)
             if 0 <= checked.first_key <= above:
                 fault = Fault(task.tar, "first key", f"one above {above:08d}", f"{checked.first_key:08d}")
-                checked = Checked(**{**vars(checked), "faults": (*checked.faults, fault)})
+                checked = ShardReport(**{**vars(checked), "faults": (*checked.faults, fault)})
             last_key[task.split] = max(above, checked.last_key)
             yield task, checked
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pipeline.command import DONE, FAULTS, InputError, end_on_sigterm, run_command
 
 if TYPE_CHECKING:
-    from service.diagnostics.checks import Checked
+    from service.diagnostics.checks import CheckResult
     from service.diagnostics.finding import Finding, Status
 
 SCHEMA_VERSION: Final = 1
@@ -36,7 +36,7 @@ def lines_of(finding: "Finding", width: int | None) -> list[str]:
     return lines
 
 
-def report(checked: "list[Checked]", status: "Status", line: str) -> dict[str, Any]:
+def report(checked: "list[CheckResult]", status: "Status", line: str) -> dict[str, Any]:
     """What --json holds."""
     fields = "check", "status", "found", "follows", "remedy"
     return {
@@ -76,7 +76,7 @@ def main() -> int:
         from rich.console import Console
         from rich.text import Text
 
-        from service.diagnostics.checks import STDOUT, Checked, Options, examine, verdict
+        from service.diagnostics.checks import STDOUT, CheckResult, Options, run_checks, verdict
         from service.diagnostics.finding import Finding, worst
     except ImportError as error:
         what = f"{sys.executable} lacks what the project needs ({error}), expected its environment"
@@ -94,15 +94,17 @@ def main() -> int:
             head = (mark if number == 0 else "").ljust(6), (finding.check if number == 0 else "").ljust(INDENT - 6)
             console.print(Text.assemble((head[0], style), (head[1], "bold"), (text, "" if number == 0 else "dim")))
 
-    checked: list[Checked] = []
+    checked: list[CheckResult] = []
     with console.status("", spinner="line") if console.is_terminal else nullcontext() as status:
         try:
-            for each in examine(options, lambda what: status.update(f"looking at {what}") if status else None):
+            for each in run_checks(options, lambda what: status.update(f"looking at {what}") if status else None):
                 checked.append(each)
                 show(each.finding)
         except Exception as error:  # whatever is missing or broken, there is no traceback
             told = f"a check after {checked[-1].finding.check if checked else 'the start'} failed ({error!r})"
-            checked.append(Checked(Finding("failed", "doctor", told, "the rest is not looked at", "report this"), None))
+            checked.append(
+                CheckResult(Finding("failed", "doctor", told, "the rest is not looked at", "report this"), None)
+            )
             show(checked[-1].finding)
     overall = worst(each.finding for each in checked)
     lines, line = verdict(options, checked)

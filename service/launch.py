@@ -12,7 +12,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
 from pipeline.command import DONE, FAULTS, InputError, run_command, say
-from service.run.checkpoint import newest
+from service.run.checkpoint import newest_checkpoint
 from service.run.config import parse_run
 from service.run.log import last_step
 
@@ -30,7 +30,7 @@ def processes(arguments: list[str]) -> tuple[int | None, list[str]]:
 def nothing_lost(out: Path) -> bool:
     """Whether the newest sound checkpoint has every step that was logged."""
     try:
-        checkpoint = newest(out, say)
+        checkpoint = newest_checkpoint(out, say)
     except InputError as error:
         say(f"error: {error}")
         return False

@@ -14,18 +14,18 @@ from pipeline.command import DONE, FAULTS, InputError, run_command, say
 from pipeline.load.loader import Device, choose_device
 from pipeline.memory import keep_freed_memory
 from service.run.config import Run, parse_run, write_run
-from service.run.lock import DOCTOR, locked
-from service.telemetry.console import Display
-from service.telemetry.heartbeat import COMPILE_FACTOR, Heart
+from service.run.lock import DOCTOR, lock_run
+from service.telemetry.console import ProgressDisplay
+from service.telemetry.heartbeat import COMPILE_FACTOR, Heartbeat
 from service.telemetry.metrics import Metrics
-from service.training.control_queue import Desk
-from service.training.graceful_stop import Stop
-from service.training.ranks import Ranks, RanksLost, joined
+from service.training.control_queue import ControlQueue
+from service.training.graceful_stop import GracefulStop
+from service.training.ranks import Ranks, RanksLost, join_ranks
 from service.training.setup import set_up
 from service.training.worker import NonFinite, Worker
 from service.web.listener import listen
-from service.web.responses import Answers
-from service.web.server_process import Server, check_tls
+from service.web.responses import Responses
+from service.web.server_process import ServerProcess, check_tls
 from service.web.tokens import read_tokens
 
 # What a worker that torchrun has just replaced, perhaps on another host, may take to let go of the run's folder.
@@ -36,7 +36,7 @@ def train(worker: Worker) -> int:
     """The training loop; the process's exit status."""
     try:
         worker.validate_if_due()
-        worker.expect_compiling()
+        worker.announce_compiling()
         for batch in worker.batches():
             worker.step(batch)
             worker.validate_if_due()
@@ -67,47 +67,47 @@ def train(worker: Worker) -> int:
 def layout_of(run: Run, ranks: Ranks) -> Layout | None:
     """How the ranks share the work; InputError where they cannot as wanted."""
     try:
-        return choose_layout(run.parallel, ranks.ranks)
+        return choose_layout(run.parallel, ranks.world_size)
     except ValueError as error:
         raise InputError(str(error)) from error
 
 
-def start(run: Run, device: Device, ranks: Ranks, stop: Stop, stack: ExitStack) -> tuple[Worker, Answers]:
-    """A worker ready to train, and what it answers; what it holds open is let go with the stack."""
-    metrics, heart, desk = Metrics(CollectorRegistry()), Heart(run.stall_seconds), Desk()
+def start(run: Run, device: Device, ranks: Ranks, stop: GracefulStop, stack: ExitStack) -> tuple[Worker, Responses]:
+    """A worker ready to train, and what it responses; what it holds open is let go with the stack."""
+    metrics, heartbeat, control_queue = Metrics(CollectorRegistry()), Heartbeat(run.stall_seconds), ControlQueue()
     gpu = torch.cuda.current_device() if device == "gpu" else None  # asked here: it is another one in other threads
-    metrics.watch(heart, run.out if ranks.leads else None, gpu)
+    metrics.watch(heartbeat, run.out if ranks.is_leader else None, gpu)
 
     def claim() -> tuple[Layout | None, socket]:
         layout = layout_of(run, ranks)
         check_access(run, ranks)
-        if ranks.leads:
-            stack.enter_context(locked(run.out, REPLACED_SECONDS if ranks.launched else 0.0))
+        if ranks.is_leader:
+            stack.enter_context(lock_run(run.out, REPLACED_SECONDS if ranks.launched else 0.0))
         return layout, listen(run.host, run.port + ranks.local_rank if run.port else 0)
 
-    mine, listener = ranks.together(claim)
+    mine, listener = ranks.on_all_ranks(claim)
     # Rank 0's, or ranks that were called otherwise would wait for one another before they find it out.
-    layout: Layout | None = ranks.from_leader(mine)
-    answers = Answers(run, ranks, layout, device, metrics, heart)
-    server = serve(run, ranks, listener, answers, desk)
+    layout: Layout | None = ranks.broadcast(mine)
+    responses = Responses(run, ranks, layout, device, metrics, heartbeat)
+    server = serve(run, ranks, listener, responses, control_queue)
     stack.callback(server.close)
-    stack.callback(desk.close, "the run has ended, expected it to go on; start it again")
-    answers.targets = ranks.gathered(address(run.host, listener))
-    parallel = arrange(layout, ranks.rank, ranks.ranks, "cuda" if device == "gpu" else "cpu")
-    setup = set_up(run, device, ranks, parallel, say if ranks.leads else lambda message: None)
-    if ranks.leads:
+    stack.callback(control_queue.close, "the run has ended, expected it to go on; start it again")
+    responses.targets = ranks.all_gather(address(run.host, listener))
+    parallel = arrange(layout, ranks.rank, ranks.world_size, "cuda" if device == "gpu" else "cpu")
+    setup = set_up(run, device, ranks, parallel, say if ranks.is_leader else lambda message: None)
+    if ranks.is_leader:
         write_run(run.out, setup.fields)
     metrics.restarts.set(setup.state.restarts)
-    display = Display(setup.state.step, setup.total_steps, quiet=not ranks.leads)
+    display = ProgressDisplay(setup.state.step, setup.total_steps, quiet=not ranks.is_leader)
     stack.callback(display.close)
     scheme, (host, port) = "https" if run.tls_key else "http", listener.getsockname()[:2]
-    name = f"rank {ranks.rank} of {ranks.ranks}, {layout}, " if layout else ""
-    (display.say if ranks.leads else say)(f"{name}serving {scheme}://{host}:{port}/, /metrics and /healthz")
+    name = f"rank {ranks.rank} of {ranks.world_size}, {layout}, " if layout else ""
+    (display.say if ranks.is_leader else say)(f"{name}serving {scheme}://{host}:{port}/, /metrics and /healthz")
     stop.listen()
-    worker = Worker(display, metrics, heart, stop, desk, setup)
-    answers.worker = worker
+    worker = Worker(display, metrics, heartbeat, stop, control_queue, setup)
+    responses.worker = worker
     stack.callback(worker.saver.close)  # before the folder is let go, whatever happens
-    return worker, answers
+    return worker, responses
 
 
 def device_of(run: Run) -> Device:
@@ -132,17 +132,23 @@ def compile_fault(error: RuntimeError) -> str:
 
 def check_access(run: Run, ranks: Ranks) -> None:
     """InputError where the files that say who may connect and act are not as they must be."""
-    if run.token_file and ranks.leads:
+    if run.token_file and ranks.is_leader:
         read_tokens(run.token_file)
     if run.tls_certificate and run.tls_key:
         check_tls(run.tls_certificate, run.tls_key)
 
 
-def serve(run: Run, ranks: Ranks, listener: socket, answers: Answers, desk: Desk) -> Server:
+def serve(run: Run, ranks: Ranks, listener: socket, responses: Responses, control_queue: ControlQueue) -> ServerProcess:
     """The HTTP server; only rank 0's takes acts."""
     tls = (run.tls_certificate, run.tls_key) if run.tls_certificate and run.tls_key else None
-    return Server(
-        listener, answers, desk, token_file=run.token_file if ranks.leads else None, leads=ranks.leads, tls=tls, say=say
+    return ServerProcess(
+        listener,
+        responses,
+        control_queue,
+        token_file=run.token_file if ranks.is_leader else None,
+        leads=ranks.is_leader,
+        tls=tls,
+        say=say,
     )
 
 
@@ -157,21 +163,21 @@ def main() -> int:
     """Train as the command line says."""
     run = parse_run(sys.argv[1:])
     keep_freed_memory()
-    stop = Stop()
+    stop = GracefulStop()
     if not is_torchelastic_launched():  # a rank that others leave waiting must end when told, until there are steps
         stop.listen()
     device = device_of(run)
     try:
-        with joined(device, run.stall_seconds * COMPILE_FACTOR) as ranks, ExitStack() as stack:
+        with join_ranks(device, run.stall_seconds * COMPILE_FACTOR) as ranks, ExitStack() as stack:
             try:
-                worker, answers = start(run, device, ranks, stop, stack)
+                worker, responses = start(run, device, ranks, stop, stack)
             except torch.AcceleratorError as error:
                 reason = str(error).partition("\n")[0]
                 remedy = f"use --device cpu; {DOCTOR}"
                 raise InputError(f"the GPU does not start ({reason}), expected it to compute; {remedy}") from error
             status = train(worker)
             if stop.signal is None:  # else there is somebody who waits
-                answers.farewell()
+                responses.wait_for_last_scrape()
     except RanksLost as error:
         say(f"error: {error}")
         return FAULTS

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from pipeline.command import shown
+from pipeline.command import printable
 
-MOST_FAULTS: Final = 20  # told of one file; a tar that lost a block may have thousands
+MAX_FAULTS: Final = 20  # told of one file; a tar that lost a block may have thousands
 
 
 class Fault(NamedTuple):
@@ -20,7 +20,7 @@ class Fault(NamedTuple):
         """The fault on one line, whatever bytes names and files hold."""
         expected = f", expected {self.expected}" if self.expected else ""
         found = f", found {self.found}" if self.found else ""
-        return shown(f"{self.file}: {self.what}{expected}{found}")
+        return printable(f"{self.file}: {self.what}{expected}{found}")
 
 
 class Faults:
@@ -30,30 +30,30 @@ class Faults:
         self.file, self.count = file, 0
         self._first: list[Fault] = []
 
-    def tell(self, what: str, expected: object = "", found: object = "") -> None:
+    def report(self, what: str, expected: object = "", found: object = "") -> None:
         """Add one."""
         self.add(Fault(self.file, what, str(expected), str(found)))
 
     def require(self, what: str, expected: object, found: object) -> None:
         """Add one unless both are equal."""
         if expected != found:
-            self.tell(what, expected, found)
+            self.report(what, expected, found)
 
     def add(self, fault: Fault) -> None:
         """Add one that may be of another file."""
         self.count += 1
-        if len(self._first) < MOST_FAULTS:
+        if len(self._first) < MAX_FAULTS:
             self._first.append(fault)
 
-    def told(self) -> tuple[Fault, ...]:
+    def listed(self) -> tuple[Fault, ...]:
         """The first MOST_FAULTS, and how many more there are."""
         more = self.count - len(self._first)
         return (*self._first, *([Fault(self.file, f"{more:,} more faults")] if more else []))
 
 
-def limited(file: str, faults: Iterable[Fault]) -> tuple[Fault, ...]:
+def first_faults(file: str, faults: Iterable[Fault]) -> tuple[Fault, ...]:
     """As many as one file may have; `file` is where the rest are said to be."""
     kept = Faults(file)
     for fault in faults:
         kept.add(fault)
-    return kept.told()
+    return kept.listed()

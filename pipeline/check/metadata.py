@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.check.faults import Fault, Faults
-from pipeline.check.tar import Tape
+from pipeline.check.tar import HashingReader
 from pipeline.folder import Folder
 from pipeline.manifest import (
     CONTACT_FILE,
@@ -44,13 +44,13 @@ def expected_names(dataset: Dataset) -> set[str]:
 def check_description(dataset: Dataset) -> tuple[Fault, ...]:
     """What makes no sense in a dataset.json that is, by its own hash, as it was written."""
     faults = Faults(DATASET_FILE)
-    for what, holds, found in _claims(dataset):
+    for what, holds, found in _requirements(dataset):
         if not holds:
-            faults.tell(what, found=repr(found)[:100])
-    return faults.told()
+            faults.report(what, found=repr(found)[:100])
+    return faults.listed()
 
 
-def _claims(dataset: Dataset) -> Iterator[tuple[str, bool, object]]:
+def _requirements(dataset: Dataset) -> Iterator[tuple[str, bool, object]]:
     yield "size is not a number of pixels", _count(dataset.size), dataset.size
     yield "rejected is not a number", _count(dataset.rejected), dataset.rejected
     for number, each in enumerate(dataset.classes):
@@ -99,17 +99,17 @@ def check_file(folder: Folder, name: str, dataset: Dataset) -> tuple[Fault, ...]
     lines = 0
     try:
         with folder.reading(name) as stream:
-            tape = Tape(stream)
-            for piece in tape.rest():
+            reader = HashingReader(stream)
+            for piece in reader.rest():
                 lines += bytes(piece).count(b"\n")
-            sha256 = tape.sha256()
+            sha256 = reader.sha256()
     except OSError as error:
-        faults.tell("cannot be read", found=error.strerror or error)
-        return faults.told()
+        faults.report("cannot be read", found=error.strerror or error)
+        return faults.listed()
     faults.require("SHA-256", dataset.files[name], sha256)
     if name == REJECTS_FILE:
         faults.require("lines", f"{dataset.rejected:,}", f"{lines:,}")
-    return faults.told()
+    return faults.listed()
 
 
 def check_table(
@@ -121,20 +121,20 @@ def check_table(
     samples = dataset.splits[split].samples
     most = samples * SAMPLE_DTYPE.itemsize + _MOST_HEADER
     if size > most:
-        faults.tell("bytes", f"at most {most:,} for {samples:,} samples", f"{size:,}")
-        return None, faults.told()
+        faults.report("bytes", f"at most {most:,} for {samples:,} samples", f"{size:,}")
+        return None, faults.listed()
     try:
         data = folder.read(name)
     except OSError as error:
-        faults.tell("cannot be read", found=error.strerror or error)
-        return None, faults.told()
+        faults.report("cannot be read", found=error.strerror or error)
+        return None, faults.listed()
     faults.require("SHA-256", dataset.files[name], hashlib.sha256(data).hexdigest())
     if faults.count:
-        return None, faults.told()
+        return None, faults.listed()
     table = _table(data, samples, faults)
     if table is not None:
         _check_columns(table, dataset, split, faults)
-    return (None if faults.count else table), faults.told()
+    return (None if faults.count else table), faults.listed()
 
 
 def _table(data: bytes, samples: int, faults: Faults) -> NDArray[np.void] | None:
@@ -145,10 +145,10 @@ def _table(data: bytes, samples: int, faults: Faults) -> NDArray[np.void] | None
         np.lib.format.read_magic(stream)
         header = np.lib.format.read_array_header_1_0(stream)
     except Exception as error:  # it parses Python, and raises whatever that does
-        faults.tell("header", "of an .npy file", repr(error)[:100])
+        faults.report("header", "of an .npy file", repr(error)[:100])
         return None
     if header != expected:
-        faults.tell("header", repr(expected), repr(header)[:100])
+        faults.report("header", repr(expected), repr(header)[:100])
         return None
     rows = data[stream.tell() :]
     faults.require("bytes of rows", f"{samples * SAMPLE_DTYPE.itemsize:,}", f"{len(rows):,}")
@@ -159,7 +159,7 @@ def _check_columns(table: NDArray[np.void], dataset: Dataset, split: str, faults
     shards = dataset.splits[split].shards
     expected = np.repeat(np.arange(len(shards)), [shard.samples for shard in shards])
     for row in np.flatnonzero(table["shard"] != expected).tolist():
-        faults.tell(f"row {row:,}, shard", expected[row], table["shard"][row])
+        faults.report(f"row {row:,}, shard", expected[row], table["shard"][row])
     lowest = -1 if split == "test" else 0  # only ImageNet's test split has pictures without a label
     for row in np.flatnonzero((table["label"] < lowest) | (table["label"] >= len(dataset.classes))).tolist():
-        faults.tell(f"row {row:,}, label", f"{lowest} to {len(dataset.classes) - 1}", table["label"][row])
+        faults.report(f"row {row:,}, label", f"{lowest} to {len(dataset.classes) - 1}", table["label"][row])

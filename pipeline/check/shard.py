@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.check.faults import Fault, Faults
-from pipeline.check.tar import LABEL, PICTURE, Found, Hint, Tape, walk
+from pipeline.check.tar import LABEL, PICTURE, ExpectedMember, FoundMember, HashingReader, check_members
 from pipeline.folder import Folder, folder_at
 from pipeline.manifest import Shard, index_name
-from pipeline.picture.jpeg import UnusablePicture, stored_header
-from pipeline.write.shard import MOST_SOURCE_BYTES, Member, index_bytes
+from pipeline.picture.jpeg import UnusablePicture, verified_header
+from pipeline.write.shard import MAX_SOURCE_BYTES, TarMember, index_bytes
 
-_Members = tuple[Member, ...]
+_Members = tuple[TarMember, ...]
 
 _MOST_INDEX_LINE: Final = 100
 
@@ -26,7 +26,7 @@ _MOST_INDEX_LINE: Final = 100
 class ShardCheck:
     """What one shard should be."""
 
-    place: str  # what folder_at opens, in any process
+    folder: str  # what folder_at opens, in any process
     split: str
     shard: Shard
     rows: NDArray[np.void] | None  # its rows of the sample table; None where the table is damaged
@@ -46,7 +46,7 @@ class ShardCheck:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checked:
+class ShardReport:
     """What came of a check; the keys of the first and the last sample order the shards among themselves."""
 
     faults: tuple[Fault, ...]
@@ -56,7 +56,7 @@ class Checked:
 
 
 @dataclass
-class _Walked:
+class _ReadSamples:
     """What the samples so far were; members are None where a damaged header has taken a name."""
 
     members: list[_Members | None] = field(default_factory=list)
@@ -72,74 +72,74 @@ class _Walked:
 
 
 class _Sample(NamedTuple):
-    picture: Found
-    label: Found | None
+    picture: FoundMember
+    label: FoundMember | None
 
 
-def check_shard(task: ShardCheck) -> Checked:
+def check_shard(task: ShardCheck) -> ShardReport:
     """Read the tar and the index of `task` once, and tell all that is not as it should be."""
-    folder = folder_at(task.place)
+    folder = folder_at(task.folder)
     whole, faults = Faults(task.tar), Faults(task.tar)
-    walked = _Walked()
+    walked = _ReadSamples()
     try:
         with folder.reading(task.tar) as stream:
-            tape = Tape(stream)
-            for sample in _samples(tape, task, faults):
+            reader = HashingReader(stream)
+            for sample in _samples(reader, task, faults):
                 _check_sample(task, walked, sample, faults)
-            sha256 = tape.sha256()
+            sha256 = reader.sha256()
     except OSError as error:
-        whole.tell("cannot be read", found=error.strerror or error)
-        return Checked(faults=whole.told(), bytes=0, first_key=-1, last_key=-1)
+        whole.report("cannot be read", found=error.strerror or error)
+        return ShardReport(faults=whole.listed(), bytes=0, first_key=-1, last_key=-1)
     whole.require("SHA-256", task.shard.sha256, sha256)
-    whole.require("bytes", f"{task.shard.bytes:,}", f"{tape.position:,}")
+    whole.require("bytes", f"{task.shard.bytes:,}", f"{reader.position:,}")
     whole.require("samples", f"{task.shard.samples:,}", f"{len(walked.members):,}")
     expected = walked.index(task.shard.samples, sha256 == task.shard.sha256)
     index_faults = _check_index(folder, index_name(task.tar), expected) if task.indexed else ()
-    return Checked(
-        faults=(*whole.told(), *faults.told(), *index_faults),
-        bytes=tape.position,
+    return ShardReport(
+        faults=(*whole.listed(), *faults.listed(), *index_faults),
+        bytes=reader.position,
         first_key=min(walked.keys, default=-1),
         last_key=max(walked.keys, default=-1),
     )
 
 
-def _samples(tape: Tape, task: ShardCheck, faults: Faults) -> Iterator[_Sample]:
+def _samples(reader: HashingReader, task: ShardCheck, faults: Faults) -> Iterator[_Sample]:
     """A picture and the label that follows it."""
-    keep = MOST_SOURCE_BYTES if task.decode else 0
+    keep = MAX_SOURCE_BYTES if task.decode else 0
     pending: _Sample | None = None
-    for member in walk(tape, _hints(task.rows), 2 * task.shard.samples, keep, faults):
+    for member in check_members(reader, _expected_members(task.rows), 2 * task.shard.samples, keep, faults):
         if member.suffix == PICTURE:
             if pending:
                 yield pending
             pending = _Sample(member, None)
         elif pending is None or pending.label:
-            faults.tell(f"{member}", "a picture before its label", "none")
+            faults.report(f"{member}", "a picture before its label", "none")
         else:
             pending = _Sample(pending.picture, member)
     if pending:
         yield pending
 
 
-def _hints(rows: NDArray[np.void] | None) -> dict[int, Hint]:
+def _expected_members(rows: NDArray[np.void] | None) -> dict[int, ExpectedMember]:
     """What the sample table says should lie where."""
-    hints: dict[int, Hint] = {}
+    members: dict[int, ExpectedMember] = {}
     for _, offset, size, label, _ in [] if rows is None else rows.tolist():
-        hints[offset] = Hint(PICTURE, size)
+        members[offset] = ExpectedMember(PICTURE, size)
         if label >= 0:
-            hints[offset + -(-size // 512) * 512 + 512] = Hint(LABEL, len(str(label)))
-    return hints
+            members[offset + -(-size // 512) * 512 + 512] = ExpectedMember(LABEL, len(str(label)))
+    return members
 
 
-def _check_sample(task: ShardCheck, walked: _Walked, sample: _Sample, faults: Faults) -> None:
+def _check_sample(task: ShardCheck, walked: _ReadSamples, sample: _Sample, faults: Faults) -> None:
     picture, label = sample
     number = len(walked.members)
     walked.members.append(_members(sample))
     if picture.stem:
         if walked.keys and int(picture.stem) <= walked.keys[-1]:
-            faults.tell(f"{picture}, key", f"one above {walked.keys[-1]:08d}", picture.stem)
+            faults.report(f"{picture}, key", f"one above {walked.keys[-1]:08d}", picture.stem)
         walked.keys.append(int(picture.stem))
         if label and label.stem and label.stem != picture.stem:
-            faults.tell(f"{label}, key", picture.stem, label.stem)
+            faults.report(f"{label}, key", picture.stem, label.stem)
     if task.rows is not None and number < len(task.rows):
         _, offset, size, expected_label, checksum = task.rows[number].tolist()
         if (offset, size, checksum) != (picture.offset, picture.size, picture.crc32):
@@ -149,23 +149,23 @@ def _check_sample(task: ShardCheck, walked: _Walked, sample: _Sample, faults: Fa
             faults.require(f"{picture}, CRC-32", f"{checksum:08x}", f"{picture.crc32:08x}")
         _check_label(sample, expected_label, faults)
     elif label and not _in_classes(label.data, task.classes):
-        faults.tell(f"{label}", f"a class from 0 to {task.classes - 1:,}", _content(label))
+        faults.report(f"{label}", f"a class from 0 to {task.classes - 1:,}", _content(label))
     if task.decode and (fault := _decoding_fault(picture, task.size)):
-        faults.tell(f"{picture}, decoded", *fault)
+        faults.report(f"{picture}, decoded", *fault)
 
 
 def _check_label(sample: _Sample, expected: int, faults: Faults) -> None:
     picture, label = sample
     if label is None:
         if expected >= 0:
-            faults.tell(f"{picture}, label", expected, "none")
+            faults.report(f"{picture}, label", expected, "none")
     elif expected < 0:
-        faults.tell(f"{label}", "no label, as the sample table has it", _content(label))
+        faults.report(f"{label}", "no label, as the sample table has it", _content(label))
     elif label.data != b"%d" % expected:
-        faults.tell(f"{label}", expected, _content(label))
+        faults.report(f"{label}", expected, _content(label))
 
 
-def _content(label: Found) -> str:
+def _content(label: FoundMember) -> str:
     return f"{label.size:,} bytes" if label.data is None else repr(label.data)
 
 
@@ -173,12 +173,12 @@ def _in_classes(content: bytes | None, classes: int) -> bool:
     return content is not None and content.isdigit() and content == b"%d" % int(content) and int(content) < classes
 
 
-def _decoding_fault(picture: Found, size: int) -> tuple[str, str] | None:
+def _decoding_fault(picture: FoundMember, size: int) -> tuple[str, str] | None:
     """What was expected and what was found, where a JPEG does not decode whole to what it should be."""
     if picture.data is None:
-        return f"at most {MOST_SOURCE_BYTES:,} bytes", f"{picture.size:,}"
+        return f"at most {MAX_SOURCE_BYTES:,} bytes", f"{picture.size:,}"
     try:
-        width, height, colours = stored_header(picture.data)
+        width, height, colours = verified_header(picture.data)
     except UnusablePicture as unusable:
         return "a whole JPEG", str(unusable)
     sound = (width, height, colours) == (size, size, "YCbCr") if size else colours in ("YCbCr", "RGB", "Gray")
@@ -186,12 +186,12 @@ def _decoding_fault(picture: Found, size: int) -> tuple[str, str] | None:
     return None if sound else (expected, f"{width} x {height} {colours}")
 
 
-def _members(sample: _Sample) -> tuple[Member, ...] | None:
+def _members(sample: _Sample) -> tuple[TarMember, ...] | None:
     """What the index says of a sample; None where a damaged header has taken a name."""
     found = [each for each in sample if each]
     if any(each.stem is None for each in found):
         return None
-    return tuple(Member(f"{each.stem}{each.suffix}", each.offset, each.size) for each in found)
+    return tuple(TarMember(f"{each.stem}{each.suffix}", each.offset, each.size) for each in found)
 
 
 def _check_index(folder: Folder, name: str, samples: Sequence[_Members | None]) -> tuple[Fault, ...]:
@@ -203,8 +203,8 @@ def _check_index(folder: Folder, name: str, samples: Sequence[_Members | None]) 
         with folder.reading(name) as stream:
             found = stream.read(most)
     except OSError as error:
-        faults.tell("cannot be read", found=error.strerror or error)
-        return faults.told()
+        faults.report("cannot be read", found=error.strerror or error)
+        return faults.listed()
     if found == expected:
         return ()
     unknown = {number for number, members in enumerate(samples, start=1) if members is None}
@@ -212,5 +212,5 @@ def _check_index(folder: Folder, name: str, samples: Sequence[_Members | None]) 
     faults.require("lines", f"{len(lines) - 1:,}", f"{len(found_lines) - 1:,}" if len(found) < most else "more")
     for number, (line, found_line) in enumerate(zip(lines, found_lines, strict=False)):
         if number not in unknown and line != found_line:
-            faults.tell(f"line {number + 1:,}", repr(line), repr(found_line[:_MOST_INDEX_LINE]))
-    return faults.told()
+            faults.report(f"line {number + 1:,}", repr(line), repr(found_line[:_MOST_INDEX_LINE]))
+    return faults.listed()

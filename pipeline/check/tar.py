@@ -48,14 +48,14 @@ _FIELDS: Final = {
 _Header = tuple[str | None, str, int]  # stem, None where it is lost; suffix; size
 
 
-class Hint(NamedTuple):
+class ExpectedMember(NamedTuple):
     """What should stand at some place of a tar: lets the walk go on behind a damaged header."""
 
     suffix: str
     size: int
 
 
-class Found(NamedTuple):
+class FoundMember(NamedTuple):
     """A member as it is in the tar; `stem` is None where its header is damaged, `data` where it is not kept."""
 
     stem: str | None
@@ -70,7 +70,7 @@ class Found(NamedTuple):
         return f"{self.stem}{self.suffix}" if self.stem else f"the {self.suffix} at byte {self.offset - BLOCK:,}"
 
 
-class Tape:
+class HashingReader:
     """A stream read once from start to end; every byte is hashed, none is kept."""
 
     def __init__(self, stream: io.BufferedIOBase):
@@ -114,27 +114,29 @@ class Tape:
         return bool(filled)
 
 
-def walk(tape: Tape, hints: Mapping[int, Hint], most: int, keep: int, faults: Faults) -> Iterator[Found]:
+def check_members(
+    reader: HashingReader, expected: Mapping[int, ExpectedMember], most: int, keep: int, faults: Faults
+) -> Iterator[FoundMember]:
     """The members of a tar, and what is wrong with its form.
 
-    `hints` says what should have its first byte where, so that a damaged header costs only its own member; without
-    hints the walk ends there, and behind `most` members. A picture of up to `keep` bytes is kept, a label of its few.
+    `expected` says what should have its first byte where, so that a damaged header costs only its own member; without
+    it the walk ends there, and behind `most` members. A picture of up to `keep` bytes is kept, a label of its few.
     """
     for _ in range(most + 1):
-        start = tape.position
-        block = tape.take(BLOCK)
-        header, hint = _parse(block), hints.get(start + BLOCK)
+        start = reader.position
+        block = reader.take(BLOCK)
+        header, hint = _parse(block), expected.get(start + BLOCK)
         if header is None:
             if hint is None or len(block) < BLOCK:
-                _tail(tape, block, bool(hints), faults)
+                _check_end(reader, block, bool(expected), faults)
                 return
-            _tell_damage(block, hint, start, faults)
+            _report_damaged_header(block, hint, start, faults)
             header = None, hint.suffix, hint.size
-        member = _member(tape, header, keep)
+        member = _member(reader, header, keep)
         yield member
-        if not _ends_well(tape, member, faults):
+        if not _ends_well(reader, member, faults):
             return
-    faults.tell("members", f"at most {most:,}", "more")
+    faults.report("members", f"at most {most:,}", "more")
 
 
 def _parse(block: bytes) -> _Header | None:
@@ -146,47 +148,47 @@ def _parse(block: bytes) -> _Header | None:
     return match[1].decode("ascii"), match[2].decode("ascii"), int(digits, 8)
 
 
-def _member(tape: Tape, header: _Header, keep: int) -> Found:
+def _member(reader: HashingReader, header: _Header, keep: int) -> FoundMember:
     stem, suffix, size = header
-    offset, checksum = tape.position, 0
+    offset, checksum = reader.position, 0
     kept: list[bytes] | None = [] if size <= (keep if suffix == PICTURE else _MOST_LABEL_BYTES) else None
-    for piece in tape.pieces(size):
+    for piece in reader.pieces(size):
         checksum = crc32(piece, checksum)
         if kept is not None:
             kept.append(bytes(piece))
-    return Found(stem, suffix, offset, size, checksum, None if kept is None else b"".join(kept))
+    return FoundMember(stem, suffix, offset, size, checksum, None if kept is None else b"".join(kept))
 
 
-def _ends_well(tape: Tape, member: Found, faults: Faults) -> bool:
+def _ends_well(reader: HashingReader, member: FoundMember, faults: Faults) -> bool:
     """Whether the tar goes on behind a member's data, where only zeros fill its last block."""
     end = member.offset + member.size
-    padding = tape.take(-end % BLOCK)
-    if (other := _first_other(padding)) is not None:
-        faults.tell(f"{member}, padding at byte {end + other:,}", "zeros", _shortened(padding))
-    if tape.position == end + -end % BLOCK:
+    padding = reader.take(-end % BLOCK)
+    if (other := _first_nonzero(padding)) is not None:
+        faults.report(f"{member}, padding at byte {end + other:,}", "zeros", _shortened(padding))
+    if reader.position == end + -end % BLOCK:
         return True
-    faults.tell(f"ends within {member}", f"{end + -end % BLOCK:,} bytes and more", f"{tape.position:,}")
+    faults.report(f"ends within {member}", f"{end + -end % BLOCK:,} bytes and more", f"{reader.position:,}")
     return False
 
 
-def _tail(tape: Tape, block: bytes, hinted: bool, faults: Faults) -> None:
+def _check_end(reader: HashingReader, block: bytes, is_expected: bool, faults: Faults) -> None:
     """What comes after the last member: zeros, up to a whole record that has room for the end's two blocks."""
-    start = position = tape.position - len(block)
-    other = _first_other(block)
-    if other is not None and (not hinted or _NAME.match(block)):
-        faults.tell(f"byte {start:,}", "a header of KEY.jpg or KEY.cls, or the end", _shortened(block))
+    start = position = reader.position - len(block)
+    other = _first_nonzero(block)
+    if other is not None and (not is_expected or _NAME.match(block)):
+        faults.report(f"byte {start:,}", "a header of KEY.jpg or KEY.cls, or the end", _shortened(block))
         return
-    for piece in (block, *([] if len(block) < BLOCK else tape.rest())):
-        if other is None and (other := _first_other(piece)) is not None:
+    for piece in (block, *([] if len(block) < BLOCK else reader.rest())):
+        if other is None and (other := _first_nonzero(piece)) is not None:
             other += position - start
         position += len(piece)
     if other is not None:
-        faults.tell(f"end of archive at byte {start:,}", "zeros", f"another byte at {start + other:,}")
+        faults.report(f"end of archive at byte {start:,}", "zeros", f"another byte at {start + other:,}")
     expected = -(-(start + END_BLOCKS * BLOCK) // RECORD) * RECORD
     faults.require("bytes by its own form", f"{expected:,}", f"{position:,}")
 
 
-def _tell_damage(block: bytes, hint: Hint, start: int, faults: Faults) -> None:
+def _report_damaged_header(block: bytes, hint: ExpectedMember, start: int, faults: Faults) -> None:
     suffix = hint.suffix.encode("ascii")
     match = _NAME.fullmatch(block[:100].rstrip(b"\0"))
     name = match[0] if match and match[2] == suffix else b""
@@ -198,10 +200,12 @@ def _tell_damage(block: bytes, hint: Hint, start: int, faults: Faults) -> None:
     # name that is another, and still is a name.
     field, where = next((each for each in differing if each[0] != "checksum"), ("name or checksum", slice(148, 156)))
     named = name.decode("ascii") if name else f"a {hint.suffix}"
-    faults.tell(f"header of {named} at byte {start:,}, {field}", _shortened(expected[where]), _shortened(block[where]))
+    faults.report(
+        f"header of {named} at byte {start:,}, {field}", _shortened(expected[where]), _shortened(block[where])
+    )
 
 
-def _first_other(data: bytes | memoryview) -> int | None:
+def _first_nonzero(data: bytes | memoryview) -> int | None:
     """Where the first byte is that is not zero."""
     other = bytes(data).lstrip(b"\0")
     return len(data) - len(other) if other else None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pipeline.command import InputError
-from pipeline.executors.pool import Crew, LocalCrew
+from pipeline.executors.pool import LocalPool, WorkerPool
 
 LOCAL: Final = "local"
 _DASK: Final = "dask://"
@@ -19,14 +19,14 @@ _LOST: Final = "the Dask scheduler was lost, expected to run to the end; start i
 
 
 @dataclass
-class DaskCrew:
+class DaskPool:
     """The workers of a cluster."""
 
     client: Any
     size: int
     waiting: bool = False  # for a worker, and has said so
 
-    def final(self, error: Exception) -> str:
+    def give_up_reason(self, error: Exception) -> str:
         """Dask itself gives a dead worker's task to others, and cancels all of them when it loses the scheduler."""
         if isinstance(error, CancelledError):
             return _LOST
@@ -34,7 +34,7 @@ class DaskCrew:
             return f"the workers died that tried ({error}), expected memory for it; mend that, run the same again"
         return ""
 
-    def lost(self) -> str:
+    def lost_reason(self) -> str:
         """A client that was closed, since it did not find the scheduler again, never answers.
 
         A cluster may have no workers for a while; that is not the end, but its owner should know.
@@ -64,10 +64,10 @@ class DaskCrew:
 
 
 @contextmanager
-def crew_at(executor: str, workers: int) -> Iterator[Crew]:
-    """The crew that `--executor` names; InputError when it cannot be had."""
+def open_pool(executor: str, workers: int) -> Iterator[WorkerPool]:
+    """The pool that `--executor` names; InputError when it cannot be had."""
     if executor == LOCAL:
-        yield LocalCrew(workers)
+        yield LocalPool(workers)
         return
     address = _dask_address(executor)
     try:
@@ -91,12 +91,12 @@ def crew_at(executor: str, workers: int) -> Iterator[Crew]:
                 raise InputError(
                     f"the Dask scheduler at {address} has no workers, expected some; start: dask worker {address}"
                 )
-            yield DaskCrew(client, threads)
+            yield DaskPool(client, threads)
     finally:
         logging.disable(logging.NOTSET)
 
 
-def valid_executor(executor: str) -> bool:
+def is_executor(executor: str) -> bool:
     """Whether `--executor` has a form that is understood."""
     return executor == LOCAL or (executor.startswith(_DASK) and executor[len(_DASK) :].rpartition(":")[2].isdigit())
 

@@ -13,77 +13,77 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 from pipeline.command import InputError
-from pipeline.executors.pool import Crew
+from pipeline.executors.pool import WorkerPool
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 ATTEMPTS: Final = 3
 _TASKS_A_WORKER: Final = 3  # one at work, and more, so that none waits for the slowest
-_LOOK_SECONDS: Final = 5.0  # how often a crew is asked whether it is still there, while a result is waited for
+_POLL_SECONDS: Final = 5.0  # how often a pool is asked whether it is still there, while a result is waited for
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # trying again does not make room
 
 
 @contextmanager
 def results_in_order(
-    function: Callable[[Task], Result], tasks: Iterable[Task], crew: Crew
+    function: Callable[[Task], Result], tasks: Iterable[Task], pool: WorkerPool
 ) -> Iterator[Iterator[tuple[Task, Result]]]:
     """Each task with the result of `function`, in the order of `tasks`; leaving early stops all work.
 
     A task that fails, or whose worker dies, is tried again, ATTEMPTS times in all; then InputError tells its reason.
-    An InputError or a full disk is raised at once. `function` and `tasks` must pickle, unless the crew is one. Results
+    An InputError or a full disk is raised at once. `function` and `tasks` must pickle, unless the pool is one. Results
     must be small, less than a pipe takes at once: of a worker killed meanwhile, half of one is waited for without end.
     """
-    work = _Work(function, iter(tasks), crew)
+    work = _TaskQueue(function, iter(tasks), pool)
     try:
         yield work.results()
     except BaseException:
-        crew.stop(work.executor)
+        pool.stop(work.executor)
         raise
     work.executor.shutdown()
 
 
 @dataclass
-class _Try(Generic[Task]):
+class _Attempt(Generic[Task]):
     task: Task
     future: Future[Any]
     number: int = 1
 
 
-class _Work(Generic[Task, Result]):
-    def __init__(self, function: Callable[[Task], Result], tasks: Iterator[Task], crew: Crew):
-        self.function, self.tasks, self.crew = function, tasks, crew
-        self.executor = crew.start()
-        self.tries: deque[_Try[Task]] = deque()
-        self.most = 1 if crew.size == 1 else crew.size * _TASKS_A_WORKER
+class _TaskQueue(Generic[Task, Result]):
+    def __init__(self, function: Callable[[Task], Result], tasks: Iterator[Task], pool: WorkerPool):
+        self.function, self.tasks, self.pool = function, tasks, pool
+        self.executor = pool.start()
+        self.attempts: deque[_Attempt[Task]] = deque()
+        self.max_attempts = 1 if pool.size == 1 else pool.size * _TASKS_A_WORKER
 
     def results(self) -> Iterator[tuple[Task, Result]]:
         while self._fill():
-            first = self.tries[0]
+            first = self.attempts[0]
             try:
                 result = self._result(first)
             except BrokenExecutor:
-                self._start_again()
+                self._restart()
             except Exception as error:
                 if isinstance(error, InputError) or (isinstance(error, OSError) and error.errno in _FULL):
                     raise
-                if reason := self.crew.final(error):
+                if reason := self.pool.give_up_reason(error):
                     raise InputError(f"{first.task} could not be made: {reason}") from error
-                self._try_again([first], error)
+                self._retry([first], error)
             else:
-                self.tries.popleft()
+                self.attempts.popleft()
                 yield first.task, result
 
-    def _result(self, one: _Try[Task]) -> Result:
-        while not wait([one.future], _LOOK_SECONDS).done:
-            if reason := self.crew.lost():
+    def _result(self, one: _Attempt[Task]) -> Result:
+        while not wait([one.future], _POLL_SECONDS).done:
+            if reason := self.pool.lost_reason():
                 raise InputError(f"{one.task} could not be made: {reason}")
         return one.future.result()
 
     def _fill(self) -> bool:
-        while len(self.tries) < self.most and (task := next(self.tasks, None)) is not None:
-            self.tries.append(_Try(task, self._submit(task)))
-        return bool(self.tries)
+        while len(self.attempts) < self.max_attempts and (task := next(self.tasks, None)) is not None:
+            self.attempts.append(_Attempt(task, self._submit(task)))
+        return bool(self.attempts)
 
     def _submit(self, task: Task) -> Future[Result]:
         try:
@@ -93,18 +93,18 @@ class _Work(Generic[Task, Result]):
             future.set_exception(error)
             return future
 
-    def _start_again(self) -> None:
+    def _restart(self) -> None:
         # The executor is gone with all that it had; which of its tasks killed the worker, nobody knows.
-        self.crew.stop(self.executor)
-        self.executor = self.crew.start()
-        lost = [one for one in self.tries if not one.future.done() or one.future.exception() is not None]
+        self.pool.stop(self.executor)
+        self.executor = self.pool.start()
+        lost = [one for one in self.attempts if not one.future.done() or one.future.exception() is not None]
         # Tasks begin in their order: those behind the first few had not begun, and are no less innocent than the rest.
-        begun, others = lost[: self.crew.size], lost[self.crew.size :]
-        self._try_again(begun, RuntimeError("a worker died; was there memory for all of them?"))
+        begun, others = lost[: self.pool.size], lost[self.pool.size :]
+        self._retry(begun, RuntimeError("a worker died; was there memory for all of them?"))
         for one in others:
             one.future = self._submit(one.task)
 
-    def _try_again(self, tries: list[_Try[Task]], error: Exception) -> None:
+    def _retry(self, tries: list[_Attempt[Task]], error: Exception) -> None:
         reason = str(error) or type(error).__name__
         sys.stderr.write(f"notice: {tries[0].task}, try {tries[0].number} of {ATTEMPTS}: {reason}\n")
         for one in tries:

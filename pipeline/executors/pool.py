@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 
-class Crew(Protocol):
+class WorkerPool(Protocol):
     """Who does the tasks."""
 
     @property
@@ -18,11 +18,11 @@ class Crew(Protocol):
         """How many tasks at a time."""
         ...
 
-    def final(self, error: Exception) -> str:
+    def give_up_reason(self, error: Exception) -> str:
         """Why a task that failed so is not to be tried again; empty where it is."""
         ...
 
-    def lost(self) -> str:
+    def lost_reason(self) -> str:
         """Why no result will come any more; empty while one may."""
         ...
 
@@ -36,23 +36,23 @@ class Crew(Protocol):
 
 
 @dataclass(frozen=True)
-class LocalCrew:
-    """Processes of this host; a crew of one is this process."""
+class LocalPool:
+    """Processes of this host; a pool of one is this process."""
 
     size: int
 
-    def final(self, error: Exception) -> str:
+    def give_up_reason(self, error: Exception) -> str:
         """Nothing: a worker that died is replaced."""
         return ""
 
-    def lost(self) -> str:
+    def lost_reason(self) -> str:
         """Nothing: the executor sees that itself."""
         return ""
 
     def start(self) -> Executor:
         """Spawned, not forked: a caller may have threads, and a fork would copy the locks that they hold."""
         if self.size == 1:
-            return _Here()
+            return _SameProcess()
         return ProcessPoolExecutor(self.size, multiprocessing.get_context("spawn"), initializer=_follow_parent)
 
     def stop(self, executor: Executor) -> None:
@@ -62,7 +62,7 @@ class LocalCrew:
         executor.shutdown(wait=False)
 
 
-class _Here(Executor):
+class _SameProcess(Executor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
         try:

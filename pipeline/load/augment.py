@@ -32,7 +32,7 @@ class AugmentConfig:
             )
 
 
-class Draws(NamedTuple):
+class AugmentParameters(NamedTuple):
     """The random part of n positions."""
 
     crop: NDArray[np.int64]  # (n, 2): row and column of the crop's corner, 0 .. border
@@ -41,9 +41,9 @@ class Draws(NamedTuple):
     scale: NDArray[np.float32]  # (n,): multiplies the picture after mean and shift
 
 
-def draw(
+def augment_parameters(
     config: AugmentConfig, colour: ColourStatistics, *, seed: int, border: int, samples: int, first: int, count: int
-) -> Draws:
+) -> AugmentParameters:
     """Draws of the positions first .. first + count - 1 of a data set of `samples`; border: picture less crop."""
     words = random_words(seed, AUGMENT, first, count, 8)  # two for the crop, one for the mirror, four for the colour
     crop = (uniform(words[:, 0:2]) * (border + 1)).astype(np.int64)
@@ -54,7 +54,7 @@ def draw(
     alpha = normal(words[:, 3:7])[:, :3] * config.colour_std * on[:, None]
     shift = (alpha * _shift_lengths(config, colour)) @ np.array(colour.eigenvectors).T
     scale = np.where(on & (config.colour == "deviations"), 1 / (1 + config.colour_std), 1.0)
-    return Draws(crop, mirror, shift.astype(np.float32), scale.astype(np.float32))
+    return AugmentParameters(crop, mirror, shift.astype(np.float32), scale.astype(np.float32))
 
 
 def _shift_lengths(config: AugmentConfig, colour: ColourStatistics) -> NDArray[np.float64]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.load.augment import AugmentConfig, draw
+from pipeline.load.augment import AugmentConfig, augment_parameters
 from pipeline.load.order import samples_at
 from pipeline.load.storage import Location, SampleStore
 from pipeline.manifest import ColourStatistics
@@ -16,33 +16,35 @@ from pipeline.manifest import ColourStatistics
 BLOCK = 1 << 15
 
 
-class Rows(NamedTuple):
+class SampleInputs(NamedTuple):
     """One row a position, each column as its user takes it, so that a batch is slices and no arithmetic."""
 
     locations: list[Location]
     corner: NDArray[np.float32]  # (n, 2): row and column of the crop's corner, pixels
     mirror: NDArray[np.int32]  # (n,): 1 to mirror
-    taken: NDArray[np.float32]  # (n, 3): RGB that the graph takes off every pixel
+    subtract: NDArray[np.float32]  # (n, 3): RGB that the graph takes off every pixel
     offset: NDArray[np.float32]  # (n, 3): RGB that the step adds to every pixel
     scale: NDArray[np.float32]  # (n,): multiplies the picture after that
     labels: NDArray[np.int64]  # (n,)
     positions: NDArray[np.int64]  # (n,)
     weights: NDArray[np.float32]  # (n,): what each counts; 1 unless its user says otherwise
 
-    def part(self, start: int, stop: int) -> "Rows":
+    def part(self, start: int, stop: int) -> "SampleInputs":
         """The rows start .. stop - 1."""
-        return Rows._make(column[start:stop] for column in self)
+        return SampleInputs._make(column[start:stop] for column in self)
 
 
-def join(parts: list[Rows]) -> Rows:
+def concatenate(parts: list[SampleInputs]) -> SampleInputs:
     """The rows of all parts."""
     if len(parts) == 1:
         return parts[0]
     locations = [location for part in parts for location in part.locations]
-    return Rows(locations, *(np.concatenate(columns) for columns in zip(*(part[1:] for part in parts), strict=True)))
+    return SampleInputs(
+        locations, *(np.concatenate(columns) for columns in zip(*(part[1:] for part in parts), strict=True))
+    )
 
 
-class TrainRows:
+class TrainInputs:
     """Rows of training positions: the order, the augmentation, and where the bytes stand.
 
     mean: (3,) RGB that the graph takes off together with the colour shift, or None where the step adds the shift.
@@ -62,17 +64,17 @@ class TrainRows:
         self.seed, self.border, self.mean = seed, border, mean
         self._block = lru_cache(maxsize=2)(self._draw_block)
 
-    def __call__(self, first: int, count: int) -> Rows:
+    def __call__(self, first: int, count: int) -> SampleInputs:
         """Rows of the positions first .. first + count - 1."""
         stop = first + count
         blocks = range(first // BLOCK, (stop - 1) // BLOCK + 1)
         spans = [(max(first - b * BLOCK, 0), min(stop - b * BLOCK, BLOCK)) for b in blocks]
-        return join([self._block(b).part(*span) for b, span in zip(blocks, spans, strict=True)])
+        return concatenate([self._block(b).part(*span) for b, span in zip(blocks, spans, strict=True)])
 
-    def _draw_block(self, block: int) -> Rows:
+    def _draw_block(self, block: int) -> SampleInputs:
         first, n = block * BLOCK, len(self.store)
         samples = samples_at(self.seed, n, first, BLOCK)
-        draws = draw(
+        draws = augment_parameters(
             self.config,
             self.colour,
             seed=self.seed,
@@ -81,11 +83,11 @@ class TrainRows:
             first=first,
             count=BLOCK,
         )
-        return Rows(
+        return SampleInputs(
             self.store.locate(samples),
             draws.crop.astype(np.float32),
             draws.mirror.astype(np.int32),
-            *shares(draws.shift, self.mean),
+            *split_shift(draws.shift, self.mean),
             draws.scale,
             self.store.labels[samples],
             np.arange(first, first + BLOCK),
@@ -93,12 +95,12 @@ class TrainRows:
         )
 
 
-def mended(store: SampleStore, rows: Rows) -> tuple[Rows, list[Location]]:
+def replace_damaged(store: SampleStore, rows: SampleInputs) -> tuple[SampleInputs, list[Location]]:
     """The rows with another sample, label and all, for each whose bytes are damaged; and where those are."""
-    damaged = [row for row, location in enumerate(rows.locations) if not store.sound(location)]
+    damaged = [row for row, location in enumerate(rows.locations) if not store.is_intact(location)]
     if not damaged:
         return rows, []
-    stand_ins = np.array([store.stand_in(rows.locations[row]) for row in damaged])
+    stand_ins = np.array([store.replacement(rows.locations[row]) for row in damaged])
     locations, labels = list(rows.locations), rows.labels.copy()
     for row, location in zip(damaged, store.locate(stand_ins), strict=True):
         locations[row] = location
@@ -106,7 +108,7 @@ def mended(store: SampleStore, rows: Rows) -> tuple[Rows, list[Location]]:
     return rows._replace(locations=locations, labels=labels), [rows.locations[row] for row in damaged]
 
 
-def shares(
+def split_shift(
     shift: NDArray[np.float32], mean: NDArray[np.float32] | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """What the graph takes off and what the step adds, (n, 3) each: together the shift, whoever applies it."""
@@ -115,16 +117,16 @@ def shares(
     return mean - shift, np.tile(mean, (len(shift), 1))
 
 
-def validation_rows(
+def validation_inputs(
     store: SampleStore, border: int, mean: NDArray[np.float32] | None, samples: NDArray[np.int64]
-) -> Rows:
+) -> SampleInputs:
     """Centre crops of these samples, as they are."""
     count = len(samples)
-    return Rows(
+    return SampleInputs(
         store.locate(samples),
         np.full((count, 2), border // 2, np.float32),
         np.zeros(count, np.int32),
-        *shares(np.zeros((count, 3), np.float32), mean),
+        *split_shift(np.zeros((count, 3), np.float32), mean),
         np.ones(count, np.float32),
         store.labels[samples],
         samples,

@@ -22,7 +22,7 @@ from nvidia.dali.types import DALIDataType, DALIImageType, DALIInterpType
 
 from pipeline.command import InputError
 from pipeline.load.augment import AugmentConfig
-from pipeline.load.inputs import Rows, TrainRows, mended, validation_rows
+from pipeline.load.inputs import SampleInputs, TrainInputs, replace_damaged, validation_inputs
 from pipeline.load.order import rank_slice
 from pipeline.load.probe import gpu_decoder_works
 from pipeline.load.storage import SampleStore
@@ -103,7 +103,7 @@ class Loader:
         # uint8 cannot hold a mean or a shift: the step adds the shift then.
         self.mean = None if self.output == "uint8" else np.array(self.dataset.colour.mean, np.float32)
         self.damaged: list[str] = []  # where samples were that others stand in for; whoever reads it empties it
-        self._copied: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
+        self._copies: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
 
     def train(self, batch_size: int, first: int = 0) -> Iterator[Batch]:
         """This rank's part of each global batch from position `first` on, without end.
@@ -111,7 +111,7 @@ class Loader:
         All ranks' parts are as long: one that the division leaves a picture short fills up with its neighbour's next.
         """
         store = SampleStore(self.config.shards, self.dataset, "train")
-        rows = TrainRows(
+        rows = TrainInputs(
             store, self.config.augment, self.dataset.colour, seed=self.seed, border=self.border, mean=self.mean
         )
         mine, rows_each = self._part(batch_size)
@@ -124,21 +124,21 @@ class Loader:
         store = SampleStore(self.config.shards, self.dataset, "val")
         return self._batches(store, self._validation_rows(store, batch_size), self._part(batch_size)[1])
 
-    def _validation_rows(self, store: SampleStore, batch_size: int) -> Iterator[Rows]:
+    def _validation_rows(self, store: SampleStore, batch_size: int) -> Iterator[SampleInputs]:
         for start in range(0, len(store), batch_size):
             mine, rows_each = self._part(min(batch_size, len(store) - start))
             samples = np.minimum(np.arange(rows_each) + start + mine.start, len(store) - 1)
-            rows = validation_rows(store, self.border, self.mean, samples)
+            rows = validation_inputs(store, self.border, self.mean, samples)
             yield rows._replace(weights=_weights(mine, rows_each, 1.0))
 
     def _part(self, batch_size: int) -> tuple[slice, int]:
         """Which of a batch's rows are this rank's, and how many rows each rank takes."""
         return rank_slice(batch_size, self.rank, self.ranks), -(-batch_size // self.ranks)
 
-    def _batches(self, store: SampleStore, rows: Iterator[Rows], batch_size: int) -> Iterator[Batch]:
+    def _batches(self, store: SampleStore, rows: Iterator[SampleInputs], batch_size: int) -> Iterator[Batch]:
         """Run the graph over rows; what the graph need not touch waits in a queue beside it."""
-        waiting: deque[Rows] = deque()
-        ahead: deque[Rows] = deque()
+        waiting: deque[SampleInputs] = deque()
+        ahead: deque[SampleInputs] = deque()
 
         def feed() -> tuple[Any, ...]:
             # The kernel is asked for a batch's pages as many batches early as DALI's own queue is long.
@@ -147,7 +147,7 @@ class Loader:
                 ahead.append(row)
             if not ahead:
                 raise StopIteration
-            row, damaged = mended(store, ahead.popleft())
+            row, damaged = replace_damaged(store, ahead.popleft())
             shards = self.dataset.splits[store.split].shards
             self.damaged += [f"{store.split}/{shards[shard].name}, byte {offset}" for shard, offset, *_ in damaged]
             waiting.append(row)
@@ -203,7 +203,7 @@ class Loader:
         graph.build()
         return graph
 
-    def _batch(self, pictures: Any, rows: Rows) -> Batch:
+    def _batch(self, pictures: Any, rows: SampleInputs) -> Batch:
         tensor = torch.from_dlpack(pictures.as_tensor())
         if self.device == "gpu":
             tensor = self._copy(tensor)
@@ -215,9 +215,9 @@ class Loader:
         """A copy in the order of torch's stream; DALI's buffer is held until that copy has been made."""
         copy, made = tensor.clone(), torch.cuda.Event()
         made.record()
-        self._copied.append((tensor, made))
-        while self._copied[0][1].query() and len(self._copied) > 1:
-            self._copied.popleft()
+        self._copies.append((tensor, made))
+        while self._copies[0][1].query() and len(self._copies) > 1:
+            self._copies.popleft()
         return copy
 
 
@@ -226,9 +226,9 @@ def _weights(mine: slice, rows: int, each: float) -> NDArray[np.float32]:
     return np.where(np.arange(rows) < mine.stop - mine.start, each, 0).astype(np.float32)
 
 
-def graph_inputs(store: SampleStore, rows: Rows) -> tuple[Any, ...]:
+def graph_inputs(store: SampleStore, rows: SampleInputs) -> tuple[Any, ...]:
     """What the graph takes for a batch: JPEG files, crop corners, mirror flags, and RGB to take off."""
-    return store.read(rows.locations), rows.corner, rows.mirror, rows.taken
+    return store.read(rows.locations), rows.corner, rows.mirror, rows.subtract
 
 
 def choose_device(device: Literal["auto", "cpu", "gpu"]) -> Device:

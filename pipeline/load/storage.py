@@ -41,11 +41,11 @@ class SampleStore:
         shards = self._bytes
         return [shards[shard][offset : offset + size] for shard, offset, size, _ in locations]
 
-    def sound(self, location: Location) -> bool:
+    def is_intact(self, location: Location) -> bool:
         """Whether the bytes there are what was sharded."""
         return crc32(self.read([location])[0]) == location[3]
 
-    def stand_in(self, location: Location) -> int:
+    def replacement(self, location: Location) -> int:
         """The sample that takes a damaged one's place, always the same: the next sound one of the table."""
         at_shard, at_offset = (
             self.table[name] == value for name, value in zip(("shard", "offset"), location, strict=False)
@@ -53,7 +53,7 @@ class SampleStore:
         (damaged,) = np.flatnonzero(at_shard & at_offset)
         for after in range(1, len(self)):
             sample = int(damaged + after) % len(self)
-            if self.sound(self.locate(np.array([sample]))[0]):
+            if self.is_intact(self.locate(np.array([sample]))[0]):
                 return sample
         raise InputError(
             f"{self.root / self.split} has no sound sample, expected at least one; shard the data set again"

@@ -8,15 +8,15 @@ from typing import Final, NamedTuple
 import simplejpeg
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-CONTACT_TILES: Final = 40
+MAX_TILES: Final = 40
 _COLUMNS: Final = 8
 _SIDE: Final = 144  # pixels of a picture
 _GAP: Final = 12
 _LINES: Final = 2
 _LINE_HEIGHT: Final = 15
 _FONT_SIZE: Final = 12
-_PAPER: Final = (250, 250, 248)
-_INK: Final = (40, 40, 40)
+_BACKGROUND: Final = (250, 250, 248)
+_TEXT_COLOUR: Final = (40, 40, 40)
 
 
 class Tile(NamedTuple):
@@ -31,14 +31,14 @@ def contact_sheet(tiles: Sequence[Tile]) -> bytes:
     columns = min(_COLUMNS, len(tiles))
     rows = -(-len(tiles) // columns)
     width, height = _SIDE + _GAP, _SIDE + _LINES * _LINE_HEIGHT + _GAP
-    sheet = Image.new("RGB", (columns * width + _GAP, rows * height + _GAP), _PAPER)
+    sheet = Image.new("RGB", (columns * width + _GAP, rows * height + _GAP), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(_FONT_SIZE)
     for index, tile in enumerate(tiles):
         x, y = _GAP + index % columns * width, _GAP + index // columns * height
         sheet.paste(_thumbnail(tile.jpeg), (x, y))
         for line, text in enumerate(_wrapped(tile.words, font)):
-            draw.text((x, y + _SIDE + 2 + line * _LINE_HEIGHT), text, _INK, font)
+            draw.text((x, y + _SIDE + 2 + line * _LINE_HEIGHT), text, _TEXT_COLOUR, font)
     stream = io.BytesIO()
     sheet.save(stream, "PNG")
     return stream.getvalue()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.picture.exif import orientation
-from pipeline.picture.resize import central_square, resizer
+from pipeline.picture.resize import central_square, resizer_version
 
 STATISTICS_SIZE: Final = 256  # pixels a side of the central crop that is measured where pictures keep their own size
 MOST_PIXELS: Final = 89_478_485  # what Pillow warns of; a third of a gigabyte in its memory
@@ -29,7 +29,7 @@ _FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 # Behind the last block, and before the end mark: nothing of the picture is missing. ImageNet has such pictures
 # (apache/mxnet issue 1522), and everybody else trains on them.
 _BYTES_AT_THE_END: Final = re.compile("extraneous bytes before marker 0xd9")
-_PAPER: Final = "white"  # what shows through transparent pixels, as on a page
+_BACKGROUND: Final = "white"  # what shows through transparent pixels, as on a page
 _SUBSAMPLING: Final = "420"  # what cameras and ImageNet have, and decoders are fastest at
 
 
@@ -50,12 +50,12 @@ class _Decoded(NamedTuple):
     clean: bool  # whether there was nothing that a decoder might warn of
 
 
-def encoder() -> str:
+def encoder_version() -> str:
     """The names and versions of what decides the bytes: with others the same picture gives other ones.
 
     simplejpeg holds a libjpeg-turbo of its own that cannot be asked; a version of the one has one version of the other.
     """
-    return f"simplejpeg {simplejpeg.__version__}, {resizer()}, Pillow {PIL.__version__}"
+    return f"simplejpeg {simplejpeg.__version__}, {resizer_version()}, Pillow {PIL.__version__}"
 
 
 def to_jpeg(data: bytes, size: int, quality: int) -> tuple[bytes, NDArray[np.uint8]]:
@@ -71,10 +71,10 @@ def to_jpeg(data: bytes, size: int, quality: int) -> tuple[bytes, NDArray[np.uin
         return _square_jpeg(data, size, quality) if size else _own_size_jpeg(data, quality)
 
 
-def stored_header(jpeg: bytes) -> Header:
+def verified_header(jpeg: bytes) -> Header:
     """The header of a JPEG of a data set; UnusablePicture unless it decodes whole and without complaint."""
     with _reasons():
-        header = _bounded(_jpeg_header(jpeg))
+        header = _require_size(_jpeg_header(jpeg))
         simplejpeg.decode_jpeg(jpeg, "RGB")
         return header
 
@@ -91,10 +91,10 @@ def _reasons() -> Iterator[None]:
 
 def _square_jpeg(data: bytes, size: int, quality: int) -> tuple[bytes, NDArray[np.uint8]]:
     if data.startswith(_JPEG):
-        _bounded(_jpeg_header(data))
+        _require_size(_jpeg_header(data))
         # A large JPEG: let the DCT scale it down by 2 or more, to no less than twice the size.
         decoded = _decode(data, least=2 * size)
-        pixels = _turned(decoded.pixels, orientation(data))
+        pixels = _upright(decoded.pixels, orientation(data))
     else:
         pixels = _by_pillow(data)
     jpeg = _encode(central_square(pixels, size), quality)
@@ -103,11 +103,11 @@ def _square_jpeg(data: bytes, size: int, quality: int) -> tuple[bytes, NDArray[n
 
 def _own_size_jpeg(data: bytes, quality: int) -> tuple[bytes, NDArray[np.uint8]]:
     if data.startswith(_JPEG):
-        header = _bounded(_jpeg_header(data))
+        header = _require_size(_jpeg_header(data))
         decoded, turn = _decode(data), orientation(data)
         if turn == 1 and header.colours in ("YCbCr", "RGB", "Gray") and decoded.clean:
             return data, central_square(decoded.pixels, STATISTICS_SIZE)
-        jpeg = _encode(_turned(decoded.pixels, turn), quality)
+        jpeg = _encode(_upright(decoded.pixels, turn), quality)
     else:
         jpeg = _encode(_by_pillow(data), quality)
     return jpeg, central_square(_decode(jpeg).pixels, STATISTICS_SIZE)
@@ -140,7 +140,7 @@ def _encode(pixels: NDArray[np.uint8], quality: int) -> bytes:
     return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, "RGB", _SUBSAMPLING)
 
 
-def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     """An upright view of pixels that are stored in an EXIF orientation, 1 to 8."""
     upright = pixels.swapaxes(0, 1) if orientation >= 5 else pixels
     upright = upright[:, ::-1] if orientation in (2, 3, 6, 7) else upright
@@ -149,7 +149,7 @@ def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 
 def _by_pillow(data: bytes) -> NDArray[np.uint8]:
     picture = _open(data)
-    _bounded(Header(*picture.size, picture.mode))
+    _require_size(Header(*picture.size, picture.mode))
     return np.asarray(_upright_rgb(picture))
 
 
@@ -157,7 +157,7 @@ def _open(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data), formats=_FORMATS)
 
 
-def _bounded(header: Header) -> Header:
+def _require_size(header: Header) -> Header:
     shorter, longer = sorted(header[:2])
     if shorter * longer > MOST_PIXELS:
         raise UnusablePicture(_TOO_LARGE)
@@ -173,7 +173,7 @@ def _upright_rgb(picture: Image.Image) -> Image.Image:
         return _eight_bits(picture).convert("RGB")
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         rgba = picture.convert("RGBA")
-        page = Image.new("RGB", rgba.size, _PAPER)
+        page = Image.new("RGB", rgba.size, _BACKGROUND)
         page.paste(rgba, mask=rgba)
         return page
     return picture.convert("RGB")

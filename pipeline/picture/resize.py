@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 try:
-    import cykooz_resizer as fast
+    import cykooz_resizer as cykooz
 except ImportError:  # it has wheels for x86-64; elsewhere it must be built, and Pillow makes pictures as good
-    fast = None
+    cykooz = None
 
 _PACKAGE: Final = "cykooz-resizer"
 
 
-def resizer() -> str:
+def resizer_version() -> str:
     """The name and version of what resizes: another one gives other bits."""
-    return f"{_PACKAGE} {metadata.version(_PACKAGE)}" if fast else f"Pillow's resize {PIL.__version__}"
+    return f"{_PACKAGE} {metadata.version(_PACKAGE)}" if cykooz else f"Pillow's resize {PIL.__version__}"
 
 
 def central_square(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -34,17 +34,17 @@ def central_square(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     square = pixels[top : top + side, left : left + side]
     if side == size:
         return np.ascontiguousarray(square)
-    return _resize(square, size) if fast else _resize_by_pillow(square, size)
+    return _resize(square, size) if cykooz else _resize_by_pillow(square, size)
 
 
 def _resize(square: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     side = len(square)
-    assert fast is not None
+    assert cykooz is not None
     # A resizer of its own for each call: it keeps its working memory, and callers may be threads.
-    source = fast.ImageData(side, side, fast.PixelType.U8x3, square.tobytes())
-    target = fast.ImageData(size, size, fast.PixelType.U8x3)
-    bicubic = fast.ResizeAlg.convolution(fast.FilterType.catmull_rom)
-    fast.Resizer().resize(source, target, fast.ResizeOptions(bicubic))
+    source = cykooz.ImageData(side, side, cykooz.PixelType.U8x3, square.tobytes())
+    target = cykooz.ImageData(size, size, cykooz.PixelType.U8x3)
+    bicubic = cykooz.ResizeAlg.convolution(cykooz.FilterType.catmull_rom)
+    cykooz.Resizer().resize(source, target, cykooz.ResizeOptions(bicubic))
     return np.frombuffer(target.get_buffer(), np.uint8).reshape(size, size, 3)
 
 

@@ -14,14 +14,14 @@ from typing import Final, NamedTuple
 from pipeline.command import InputError
 from pipeline.manifest import DATASET_FILE, UNFINISHED_FILE
 from pipeline.source.listing import File
-from pipeline.source.tars import members
+from pipeline.source.tars import tar_members
 
 _PICTURES: Final = (".jpeg", ".jpg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 _TAR: Final = ".tar"
 _ORIGINAL: Final = "ILSVRC"  # how the names of the original archives begin; none of them is a class's
 
 
-class Holder(NamedTuple):
+class ClassLocation(NamedTuple):
     """Where the pictures of a class lie: a folder, an archive, or an archive in an archive."""
 
     path: str  # of the folder or the outer archive, relative to the source's root
@@ -33,7 +33,7 @@ class Holder(NamedTuple):
 class Contents:
     """What a folder or an archive holds; `flat` are pictures that lie in it without a class."""
 
-    classes: dict[str, Holder]  # by class id, sorted
+    classes: dict[str, ClassLocation]  # by class id, sorted
     flat: tuple[File, ...]
 
 
@@ -42,68 +42,68 @@ def is_picture(name: str) -> bool:
     return name.lower().endswith(_PICTURES)
 
 
-def few(names: Iterable[str]) -> str:
+def first_few(names: Iterable[str]) -> str:
     """The first names of some, for a message."""
     names = list(names)
     return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
 
 
-def contents(root: Path, path: str, *, but: Container[str] = ()) -> Contents:
+def list_contents(root: Path, path: str, *, excluding: Container[str] = ()) -> Contents:
     """What lies in `root/path`, a folder or a tar, `but` for some names.
 
     InputError when classes or pictures come in two ways at once, or the tar is unusable.
     """
-    found = _in_folder(root, path, but) if (root / path).is_dir() else _in_archive(root, path)
+    found = _in_folder(root, path, excluding) if (root / path).is_dir() else _in_archive(root, path)
     if found.classes and found.flat:
         raise InputError(
-            f"{root / path} holds {len(found.classes):,} classes ({few(found.classes)}) and, outside them, "
-            f"{len(found.flat):,} pictures ({few(os.fsdecode(file.name) for file in found.flat)}), expected one or the "
-            "other; finish sorting the pictures into classes, or move them away"
+            f"{root / path} holds {len(found.classes):,} classes ({first_few(found.classes)}) and, outside them, "
+            f"{len(found.flat):,} pictures ({first_few(os.fsdecode(file.name) for file in found.flat)}), "
+            "expected one or the other; finish sorting the pictures into classes, or move them away"
         )
     return found
 
 
-def class_files(root: Path, holder: Holder, id: str) -> list[File]:
+def class_files(root: Path, holder: ClassLocation, id: str) -> list[File]:
     """The files of one class: all below its folder, or all in its archive; InputError when that is unusable."""
     if holder.start < 0:
-        return list(_below(root / holder.path))
+        return list(_files_below(root / holder.path))
     within = "" if holder.size is None else f"{id}{_TAR}"
-    found = members(root / holder.path, holder.start, holder.size, within)
+    found = tar_members(root / holder.path, holder.start, holder.size, within)
     return _last((_parts(member.name, id), member.bytes, member.offset) for member in found)
 
 
-def names_in(folder: Path) -> tuple[list[str], list[str]]:
+def visible_names(folder: Path) -> tuple[list[str], list[str]]:
     """The visible folders and files in a folder, each sorted; links count as what they lead to."""
     visible = _visible(folder)
     folders = sorted(entry.name for entry, found in visible if _is_folder(found))
     return folders, sorted(entry.name for entry, found in visible if found and stat.S_ISREG(found.st_mode))
 
 
-def _in_folder(root: Path, path: str, but: Container[str]) -> Contents:
-    visible = [(entry, found) for entry, found in _visible(root / path) if entry.name not in but]
-    classes: dict[str, Holder] = {}
-    packed: dict[str, Holder] = {}
+def _in_folder(root: Path, path: str, excluding: Container[str]) -> Contents:
+    visible = [(entry, found) for entry, found in _visible(root / path) if entry.name not in excluding]
+    classes: dict[str, ClassLocation] = {}
+    packed: dict[str, ClassLocation] = {}
     flat: list[File] = []
     for entry, found in visible:
         name = entry.name
         if _is_folder(found):
-            classes[name] = Holder(_join(path, name))
+            classes[name] = ClassLocation(_join(path, name))
         elif name.endswith(_TAR) and not name.startswith(_ORIGINAL):
-            packed[name[: -len(_TAR)]] = Holder(_join(path, name), 0)
+            packed[name[: -len(_TAR)]] = ClassLocation(_join(path, name), 0)
         elif is_picture(name) and (found is None or stat.S_ISREG(found.st_mode)):
             flat.append(_file(os.fsencode(name), found))
     if both := sorted(classes.keys() & packed.keys()):
         raise InputError(
-            f"{root / path} holds some classes both as folder and as {_TAR} ({few(both)}), expected one of them; "
+            f"{root / path} holds some classes both as folder and as {_TAR} ({first_few(both)}), expected one of them; "
             "finish unpacking and remove the archives, or remove the folders"
         )
     return Contents(classes=dict(sorted((classes | packed).items())), flat=tuple(flat))
 
 
 def _in_archive(root: Path, path: str) -> Contents:
-    classes: dict[str, Holder] = {}
+    classes: dict[str, ClassLocation] = {}
     flat: list[tuple[list[bytes], int, int]] = []
-    for member in members(root / path):
+    for member in tar_members(root / path):
         parts = _parts(member.name, "train", "val", "test", Path(path).stem)
         name = os.fsdecode(b"/".join(parts))
         if _is_hidden(name):
@@ -113,7 +113,7 @@ def _in_archive(root: Path, path: str) -> Contents:
                 f"{root / path} holds folders ({name}), expected pictures or the classes' tars; unpack it into a folder"
             )
         if name.endswith(_TAR):
-            classes[name[: -len(_TAR)]] = Holder(path, member.offset, member.bytes)
+            classes[name[: -len(_TAR)]] = ClassLocation(path, member.offset, member.bytes)
         elif is_picture(name):
             flat.append((parts, member.bytes, member.offset))
     return Contents(classes=dict(sorted(classes.items())), flat=tuple(_last(flat)))
@@ -132,7 +132,7 @@ def _last(found: Iterable[tuple[list[bytes], int, int]]) -> list[File]:
     return list({name: File(name, size, offset) for name, size, offset in named}.values())
 
 
-def _below(folder: Path) -> Iterator[File]:
+def _files_below(folder: Path) -> Iterator[File]:
     """All visible files below a folder, through links but never in circles."""
     waiting = [(str(folder), b"", frozenset([_identity(folder.stat())]))]
     while waiting:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from pipeline.command import InputError
-from pipeline.source.contents import names_in
+from pipeline.source.contents import visible_names
 from pipeline.source.synsets import read_synsets
 
 MAPPING_FILE: Final = "LOC_synset_mapping.txt"  # Kaggle's; a line is "n01440764 tench, Tinca tinca"
@@ -32,26 +32,26 @@ _COLUMNS: Final = ["ImageId", "PredictionString"]
 _AGAIN: Final = "download or unpack it again, or remove it"
 
 
-class Kit(NamedTuple):
+class DevelopmentKit(NamedTuple):
     """A development kit, as far as labels and words need it."""
 
-    origin: str  # for messages
+    source: str  # for messages
     year: str
     synsets: dict[int, str]  # ILSVRC id -> WordNet id, of the leaves of the hierarchy: these are the classes
     words: dict[str, str]  # by WordNet id
     truths: dict[str, str]  # the texts of ground truths, by file name
 
 
-class Truth(NamedTuple):
+class GroundTruth(NamedTuple):
     """What one source says of the pictures of a split."""
 
-    origin: str  # for messages
+    source: str  # for messages
     year: str  # of the pictures that are meant; "" where their names say it
     key: Callable[[str], str]  # from the stem of a picture's name to a key of `ids`
     ids: dict[str, str]  # to WordNet ids
 
 
-def read_kits(places: Sequence[Path]) -> tuple[Kit, ...]:
+def read_kits(places: Sequence[Path]) -> tuple[DevelopmentKit, ...]:
     """The development kits that lie in some folders, unpacked or not; InputError when one is damaged."""
     folders = [place / name for place in places for name in _FOLDERS if (place / name).is_dir()]
     archives = [place / name for place in places for name in _ARCHIVES if (place / name).is_file()]
@@ -59,7 +59,7 @@ def read_kits(places: Sequence[Path]) -> tuple[Kit, ...]:
     return tuple(_kit(path, files) for path, files in found if _META in files or path.name in (*KIT_NAMES, *_ARCHIVES))
 
 
-def read_truths(split: str, places: Sequence[Path], kits: Sequence[Kit]) -> list[Truth]:
+def read_ground_truths(split: str, places: Sequence[Path], kits: Sequence[DevelopmentKit]) -> list[GroundTruth]:
     """Everything beside the pictures that labels those of `split`; InputError when a source is damaged."""
     solutions = [place / SOLUTION_FILE for place in places if split == "val" and (place / SOLUTION_FILE).is_file()]
     found = [_solution(path) for path in solutions]
@@ -69,7 +69,7 @@ def read_truths(split: str, places: Sequence[Path], kits: Sequence[Kit]) -> list
         of_year = [kit for kit in kits if kit.year == year]
         if loose and not of_year:
             raise InputError(f"{loose[0][0]} has no development kit of {year} beside it, expected one; put it there")
-        found += [_numbered(kit, kit.origin, kit.truths[name]) for kit in of_year if name in kit.truths]
+        found += [_numbered(kit, kit.source, kit.truths[name]) for kit in of_year if name in kit.truths]
         found += [_numbered(of_year[0], *each) for each in loose]
     return found
 
@@ -82,9 +82,9 @@ def read_words(places: Sequence[Path], name: str) -> dict[str, str]:
 
 
 def _kit_files(folder: Path) -> dict[str, bytes]:
-    inner, _ = names_in(folder)
+    inner, _ = visible_names(folder)
     places = [folder, folder / "data", *(folder / name / "data" for name in inner)]
-    paths = [place / name for place in places if place.is_dir() for name in names_in(place)[1] if _is_kept(name)]
+    paths = [place / name for place in places if place.is_dir() for name in visible_names(place)[1] if _is_kept(name)]
     return {path.name: path.read_bytes() for path in paths}
 
 
@@ -103,7 +103,7 @@ def _is_kept(name: str) -> bool:
     return name == _META or _TRUTH_FILE.fullmatch(name) is not None
 
 
-def _kit(path: Path, files: dict[str, bytes]) -> Kit:
+def _kit(path: Path, files: dict[str, bytes]) -> DevelopmentKit:
     if _META not in files:
         raise InputError(f"{path} has no {_META}, expected ILSVRC's development kit; {_AGAIN}")
     try:
@@ -112,10 +112,10 @@ def _kit(path: Path, files: dict[str, bytes]) -> Kit:
         raise InputError(f"{path} has an unusable {_META} ({error}), expected ILSVRC's synsets; {_AGAIN}") from error
     texts = {name: data.decode("utf-8", "replace") for name, data in files.items() if name != _META}
     numbers = {each.number: each.id for each in synsets}
-    return Kit(str(path), year, numbers, {each.id: each.words for each in synsets}, texts)
+    return DevelopmentKit(str(path), year, numbers, {each.id: each.words for each in synsets}, texts)
 
 
-def _numbered(kit: Kit, origin: str, text: str) -> Truth:
+def _numbered(kit: DevelopmentKit, origin: str, text: str) -> GroundTruth:
     lines = text.split()
     ids = {}
     for number, line in enumerate(lines, start=1):
@@ -125,7 +125,7 @@ def _numbered(kit: Kit, origin: str, text: str) -> Truth:
                 f"{len(kit.synsets):,} ids in {_META}; {_AGAIN}"
             )
         ids[str(number)] = kit.synsets[int(line)]
-    return Truth(origin, kit.year, _number, ids)
+    return GroundTruth(origin, kit.year, _number, ids)
 
 
 def _number(stem: str) -> str:
@@ -133,7 +133,7 @@ def _number(stem: str) -> str:
     return digits[0].lstrip("0") if digits else ""
 
 
-def _solution(path: Path) -> Truth:
+def _solution(path: Path) -> GroundTruth:
     rows = csv.reader(io.StringIO(_text(path), newline=""))
     ids: dict[str, str] = {}
     try:
@@ -145,7 +145,7 @@ def _solution(path: Path) -> Truth:
     except csv.Error as error:
         raise InputError(f"{path} is damaged ({error}), expected {','.join(_COLUMNS)}; {_AGAIN}") from error
     ids.pop(_COLUMNS[0], None)
-    return Truth(str(path), "", str, ids)
+    return GroundTruth(str(path), "", str, ids)
 
 
 def _text(path: Path) -> str:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pipeline.command import InputError, shown
+from pipeline.command import InputError, printable
 from pipeline.manifest import PictureClass
-from pipeline.source.contents import Contents, class_files, contents, few, is_picture
-from pipeline.source.devkit import MAPPING_FILE, WORDS_FILE, Kit, read_kits, read_truths, read_words
-from pipeline.source.labels import label_flat
-from pipeline.source.layout import EXPECTED, NOT_CLASSES, Layout, recognise
-from pipeline.source.listing import Listing, concatenate, pack
+from pipeline.source.contents import Contents, class_files, first_few, is_picture, list_contents
+from pipeline.source.devkit import MAPPING_FILE, WORDS_FILE, DevelopmentKit, read_ground_truths, read_kits, read_words
+from pipeline.source.labels import label_flat_folder
+from pipeline.source.layout import EXPECTED, NOT_CLASSES, Layout, detect_layout
+from pipeline.source.listing import Listing, concatenate, make_listing
 
 _LABELS: Final = "LOC_val_solution.csv, ILSVRC2012_devkit_t12.tar.gz or ILSVRC2010_devkit-1.0.tar.gz"
 
@@ -27,7 +27,7 @@ class Source:
     """All pictures of a source, each split sorted by (label, name)."""
 
     root: Path
-    found: dict[str, str]  # split -> what was found, for people
+    descriptions: dict[str, str]  # split -> what was found, for people
     classes: tuple[PictureClass, ...]
     splits: dict[str, Listing]  # "train", "val", "test" in this order, those there are
 
@@ -48,45 +48,51 @@ def find_pictures(root: Path) -> Source:
     InputError, in one line, when it is in no known form, or incomplete, ambiguous, damaged or unreadable.
     """
     try:
-        return _find(recognise(root))
+        return _find_pictures(detect_layout(root))
     except OSError as error:
         where, why = error.filename or root, error.strerror or error
-        raise InputError(shown(f"{where} cannot be read ({why}), expected ImageNet; mend it or its rights")) from error
+        raise InputError(
+            printable(f"{where} cannot be read ({why}), expected ImageNet; mend it or its rights")
+        ) from error
     except InputError as error:
-        raise InputError(shown(str(error))) from error
+        raise InputError(printable(str(error))) from error
 
 
-def _find(layout: Layout) -> Source:
+def _find_pictures(layout: Layout) -> Source:
     root = layout.root
-    held = {split: contents(root, path, but=() if path else NOT_CLASSES) for split, path in layout.splits.items()}
+    held = {
+        split: list_contents(root, path, excluding=() if path else NOT_CLASSES) for split, path in layout.splits.items()
+    }
     ids = list(held["train"].classes)
     for split, each in held.items():
         _require_classes(root / layout.splits[split], split, each, ids)
-    words = read_words(layout.places, MAPPING_FILE)
+    words = read_words(layout.label_folders, MAPPING_FILE)
     needs_kits = any(each.flat for each in held.values()) or not words.keys() >= set(ids)
-    kits = read_kits(layout.places) if needs_kits else ()
-    words = read_words(layout.places, WORDS_FILE) | _kit_words(kits) | words
+    kits = read_kits(layout.label_folders) if needs_kits else ()
+    words = read_words(layout.label_folders, WORDS_FILE) | _kit_words(kits) | words
     listed = {split: _listing(layout, split, each, ids, kits) for split, each in held.items()}
     return Source(
         root=root,
-        found={split: found for split, (_, found) in listed.items()},
+        descriptions={split: found for split, (_, found) in listed.items()},
         classes=tuple(PictureClass(index=index, id=id, words=words.get(id, id)) for index, id in enumerate(ids)),
         splits={split: listing for split, (listing, _) in listed.items()},
     )
 
 
-def _kit_words(kits: tuple[Kit, ...]) -> dict[str, str]:
+def _kit_words(kits: tuple[DevelopmentKit, ...]) -> dict[str, str]:
     return {id: words for kit in kits for id, words in kit.words.items() if words}
 
 
-def _listing(layout: Layout, split: str, held: Contents, ids: list[str], kits: tuple[Kit, ...]) -> tuple[Listing, str]:
+def _listing(
+    layout: Layout, split: str, held: Contents, ids: list[str], kits: tuple[DevelopmentKit, ...]
+) -> tuple[Listing, str]:
     """The pictures of one split, and what was found."""
     path = layout.splits[split]
     if not held.flat:
-        return _by_class(layout.root, split, path, held), _form(layout.root, path, held)
+        return _by_class(layout.root, split, path, held), _describe(layout.root, path, held)
     where = layout.root / path
     names = [file.name for file in held.flat]
-    answers, origins = label_flat(str(where), names, read_truths(split, layout.places, kits))
+    answers, origins = label_flat_folder(str(where), names, read_ground_truths(split, layout.label_folders, kits))
     if not answers and split == "val":
         raise InputError(
             f"{where} holds {len(names):,} pictures without classes, and nothing that labels them is beside it, "
@@ -96,7 +102,7 @@ def _listing(layout: Layout, split: str, held: Contents, ids: list[str], kits: t
     index = {id: label for label, id in enumerate(ids)}
     labels = [index[answer] for answer in answers] or [-1] * len(names)
     by = f"labels from {' and '.join(Path(origin).name for origin in origins)}" if answers else "no labels"
-    return pack(path, held.flat, labels), f"{_form(layout.root, path, held)}, {by}"
+    return make_listing(path, held.flat, labels), f"{_describe(layout.root, path, held)}, {by}"
 
 
 def _by_class(root: Path, split: str, path: str, held: Contents) -> Listing:
@@ -104,21 +110,21 @@ def _by_class(root: Path, split: str, path: str, held: Contents) -> Listing:
     empty: list[str] = []
     for label, (id, holder) in enumerate(held.classes.items()):
         files = class_files(root, holder, id)
-        parts.append(pack(holder.path, files, [label] * len(files)))
+        parts.append(make_listing(holder.path, files, [label] * len(files)))
         # Where no train/ says that the folders are classes, pictures have to.
         if not any(is_picture(os.fsdecode(file.name)) for file in files) if not path else not files:
             empty.append(id)
     if split == "train" and empty:
         raise InputError(
             f"{root / path} has {len(empty):,} classes without pictures, expected some in each; "
-            f"fill or remove them in every split: {few(empty)}"
+            f"fill or remove them in every split: {first_few(empty)}"
         )
     if len(empty) == len(parts):
         raise InputError(f"{root / path} holds no pictures, expected {split}/<class>/<pictures>; fill or remove it")
     return concatenate(parts)
 
 
-def _form(root: Path, path: str, held: Contents) -> str:
+def _describe(root: Path, path: str, held: Contents) -> str:
     """How a split lies there, for people."""
     if not (root / path).is_dir():
         return f"archive {path}"
@@ -143,7 +149,7 @@ def _require_same(where: str, train: list[str], other: list[str], split: str) ->
     if train == other:
         return
     only = {"train": sorted(set(train) - set(other)), split: sorted(set(other) - set(train))}
-    differences = "; ".join(f"only in {name}: {few(ids)}" for name, ids in only.items() if ids)
+    differences = "; ".join(f"only in {name}: {first_few(ids)}" for name, ids in only.items() if ids)
     raise InputError(
         f"{where} has unlike classes in train and {split}, expected the same; move or remove some: {differences}"
     )

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Final
 
 from pipeline.command import InputError
-from pipeline.source.contents import few
-from pipeline.source.devkit import Truth
+from pipeline.source.contents import first_few
+from pipeline.source.devkit import GroundTruth
 
 _YEAR: Final = re.compile(r"ILSVRC([0-9]{4})_")
 
 
-def label_flat(where: str, names: Sequence[bytes], truths: Sequence[Truth]) -> tuple[list[str], list[str]]:
+def label_flat_folder(where: str, names: Sequence[bytes], truths: Sequence[GroundTruth]) -> tuple[list[str], list[str]]:
     """The class id of each picture, and the sources that say so; both empty when none speaks of these pictures.
 
     InputError when a source does not fit the pictures, or two disagree.
@@ -23,29 +23,29 @@ def label_flat(where: str, names: Sequence[bytes], truths: Sequence[Truth]) -> t
     answers = [_ids(where, stems, truth) for truth in speaking]
     for truth, ids in zip(speaking[1:], answers[1:], strict=True):
         _require_agreement(where, stems, (speaking[0], truth), (answers[0], ids))
-    return (answers[0] if answers else []), [truth.origin for truth in speaking]
+    return (answers[0] if answers else []), [truth.source for truth in speaking]
 
 
-def _ids(where: str, stems: list[str], truth: Truth) -> list[str]:
+def _ids(where: str, stems: list[str], truth: GroundTruth) -> list[str]:
     keys = [truth.key(stem) for stem in stems]
     without_label = [stem for stem, key in zip(stems, keys, strict=True) if key not in truth.ids]
     missing = truth.ids.keys() - set(keys)
     if without_label or missing or len(keys) != len(truth.ids):
-        details = [f"no label for {few(without_label)}"] * bool(without_label)
-        details += [f"no picture for {few(sorted(missing))}"] * bool(missing)
+        details = [f"no label for {first_few(without_label)}"] * bool(without_label)
+        details += [f"no picture for {first_few(sorted(missing))}"] * bool(missing)
         raise InputError(
-            f"{where} holds {len(stems):,} pictures and {truth.origin} labels {len(truth.ids):,}, expected the same "
+            f"{where} holds {len(stems):,} pictures and {truth.source} labels {len(truth.ids):,}, expected the same "
             f"({'; '.join(details) or 'some pictures have one number'}); complete the pictures, or take the labels away"
         )
     return [truth.ids[key] for key in keys]
 
 
 def _require_agreement(
-    where: str, stems: list[str], truths: tuple[Truth, Truth], answers: tuple[list[str], list[str]]
+    where: str, stems: list[str], truths: tuple[GroundTruth, GroundTruth], answers: tuple[list[str], list[str]]
 ) -> None:
     for stem, first, second in zip(stems, *answers, strict=True):
         if first != second:
             raise InputError(
-                f"{where}: {stem} is {first} in {truths[0].origin} and {second} in {truths[1].origin}, "
+                f"{where}: {stem} is {first} in {truths[0].source} and {second} in {truths[1].source}, "
                 "expected them to agree; take the wrong one away"
             )

@@ -8,7 +8,7 @@ from typing import Final
 
 from pipeline.command import InputError
 from pipeline.manifest import SPLITS
-from pipeline.source.contents import few, is_picture, names_in
+from pipeline.source.contents import first_few, is_picture, visible_names
 from pipeline.source.devkit import KIT_NAMES
 
 _ARCHIVES: Final = {
@@ -35,10 +35,10 @@ class Layout:
 
     root: Path
     splits: dict[str, str]  # "train", "val", "test", those there are -> folder or archive, relative; "" is root itself
-    places: tuple[Path, ...]  # folders that may hold labels and words
+    label_folders: tuple[Path, ...]  # folders that may hold labels and words
 
 
-def recognise(source: Path) -> Layout:
+def detect_layout(source: Path) -> Layout:
     """Look at a folder, or at the folder of an archive; InputError when it has no form known, or more than one."""
     root = _root(source)
     forms = {base: found for base in _BASES if (root / base).is_dir() and (found := _splits(root, base))}
@@ -52,7 +52,7 @@ def recognise(source: Path) -> Layout:
         held = ", ".join(splits.values())
         raise InputError(f"{root / base} has no train/ beside {held}, {EXPECTED}; give the folder that holds train/")
     _require_nothing_beside(root / base, splits)
-    return Layout(root=root, splits=splits, places=_places(root, base))
+    return Layout(root=root, splits=splits, label_folders=_label_folders(root, base))
 
 
 def _root(source: Path) -> Path:
@@ -66,7 +66,7 @@ def _root(source: Path) -> Path:
 
 def _splits(root: Path, base: str) -> dict[str, str]:
     """Each split's folder or archive in `base`, relative to root; InputError when a split is there twice."""
-    folders, files = names_in(root / base)
+    folders, files = visible_names(root / base)
     found = {
         split: [f"{name}/" for name in folders if name == split]
         + [name for name in files if _ARCHIVES[split].fullmatch(name)]
@@ -83,26 +83,26 @@ def _splits(root: Path, base: str) -> dict[str, str]:
 
 def _plain(root: Path) -> Layout:
     """Class folders without train/, as torchvision's ImageFolder takes them."""
-    folders, files = names_in(root)
+    folders, files = visible_names(root)
     classes = [name for name in folders if name not in NOT_CLASSES]
     if not any(_has_pictures(root / name, depth=3) for name in classes):
-        held = few([f"{name}/" for name in folders] + files) or "nothing"
+        held = first_few([f"{name}/" for name in folders] + files) or "nothing"
         raise InputError(f"{root} holds {held}, {EXPECTED}; give the folder that holds one of these")
-    return Layout(root=root, splits={"train": ""}, places=_places(root, ""))
+    return Layout(root=root, splits={"train": ""}, label_folders=_label_folders(root, ""))
 
 
 def _require_nothing_beside(folder: Path, splits: dict[str, str]) -> None:
-    folders, _ = names_in(folder)
+    folders, _ = visible_names(folder)
     if beside := [name for name in folders if name not in NOT_CLASSES and _has_pictures(folder / name)]:
         raise InputError(
-            f"{folder} has {', '.join(splits.values())} and, beside, folders of pictures ({few(beside)}), expected all "
-            "classes within train; move these into it, or away"
+            f"{folder} has {', '.join(splits.values())} and, beside, folders of pictures ({first_few(beside)}), "
+            "expected all classes within train; move these into it, or away"
         )
 
 
 def _has_pictures(folder: Path, depth: int = 1) -> bool:
     try:
-        folders, files = names_in(folder)
+        folders, files = visible_names(folder)
     except OSError:
         return False
     return any(map(is_picture, files)) or (
@@ -110,7 +110,7 @@ def _has_pictures(folder: Path, depth: int = 1) -> bool:
     )
 
 
-def _places(root: Path, base: str) -> tuple[Path, ...]:
+def _label_folders(root: Path, base: str) -> tuple[Path, ...]:
     """The source's folder and that of the splits; in Kaggle's tree also ILSVRC/ and the folder that holds it."""
     folder = Path(os.path.abspath(root / base))
     above = folder.parents[1:3] if folder.parts[-2:] == _KAGGLE else []

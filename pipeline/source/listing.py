@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.command import shown
+from pipeline.command import printable
 
 _CHUNK: Final = 1 << 16  # names that are Python objects at one time
 
@@ -56,14 +56,14 @@ class Listing:
     labels: NDArray[np.int32]  # (n,)
     bytes: NDArray[np.int64]  # (n,)
     offsets: NDArray[np.int64]  # (n,), -1 where the picture is the whole file
-    places: NDArray[np.int32]  # (n,), indices into `paths`
-    ends: NDArray[np.int64]  # (n,), where each name ends in `names`
+    path_indices: NDArray[np.int32]  # (n,), indices into `paths`
+    name_ends: NDArray[np.int64]  # (n,), where each name ends in `names`
     names: "memoryview[int]"  # all names, one after the other
     paths: tuple[str, ...]  # archives, and folders of pictures that are files of their own
 
     def __post_init__(self) -> None:
         """Make the columns read-only: splits and subsets share them."""
-        for column in (self.labels, self.bytes, self.offsets, self.places, self.ends):
+        for column in (self.labels, self.bytes, self.offsets, self.path_indices, self.name_ends):
             column.flags.writeable = False
 
     def __len__(self) -> int:
@@ -77,11 +77,11 @@ class Listing:
 
     def lengths(self) -> NDArray[np.int64]:
         """The number of bytes of each name, (n,)."""
-        return np.diff(self.ends, prepend=0)
+        return np.diff(self.name_ends, prepend=0)
 
     def pictures(self, indices: NDArray[np.int64]) -> tuple[Picture, ...]:
         """The pictures at `indices`, in that order."""
-        columns = (self.labels, self.bytes, self.offsets, self.places)
+        columns = (self.labels, self.bytes, self.offsets, self.path_indices)
         rows = zip(self._names(indices), *(column[indices].tolist() for column in columns), strict=True)
         return tuple(
             Picture(name, label, size, f"{self.paths[place]}/{name}" if offset < 0 else self.paths[place], offset)
@@ -95,19 +95,19 @@ class Listing:
             labels=self.labels[indices],
             bytes=self.bytes[indices],
             offsets=self.offsets[indices],
-            places=self.places[indices],
-            ends=np.cumsum(self.lengths()[indices], dtype=np.int64),
+            path_indices=self.path_indices[indices],
+            name_ends=np.cumsum(self.lengths()[indices], dtype=np.int64),
             names=memoryview(b"".join(b"".join(self._names(chunk)) for chunk in chunks)),
             paths=self.paths,
         )
 
     def _names(self, indices: NDArray[np.int64]) -> list[Any]:
-        stops = self.ends[indices]
-        starts = np.where(indices > 0, self.ends[indices - 1], 0)
+        stops = self.name_ends[indices]
+        starts = np.where(indices > 0, self.name_ends[indices - 1], 0)
         return [self.names[start:stop].tobytes() for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
 
 
-def pack(path: str, files: Sequence[File], labels: Sequence[int]) -> Listing:
+def make_listing(path: str, files: Sequence[File], labels: Sequence[int]) -> Listing:
     """The pictures that lie in one folder or archive, with their labels, sorted by (label, name)."""
     order = sorted(range(len(files)), key=lambda index: (labels[index], files[index].name))
     chosen = [files[index] for index in order]
@@ -115,8 +115,8 @@ def pack(path: str, files: Sequence[File], labels: Sequence[int]) -> Listing:
         labels=np.array([labels[index] for index in order], np.int32),
         bytes=np.array([file.bytes for file in chosen], np.int64),
         offsets=np.array([file.offset for file in chosen], np.int64),
-        places=np.zeros(len(chosen), np.int32),
-        ends=np.cumsum([len(file.name) for file in chosen], dtype=np.int64),
+        path_indices=np.zeros(len(chosen), np.int32),
+        name_ends=np.cumsum([len(file.name) for file in chosen], dtype=np.int64),
         names=memoryview(b"".join(file.name for file in chosen)),
         paths=(path,),
     )
@@ -130,8 +130,10 @@ def concatenate(parts: Sequence[Listing]) -> Listing:
         labels=np.concatenate([part.labels for part in parts]),
         bytes=np.concatenate([part.bytes for part in parts]),
         offsets=np.concatenate([part.offsets for part in parts]),
-        places=np.concatenate([part.places + np.int32(first) for part, first in zip(parts, first_paths, strict=False)]),
-        ends=np.concatenate([part.ends + first for part, first in zip(parts, first_names, strict=False)]),
+        path_indices=np.concatenate(
+            [part.path_indices + np.int32(first) for part, first in zip(parts, first_paths, strict=False)]
+        ),
+        name_ends=np.concatenate([part.name_ends + first for part, first in zip(parts, first_names, strict=False)]),
         names=memoryview(b"".join(part.names for part in parts)),
         paths=tuple(chain.from_iterable(part.paths for part in parts)),
     )
@@ -156,4 +158,4 @@ def read_picture(root: Path, picture: Picture) -> bytes:
 
 
 def _where(picture: Picture) -> str:
-    return shown(picture.file if picture.offset < 0 else f"{picture.name} in {picture.file}")
+    return printable(picture.file if picture.offset < 0 else f"{picture.name} in {picture.file}")

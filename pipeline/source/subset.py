@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.command import InputError
 from pipeline.manifest import SPLITS
 from pipeline.randomness import HOLD_OUT, SUBSET, permutation
-from pipeline.source.contents import few
+from pipeline.source.contents import first_few
 from pipeline.source.ilsvrc import Source
 from pipeline.source.listing import Listing
 
@@ -36,7 +36,7 @@ def hold_out(source: Source, fraction: float, seed: int) -> Source:
         raise InputError(f"a share of {fraction} holds out no picture of classes this small; expected a larger share")
     parts = {"train": train.take(np.flatnonzero(~held)), "val": train.take(np.flatnonzero(held))}
     found = {"val": f"{fraction} of each class of train, held out"}
-    return replace(source, splits=_in_order(source.splits | parts), found=_in_order(source.found | found))
+    return replace(source, splits=_in_order(source.splits | parts), descriptions=_in_order(source.descriptions | found))
 
 
 def subset(source: Source, classes: int, limit: int, seed: int) -> Source:
@@ -54,7 +54,9 @@ def subset(source: Source, classes: int, limit: int, seed: int) -> Source:
     kept = source.classes[:classes] if classes else source.classes
     splits = {name: _drawn(source, name, len(kept), limit, seed) for name in source.splits}
     if empty := [name for name, listing in splits.items() if not len(listing)]:
-        raise InputError(f"the first {len(kept):,} classes have no pictures in {few(empty)}; expected more classes")
+        raise InputError(
+            f"the first {len(kept):,} classes have no pictures in {first_few(empty)}; expected more classes"
+        )
     return replace(source, classes=kept, splits=splits)
 
 

@@ -57,7 +57,7 @@ class _Entry(NamedTuple):
     member: Member
 
 
-def members(path: Path, start: int = 0, size: int | None = None, within: str = "") -> Iterator[Member]:
+def tar_members(path: Path, start: int = 0, size: int | None = None, within: str = "") -> Iterator[Member]:
     """The files in the tar at `path`, in its order; or in the tar `within` it, `size` bytes from `start` on.
 
     Names are as written. InputError when it is damaged, cut short or compressed, or holds links or sparse files.

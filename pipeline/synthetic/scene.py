@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from pipeline.synthetic.textures import (
     GRAIN_SIDE,
     TEXTURES,
-    Dice,
     Field,
     Plane,
+    RandomDraws,
     isotropic_noise,
-    moved,
     plane,
-    turned,
+    rotated,
+    shifted,
     warped,
 )
 
@@ -36,14 +36,14 @@ class Palette(NamedTuple):
     far_ground: Canvas
 
 
-def colour(dice: Dice) -> Canvas:
+def colour(dice: RandomDraws) -> Canvas:
     """A plain colour: any hue, from grey to vivid, neither black nor white."""
     hue, vividness, lightness = dice.between(0, 1), dice.between(0.1, 1) ** 0.7, dice.between(0.25, 0.75)
     circle = np.cos(2 * math.pi * (hue - np.arange(3) / 3))
     return (lightness + 0.38 * vividness * circle).astype(np.float32).reshape(3, 1, 1)
 
 
-def palette(dice: Dice) -> Palette:
+def palette(dice: RandomDraws) -> Palette:
     """Colours of one picture; ink stands out from paper by the contrast drawn here, in hue, in lightness or in both."""
     paper, ink, ground, far_ground = (colour(dice) for _ in range(4))
     contrast = dice.between(0.4, 1.0)  # distance in RGB
@@ -52,31 +52,31 @@ def palette(dice: Dice) -> Palette:
     return Palette(middle - reach, middle + reach, ground, far_ground)
 
 
-def mixed(zero: Canvas, one: Canvas, share: Field) -> Canvas:
+def blended(zero: Canvas, one: Canvas, share: Field) -> Canvas:
     """`zero` where share is 0, `one` where it is 1."""
     return zero + (one - zero) * share
 
 
-def window(at: Plane, dice: Dice) -> Field:
+def window(at: Plane, dice: RandomDraws) -> Field:
     """A soft-edged patch in [0, 1] around the middle of the picture: where the texture shows."""
-    here = turned(moved(at, dice.between(-0.1, 0.1), dice.between(-0.1, 0.1)), dice.between(-90, 90))
+    here = rotated(shifted(at, dice.between(-0.1, 0.1), dice.between(-0.1, 0.1)), dice.between(-90, 90))
     half_width, half_height = dice.between(0.35, 0.9), dice.between(0.35, 0.9)
     squareness = dice.between(2, 6)  # exponent: 2 is an ellipse
     radius = np.abs(here.x / half_width) ** squareness + np.abs(here.y / half_height) ** squareness
     return np.clip((1.3 - radius) * dice.between(1.5, 6), 0, 1)
 
 
-def cluttered(canvas: Canvas, at: Plane, dice: Dice) -> Canvas:
+def with_clutter(canvas: Canvas, at: Plane, dice: RandomDraws) -> Canvas:
     """The picture with up to four coloured ellipses and bars on it."""
     canvas = canvas.copy()
     for _ in range(int(dice.between(0, 5))):
         x, y, length, breadth = (dice.between(*span) for span in ((-0.6, 0.6), (-0.6, 0.6), (0.05, 0.22), (0.02, 0.09)))
         around = np.s_[slice_near(at.y[:, 0], y, length), slice_near(at.x[0], x, length)]
-        here = turned(moved(Plane(at.x[around], at.y[around]), x, y), dice.between(-90, 90))
+        here = rotated(shifted(Plane(at.x[around], at.y[around]), x, y), dice.between(-90, 90))
         along, across = (here.x / length) ** 2, (here.y / breadth) ** 2
         outside = along + across if dice.sign() > 0 else along**4 + across**4  # an ellipse or nearly a box
         patch = canvas[:, *around]
-        patch[:] = mixed(patch, colour(dice), dice.between(0.6, 1) * np.clip(6 * (1 - outside), 0, 1))
+        patch[:] = blended(patch, colour(dice), dice.between(0.6, 1) * np.clip(6 * (1 - outside), 0, 1))
     return canvas
 
 
@@ -86,13 +86,13 @@ def slice_near(axis: NDArray[np.float32], middle: float, length: float) -> slice
     return slice(int(low), int(high))
 
 
-def lit(canvas: Canvas, at: Plane, dice: Dice) -> Canvas:
+def with_light(canvas: Canvas, at: Plane, dice: RandomDraws) -> Canvas:
     """The picture under light that falls off towards one side."""
-    slope = turned(at, dice.between(0, 360)).x * dice.between(0, 0.5)
+    slope = rotated(at, dice.between(0, 360)).x * dice.between(0, 0.5)
     return canvas * (dice.between(0.85, 1.15) + slope)
 
 
-def grainy(canvas: Canvas, dice: Dice) -> Canvas:
+def with_noise(canvas: Canvas, dice: RandomDraws) -> Canvas:
     """The picture with noise on every pixel and channel."""
     _, height, width = canvas.shape
     repeats = (1, -(-height // GRAIN_SIDE), -(-width // GRAIN_SIDE))
@@ -102,13 +102,13 @@ def grainy(canvas: Canvas, dice: Dice) -> Canvas:
 
 def picture(seed: int, split: int, label: int, index: int, sides: tuple[int, int]) -> NDArray[np.uint8]:
     """Picture `index` of class `label` in split 0 or 1: (height, width, 3) RGB, each side within `sides` pixels."""
-    dice = Dice(seed, stream=split * len(TEXTURES) + label, index=index)
+    dice = RandomDraws(seed, stream=split * len(TEXTURES) + label, index=index)
     height, width = (round(dice.between(*sides)) for _ in range(2))
     flat = plane(height, width)
-    bent = moved(warped(flat, dice), dice.between(-0.15, 0.15), dice.between(-0.15, 0.15))
+    bent = shifted(warped(flat, dice), dice.between(-0.15, 0.15), dice.between(-0.15, 0.15))
     colours = palette(dice)
-    ground = mixed(colours.ground, colours.far_ground, 0.5 + 0.4 * isotropic_noise(flat, dice, 0.3, 1.2, waves=4))
-    texture = mixed(colours.paper, colours.ink, TEXTURES[label].draw(bent, dice))
-    canvas = mixed(ground, texture, window(flat, dice))
-    canvas = grainy(lit(cluttered(canvas, flat, dice), flat, dice), dice)
+    ground = blended(colours.ground, colours.far_ground, 0.5 + 0.4 * isotropic_noise(flat, dice, 0.3, 1.2, waves=4))
+    texture = blended(colours.paper, colours.ink, TEXTURES[label].draw(bent, dice))
+    canvas = blended(ground, texture, window(flat, dice))
+    canvas = with_noise(with_light(with_clutter(canvas, flat, dice), flat, dice), dice)
     return np.ascontiguousarray((np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0))

@@ -23,7 +23,7 @@ _TABLE_MASK = _TABLE_SIDE - 1
 _WORDS = _DRAWS + GRAIN_SIDE * GRAIN_SIDE * 3 // 8
 
 
-class Dice:
+class RandomDraws:
     """The draws of one picture, handed out in the order in which they are asked for."""
 
     def __init__(self, seed: int, stream: int, index: int) -> None:
@@ -60,18 +60,18 @@ def plane(height: int, width: int) -> Plane:
     return Plane((x - (width - 1) / 2) / shorter, (y - (height - 1) / 2) / shorter)
 
 
-def turned(at: Plane, degrees: float) -> Plane:
+def rotated(at: Plane, degrees: float) -> Plane:
     """Coordinates along axes turned by `degrees`."""
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     return Plane(at.x * cosine + at.y * sine, at.y * cosine - at.x * sine)
 
 
-def moved(at: Plane, x: float, y: float) -> Plane:
+def shifted(at: Plane, x: float, y: float) -> Plane:
     """Coordinates with the origin at (x, y)."""
     return Plane(at.x - x, at.y - y)
 
 
-def warped(at: Plane, dice: Dice) -> Plane:
+def warped(at: Plane, dice: RandomDraws) -> Plane:
     """Gently bent coordinates: no straight line stays quite straight."""
     bend, pace = dice.between(0, 0.015), dice.between(0.4, 1.2)
     shift_x = bend * np.sin(2 * math.pi * (pace * at.y + dice.between(0, 1)))
@@ -79,72 +79,72 @@ def warped(at: Plane, dice: Dice) -> Plane:
     return Plane(at.x + shift_x, at.y + shift_y)
 
 
-def frequency(dice: Dice) -> float:
+def frequency(dice: RandomDraws) -> float:
     """Periods a shorter side, log-uniform: 9 to 21 pixels each where the shorter side is 128."""
     return 6 * (14 / 6) ** dice.between(0, 1)
 
 
-def wave(phase: Field, dice: Dice) -> Field:
+def wave(phase: Field, dice: RandomDraws) -> Field:
     """A periodic profile in [0, 1], from a sine to nearly a square wave; phase in periods."""
     return hardened(np.sin(2 * math.pi * (phase + dice.between(0, 1))), dice)
 
 
-def hardened(swing: Field, dice: Dice) -> Field:
+def hardened(swing: Field, dice: RandomDraws) -> Field:
     """Values around zero squashed into [0, 1], softly or almost to a step; -1 and less is 0, 1 and more is 1."""
     hardness = 0.8 * 10 ** dice.between(0, 1)
     return 0.5 + 0.5 * np.tanh(hardness * np.clip(swing, -1, 1)) / math.tanh(hardness)
 
 
-def stripes(at: Plane, dice: Dice, degrees: float) -> Field:
+def stripes(at: Plane, dice: RandomDraws, degrees: float) -> Field:
     """Parallel stripes whose normal stands at about `degrees` from the x axis."""
-    return wave(turned(at, degrees + dice.between(-12, 12)).x * frequency(dice), dice)
+    return wave(rotated(at, degrees + dice.between(-12, 12)).x * frequency(dice), dice)
 
 
-def level_stripes(at: Plane, dice: Dice) -> Field:
+def level_stripes(at: Plane, dice: RandomDraws) -> Field:
     return stripes(at, dice, 90)
 
 
-def upright_stripes(at: Plane, dice: Dice) -> Field:
+def upright_stripes(at: Plane, dice: RandomDraws) -> Field:
     return stripes(at, dice, 0)
 
 
-def slanted_stripes(at: Plane, dice: Dice) -> Field:
+def slanted_stripes(at: Plane, dice: RandomDraws) -> Field:
     return stripes(at, dice, 45 * dice.sign())  # both slants in one class: each is the other one mirrored
 
 
-def diamonds(at: Plane, dice: Dice) -> Field:
+def diamonds(at: Plane, dice: RandomDraws) -> Field:
     # A chequerboard on its corner; on its side it would have the spectrum of both slants.
     pace = 0.7 * frequency(dice)
-    across = turned(at, 45 + dice.between(-15, 15))
+    across = rotated(at, 45 + dice.between(-15, 15))
     columns = np.sin(2 * math.pi * (across.x * pace + dice.between(0, 1)))
     rows = np.sin(2 * math.pi * (across.y * pace + dice.between(0, 1)))
     return hardened(2 * columns * rows, dice)
 
 
-def rings(at: Plane, dice: Dice) -> Field:
+def rings(at: Plane, dice: RandomDraws) -> Field:
     return wave(np.hypot(at.x, at.y) * frequency(dice), dice)
 
 
-def rays(at: Plane, dice: Dice) -> Field:
+def rays(at: Plane, dice: RandomDraws) -> Field:
     count = 8 + int(dice.between(0, 13))  # whole, or there would be a seam
     return wave(np.arctan2(at.y, at.x) * np.float32(count / (2 * math.pi)), dice)
 
 
-def dots(at: Plane, dice: Dice) -> Field:
+def dots(at: Plane, dice: RandomDraws) -> Field:
     distance, _ = nearest_site(at, dice, pace=0.6 * frequency(dice), disorder=dice.between(0.3, 0.7))
     return hardened(8 * (dice.between(0.22, 0.3) - distance), dice)
 
 
-def mosaic(at: Plane, dice: Dice) -> Field:
+def mosaic(at: Plane, dice: RandomDraws) -> Field:
     _, shade = nearest_site(at, dice, pace=0.55 * frequency(dice), disorder=1.0)
     return shade
 
 
-def clouds(at: Plane, dice: Dice) -> Field:
+def clouds(at: Plane, dice: RandomDraws) -> Field:
     return hardened(isotropic_noise(at, dice, 1.2, 3.0, waves=10), dice)
 
 
-def labyrinth(at: Plane, dice: Dice) -> Field:
+def labyrinth(at: Plane, dice: RandomDraws) -> Field:
     pace = frequency(dice)
     return hardened(1.5 * isotropic_noise(at, dice, 0.92 * pace, 1.08 * pace, waves=12), dice)
 
@@ -154,7 +154,7 @@ class Texture(NamedTuple):
 
     wnid: str
     words: str
-    draw: Callable[[Plane, Dice], Field]
+    draw: Callable[[Plane, RandomDraws], Field]
 
 
 # Ids have the form of WordNet's, and begin with n9 because none of WordNet's does.
@@ -166,7 +166,7 @@ TEXTURES: Final = tuple(
 )
 
 
-def nearest_site(at: Plane, dice: Dice, pace: float, disorder: float) -> tuple[Field, Field]:
+def nearest_site(at: Plane, dice: RandomDraws, pace: float, disorder: float) -> tuple[Field, Field]:
     """Distance in cells to the nearest site, and that site's shade in [0, 1].
 
     Each cell of a turned square lattice, `pace` a shorter side, has one site: in its centre where disorder is 0,
@@ -174,7 +174,7 @@ def nearest_site(at: Plane, dice: Dice, pace: float, disorder: float) -> tuple[F
     """
     offsets = 0.5 + disorder * (dice.table(2, _TABLE_SIDE, _TABLE_SIDE) - 0.5)
     shades = dice.table(_TABLE_SIDE, _TABLE_SIDE)
-    grid = turned(at, dice.between(-90, 90))
+    grid = rotated(at, dice.between(-90, 90))
     u, v = grid.x * pace, grid.y * pace
     column, row = np.floor(u), np.floor(v)
     best, shade = np.full_like(u, np.inf), np.zeros_like(u)
@@ -187,10 +187,10 @@ def nearest_site(at: Plane, dice: Dice, pace: float, disorder: float) -> tuple[F
     return np.sqrt(best), shade
 
 
-def isotropic_noise(at: Plane, dice: Dice, low: float, high: float, waves: int) -> Field:
+def isotropic_noise(at: Plane, dice: RandomDraws, low: float, high: float, waves: int) -> Field:
     """Noise of unit variance with low to high periods a shorter side, in every direction alike."""
     total = np.zeros_like(at.x)
     for wave_index, (angle, pace, phase) in enumerate(dice.table(waves, 3)):
-        direction = turned(at, 180 * (wave_index + float(angle)) / waves).x
+        direction = rotated(at, 180 * (wave_index + float(angle)) / waves).x
         total += np.cos(2 * math.pi * (direction * (low + (high - low) * pace) + phase))
     return math.sqrt(2 / waves) * total

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.command import InputError, shown
+from pipeline.command import InputError, printable
 from pipeline.folder import Folder
 from pipeline.manifest import (
     CONTACT_FILE,
@@ -27,32 +27,32 @@ from pipeline.manifest import (
     array_bytes,
     encode_dataset,
 )
-from pipeline.picture.contact_sheet import CONTACT_TILES, Tile, contact_sheet
-from pipeline.write.record import MadeShard, Reject
-from pipeline.write.stats import PixelSums, empty_sums, finish, merge
+from pipeline.picture.contact_sheet import MAX_TILES, Tile, contact_sheet
+from pipeline.write.record import Reject, ShardResult
+from pipeline.write.stats import PixelSums, empty_sums, mean_and_colour, merge
 
 
 @dataclass(kw_only=True)
-class Made:
+class ShardResults:
     """What came of the shards so far: 24 bytes a sample, whatever their number."""
 
     sums: PixelSums  # over the training pictures
     shards: dict[str, list[Shard]] = field(default_factory=dict)
     rows: dict[str, list[NDArray[np.void]]] = field(default_factory=dict)
     rejects: list[tuple[str, Reject]] = field(default_factory=list)  # each with its split
-    before: int = 0  # pictures that an earlier run had done
+    resumed_pictures: int = 0  # pictures that an earlier run had done
 
 
-def nothing(size: int, splits: Iterable[str]) -> Made:
+def no_results(size: int, splits: Iterable[str]) -> ShardResults:
     """What is made of these splits before the first shard; `size` is that of the statistics."""
     names = list(splits)
-    return Made(sums=empty_sums(size), shards={name: [] for name in names}, rows={name: [] for name in names})
+    return ShardResults(sums=empty_sums(size), shards={name: [] for name in names}, rows={name: [] for name in names})
 
 
-def add(made: Made, split: str, one: MadeShard, before: bool) -> None:
+def add_result(made: ShardResults, split: str, one: ShardResult, before: bool) -> None:
     """Add what came of the next shard of a split, in place; `before`: of an earlier run."""
     made.rejects.extend((split, reject) for reject in one.rejects)
-    made.before += before * (len(one.rows) + len(one.rejects))
+    made.resumed_pictures += before * (len(one.rows) + len(one.rejects))
     made.sums = merge(made.sums, one.sums)
     if one.shard:
         rows = one.rows.copy()
@@ -61,13 +61,15 @@ def add(made: Made, split: str, one: MadeShard, before: bool) -> None:
         made.rows[split].append(rows)
 
 
-def assemble(folder: Folder, made: Made, identity: Mapping[str, Any], classes: tuple[PictureClass, ...]) -> Dataset:
+def write_dataset(
+    folder: Folder, made: ShardResults, identity: Mapping[str, Any], classes: tuple[PictureClass, ...]
+) -> Dataset:
     """Write what a data set has beside its shards, `dataset.json` last; InputError for a split without a picture."""
     for split, shards in made.shards.items():
         if not shards:
             raise _nothing_usable(split, made.rejects)
     tables = {split: np.concatenate(rows) for split, rows in made.rows.items()}
-    mean, colour = finish(made.sums)
+    mean, colour = mean_and_colour(made.sums)
     contents = {
         **{f"{split}/{SAMPLES_FILE}": array_bytes(table) for split, table in tables.items()},
         MEAN_FILE: array_bytes(mean),
@@ -91,7 +93,7 @@ def assemble(folder: Folder, made: Made, identity: Mapping[str, Any], classes: t
 
 def _nothing_usable(split: str, rejects: list[tuple[str, Reject]]) -> InputError:
     example = next((f"{reject.name}: {reject.reason}" for of, reject in rejects if of == split), "there are none")
-    return InputError(f"no picture of {split} could be used, expected pictures that decode; {shown(example)}")
+    return InputError(f"no picture of {split} could be used, expected pictures that decode; {printable(example)}")
 
 
 def _tiles(
@@ -99,7 +101,7 @@ def _tiles(
 ) -> Iterator[Tile]:
     """The first sample of each of some classes, evenly spread over all that have one."""
     labels, first = np.unique(table["label"], return_index=True)
-    chosen = np.unique(np.linspace(0, len(labels) - 1, CONTACT_TILES).round().astype(int))
+    chosen = np.unique(np.linspace(0, len(labels) - 1, MAX_TILES).round().astype(int))
     for label, row in zip(labels[chosen].tolist(), table[first[chosen]], strict=True):
         start = int(row["offset"])
         jpeg = folder.read(f"train/{shards[row['shard']].name}", start, start + int(row["size"]))

@@ -1,6 +1,6 @@
 """A lease on a prefix of an object store: an object that its owner writes anew again and again.
 
-No clocks are compared: a lease that somebody watches for LAPSE_SECONDS without seeing it change is dead.
+No clocks are compared: a lease that somebody watches for EXPIRY_SECONDS without seeing it change is dead.
 """
 
 import json
@@ -17,19 +17,19 @@ from typing import Final
 from pipeline.command import InputError
 from pipeline.folder import Folder
 
-LEASE: Final = "unfinished.lease"
+LEASE_FILE: Final = "unfinished.lease"
 RENEW_SECONDS: float = 10.0
-LAPSE_SECONDS: float = 60.0  # several renewals may fail, and a run is not yet thought dead
+EXPIRY_SECONDS: float = 60.0  # several renewals may fail, and a run is not yet thought dead
 
 
 @contextmanager
-def leased(folder: Folder) -> Iterator[Callable[[], None]]:
+def hold_lease(folder: Folder) -> Iterator[Callable[[], None]]:
     """Hold the lease of `folder`; yields a check that raises InputError once it is another's.
 
-    InputError when another run holds it. One that was killed has lost it after LAPSE_SECONDS, which are waited for.
+    InputError when another run holds it. One that was killed has lost it after EXPIRY_SECONDS, which are waited for.
     """
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "token": secrets.token_hex(8)}
-    _take(folder, owner)
+    _acquire(folder, owner)
     ended, lost = threading.Event(), threading.Event()
     renewing = threading.Thread(target=_renew, args=(folder, owner, ended, lost), daemon=True)
     renewing.start()
@@ -44,27 +44,27 @@ def leased(folder: Folder) -> Iterator[Callable[[], None]]:
         ended.set()
         renewing.join()
         if _read(folder).get("token") == owner["token"]:
-            folder.remove(LEASE)
+            folder.remove(LEASE_FILE)
 
 
-def _take(folder: Folder, owner: dict[str, object]) -> None:
-    if folder.create(LEASE, _content(owner, 0)):
+def _acquire(folder: Folder, owner: dict[str, object]) -> None:
+    if folder.create(LEASE_FILE, _content(owner, 0)):
         return
-    if _watch(folder):
-        folder.write(LEASE, _content(owner, 0))
+    if _is_expired(folder):
+        folder.write(LEASE_FILE, _content(owner, 0))
         time.sleep(RENEW_SECONDS / 5)  # another may have watched as long: the last to write has it
-    elif folder.create(LEASE, _content(owner, 0)):  # it was given back
+    elif folder.create(LEASE_FILE, _content(owner, 0)):  # it was given back
         return
     if _read(folder).get("token") != owner["token"]:
         raise InputError(f"another run is writing {folder.place}, expected to be alone; wait for it")
 
 
-def _watch(folder: Folder) -> bool:
+def _is_expired(folder: Folder) -> bool:
     """Whether the lease there is dead; False where it went, InputError where it lives."""
     first = _read(folder)
     described = f"{folder.place} is held by process {first.get('pid')} of {first.get('host')}"
-    sys.stderr.write(f"notice: {described}; watching for {LAPSE_SECONDS:.0f} s whether it still runs\n")
-    deadline = time.monotonic() + LAPSE_SECONDS
+    sys.stderr.write(f"notice: {described}; watching for {EXPIRY_SECONDS:.0f} s whether it still runs\n")
+    deadline = time.monotonic() + EXPIRY_SECONDS
     while time.monotonic() < deadline:
         time.sleep(RENEW_SECONDS / 5)
         now = _read(folder)
@@ -83,14 +83,14 @@ def _renew(folder: Folder, owner: dict[str, object], ended: threading.Event, los
             if _read(folder).get("token", owner["token"]) != owner["token"]:
                 lost.set()
                 return
-            folder.write(LEASE, _content(owner, renewals))
+            folder.write(LEASE_FILE, _content(owner, renewals))
         except OSError as error:  # the store may be away for a while: the next renewal tries again
             sys.stderr.write(f"notice: the lease of {folder.place} could not be renewed: {error}\n")
 
 
 def _read(folder: Folder) -> dict[str, object]:
     try:
-        return json.loads(folder.read(LEASE))
+        return json.loads(folder.read(LEASE_FILE))
     except (FileNotFoundError, ValueError):
         return {}
 

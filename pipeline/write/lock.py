@@ -16,19 +16,19 @@ from pipeline.command import InputError
 from pipeline.files import fsync_folder, is_temporary
 from pipeline.folder import Folder
 from pipeline.manifest import DATASET_FILE, UNFINISHED_FILE
-from pipeline.write.lease import LEASE, leased
+from pipeline.write.lease import LEASE_FILE, hold_lease
 
-Check = Callable[[], None]  # raises InputError when the folder is no longer this run's
+StillOwner = Callable[[], None]  # raises InputError when the folder is no longer this run's
 
 
 @contextmanager
-def claimed(folder: Folder, identity: Mapping[str, Any]) -> Iterator[Check]:
+def lock_output(folder: Folder, identity: Mapping[str, Any]) -> Iterator[StillOwner]:
     """Make `folder` this run's own: empty, or with what an earlier run of the same identity left; release on success.
 
     InputError, with nothing touched, when it holds something else or another run is at it. It may hold a finished data
     set, where another run was at it until now: that is left as it is.
     """
-    with _held(folder) as (check, previous):
+    with _hold(folder) as (check, previous):
         if folder.exists(DATASET_FILE):
             try:
                 yield check
@@ -46,11 +46,11 @@ def claimed(folder: Folder, identity: Mapping[str, Any]) -> Iterator[Check]:
         _release(folder)
 
 
-def clear(folder: Folder) -> None:
+def remove_leftovers(folder: Folder) -> None:
     """Take off a finished folder what a run left on it that ended right after its last act."""
     _release(folder)
     if folder.local is None:
-        folder.remove(LEASE)
+        folder.remove(LEASE_FILE)
 
 
 def _release(folder: Folder) -> None:
@@ -77,11 +77,11 @@ def _difference(name: str, there: object, here: object) -> str:
 
 
 @contextmanager
-def _held(folder: Folder) -> Iterator[tuple[Check, dict[str, Any]]]:
+def _hold(folder: Folder) -> Iterator[tuple[StillOwner, dict[str, Any]]]:
     if folder.local is None:
-        marked = any(map(folder.exists, (UNFINISHED_FILE, LEASE, DATASET_FILE)))
+        marked = any(map(folder.exists, (UNFINISHED_FILE, LEASE_FILE, DATASET_FILE)))
         _require_ours(folder, next(iter(folder.sizes()), None), marked)
-        with leased(folder) as check:
+        with hold_lease(folder) as check:
             yield check, _read_marker(folder.read(UNFINISHED_FILE)) if folder.exists(UNFINISHED_FILE) else {}
         return
     with _locked(folder, folder.local) as marker:

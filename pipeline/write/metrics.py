@@ -10,7 +10,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from pipeline.command import InputError
 from pipeline.source.listing import Picture
-from pipeline.write.record import MadeShard
+from pipeline.write.record import ShardResult
 
 
 class ShardMetrics:
@@ -30,7 +30,7 @@ class ShardMetrics:
         self.start = self._gauge("shard_start_timestamp_seconds", "When the run began, Unix time.")
         self.start.set_to_current_time()
 
-    def observe(self, pictures: tuple[Picture, ...], made: MadeShard, before: bool) -> None:
+    def observe(self, pictures: tuple[Picture, ...], made: ShardResult, before: bool) -> None:
         """Count a shard that is done; `before`: by an earlier run."""
         self.pictures.inc(len(pictures))
         self.source_bytes.inc(sum(picture.bytes for picture in pictures))
@@ -47,7 +47,7 @@ class ShardMetrics:
 
 
 @contextmanager
-def exposed(metrics: ShardMetrics, host: str, port: int | None) -> Iterator[None]:
+def serve_metrics(metrics: ShardMetrics, host: str, port: int | None) -> Iterator[None]:
     """Serve the metrics over HTTP while the block runs, where there is a port; 0 takes a free one, and names it."""
     if port is None:
         yield

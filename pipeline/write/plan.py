@@ -6,7 +6,7 @@ from typing import Final
 
 from pipeline.randomness import SHARD, permutation
 from pipeline.source.ilsvrc import Source
-from pipeline.write.shard import MOST_SOURCE_BYTES, ShardTask
+from pipeline.write.shard import MAX_SOURCE_BYTES, ShardTask
 
 _STREAMS: Final = {"train": 0, "val": 1, "test": 2}  # each split has its own shuffle
 
@@ -48,12 +48,12 @@ def shard_tasks(plan: Plan, source: Source, out: str, encoder: str, reject_unrea
             )
 
 
-def most_bytes(plan: Plan, source: Source) -> float:
+def estimated_bytes(plan: Plan, source: Source) -> float:
     """About how many bytes the tars will have, rather too many than too few."""
     pictures = sum(len(listing) for listing in source.splits.values())
     # Bytes a pixel over 200 ImageNet pictures at 256 pixels: 0.40 at quality 92, 0.51 at 95, 0.98 at 100.
     bytes_a_pixel = 0.5 + 0.1 * max(plan.quality - 92, 0)
-    own = sum(int(listing.bytes[listing.bytes <= MOST_SOURCE_BYTES].sum()) for listing in source.splits.values())
+    own = sum(int(listing.bytes[listing.bytes <= MAX_SOURCE_BYTES].sum()) for listing in source.splits.values())
     return (pictures * plan.size**2 * bytes_a_pixel if plan.size else own) + pictures * _TAR_BYTES_A_SAMPLE
 
 

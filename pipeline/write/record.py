@@ -13,10 +13,10 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.files import stream_sha256
+from pipeline.files import sha256_of_stream
 from pipeline.folder import Folder
 from pipeline.manifest import Shard, index_name
-from pipeline.write.stats import PixelSums, place_sums, sums_of
+from pipeline.write.stats import PixelSums, pixel_sums, restore_sums
 
 RECORD_SUFFIX: Final = ".made.npz"
 
@@ -31,7 +31,7 @@ class Reject(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MadeShard:
+class ShardResult:
     """What came of a task; `shard` is None, and no file is there, when every picture was rejected."""
 
     digest: str  # of the task
@@ -48,7 +48,7 @@ def record_name(tar: str) -> str:
     return f"{folder}/.{name.removesuffix('.tar')}{RECORD_SUFFIX}"
 
 
-def write_record(folder: Folder, tar: str, made: MadeShard) -> None:
+def write_record(folder: Folder, tar: str, made: ShardResult) -> None:
     """Write down what came of a task, durably; its tar and index must be there."""
     facts = {
         "digest": made.digest,
@@ -63,45 +63,45 @@ def write_record(folder: Folder, tar: str, made: MadeShard) -> None:
         facts=np.frombuffer(json.dumps(facts).encode("ascii"), np.uint8),
         index=np.frombuffer(made.index, np.uint8),
         rows=made.rows,
-        pixels=place_sums(made.sums).astype(np.uint32),  # half the bytes; holds 16 million pictures
+        pixels=pixel_sums(made.sums).astype(np.uint32),  # half the bytes; holds 16 million pictures
         moments=made.sums.moments,
     )
     folder.write(record_name(tar), stream.getvalue())
 
 
-def read_record(folder: Folder, tar: str) -> MadeShard:
+def read_record(folder: Folder, tar: str) -> ShardResult:
     """What came of a shard; OSError where its record is not there, or damaged."""
     data = folder.read(record_name(tar))
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             facts: dict[str, Any] = json.loads(arrays["facts"].tobytes())
-            return MadeShard(
+            return ShardResult(
                 digest=facts["digest"],
                 shard=Shard(**facts["shard"]) if facts["shard"] else None,
                 rows=arrays["rows"],
                 index=arrays["index"].tobytes(),
                 rejects=tuple(Reject(*each) for each in facts["rejects"]),
-                sums=sums_of(facts["pictures"], arrays["pixels"].astype(np.int64), arrays["moments"]),
+                sums=restore_sums(facts["pictures"], arrays["pixels"].astype(np.int64), arrays["moments"]),
             )
     except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise OSError(None, f"it is damaged ({error}); run the same again", record_name(tar)) from error
 
 
-def was_made(folder: Folder, tar: str, digest: str) -> bool:
+def is_done(folder: Folder, tar: str, digest: str) -> bool:
     """Whether the task with this digest is done, its files are sound, and doing it again would not find more."""
     try:
         made = read_record(folder, tar)
         if made.digest != digest or any(reject.unreadable for reject in made.rejects):
             return False
-        return made.shard is None or _sound(folder, tar, made.shard, made.index)
+        return made.shard is None or _is_intact(folder, tar, made.shard, made.index)
     except OSError:
         return False  # not there, or damaged: what came of it is not known
 
 
-def _sound(folder: Folder, tar: str, shard: Shard, index: bytes) -> bool:
+def _is_intact(folder: Folder, tar: str, shard: Shard, index: bytes) -> bool:
     if folder.size(tar) != shard.bytes or folder.read(index_name(tar)) != index:
         return False
     if folder.local is None:
         return True  # a store checks what comes; to read it all again would cost as much as to make it
     with folder.reading(tar) as stream:
-        return stream_sha256(stream) == shard.sha256
+        return sha256_of_stream(stream) == shard.sha256

@@ -18,19 +18,19 @@ from typing import IO, Final, NamedTuple
 import numpy as np
 
 from pipeline.command import InputError
-from pipeline.files import stream_sha256
+from pipeline.files import sha256_of_stream
 from pipeline.folder import folder_at
 from pipeline.manifest import SAMPLE_DTYPE, Shard, index_name
-from pipeline.picture.jpeg import STATISTICS_SIZE, UnusablePicture, encoder, to_jpeg
+from pipeline.picture.jpeg import STATISTICS_SIZE, UnusablePicture, encoder_version, to_jpeg
 from pipeline.source.listing import Picture, UnreadablePicture, read_picture
-from pipeline.write.record import MadeShard, Reject, was_made, write_record
+from pipeline.write.record import Reject, ShardResult, is_done, write_record
 from pipeline.write.stats import PixelSums, add_picture, empty_sums
-from pipeline.write.ustar import BLOCK, ending, padding, ustar_header
+from pipeline.write.ustar import BLOCK, end_of_archive, padding, ustar_header
 
 INDEX_VERSION: Final = "v1.2"  # of the format that DALI's own wds2idx writes and fn.readers.webdataset reads
 
 # A picture is read whole into memory; ImageNet's largest has 15 MB.
-MOST_SOURCE_BYTES: Final = 256 * 2**20
+MAX_SOURCE_BYTES: Final = 256 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class ShardTask:
         return hashlib.sha256(json.dumps([decisive, pictures]).encode("ascii")).hexdigest()
 
 
-class Member(NamedTuple):
+class TarMember(NamedTuple):
     """One file in a tar: where its data starts, and how many bytes they are."""
 
     name: str
@@ -73,31 +73,31 @@ class Member(NamedTuple):
 
 
 class _Sample(NamedTuple):
-    members: tuple[Member, ...]  # the picture, and its label where it has one
+    members: tuple[TarMember, ...]  # the picture, and its label where it has one
     row: tuple[int, int, int, int, int]
 
 
-def make_shard(task: ShardTask) -> bool:
+def write_shard(task: ShardTask) -> bool:
     """Write tar, index and record of `task`, or find that done; whether it was done before.
 
     InputError when this process would write other bytes than the task's owner; UnreadablePicture; OSError when writing
     fails. What was found lies in the record (record.py): a large answer of a worker that is killed meanwhile would
     leave who waits for it with half of it, for ever.
     """
-    if encoder() != task.encoder:
+    if encoder_version() != task.encoder:
         raise InputError(
-            f"{socket.gethostname()} has the encoder {encoder()}, expected {task.encoder} as the run's own host; "
-            "install the same versions on every worker"
+            f"{socket.gethostname()} has the encoder {encoder_version()}, "
+            f"expected {task.encoder} as the run's own host; install the same versions on every worker"
         )
     warnings.filterwarnings("ignore", module="PIL")  # remarks on odd files; what is wrong with them is told as rejects
     folder, digest = folder_at(task.out), task.digest()
-    if was_made(folder, task.name, digest):
+    if is_done(folder, task.name, digest):
         return True
     sums = empty_sums(task.size or STATISTICS_SIZE)
     with folder.writing(task.name) as stream:
         samples, rejects = _write_tar(stream, task, sums)
         stream.seek(0)
-        sha256 = stream_sha256(stream)
+        sha256 = sha256_of_stream(stream)
         size = stream.seek(0, io.SEEK_END)
     index = index_bytes(sample.members for sample in samples)
     if samples:
@@ -107,7 +107,7 @@ def make_shard(task: ShardTask) -> bool:
         folder.remove(task.name)
         shard = None
     rows = np.array([sample.row for sample in samples], SAMPLE_DTYPE)
-    made = MadeShard(digest=digest, shard=shard, rows=rows, index=index, rejects=tuple(rejects), sums=sums)
+    made = ShardResult(digest=digest, shard=shard, rows=rows, index=index, rejects=tuple(rejects), sums=sums)
     write_record(folder, task.name, made)
     return False
 
@@ -129,13 +129,13 @@ def _write_tar(stream: IO[bytes], task: ShardTask, sums: PixelSums) -> tuple[lis
         samples.append(_append_sample(stream, f"{key:08d}", jpeg, picture.label))
         if task.split == "train":  # what a network subtracts is the training pictures'
             add_picture(sums, pixels)
-    stream.write(ending(stream.tell()))
+    stream.write(end_of_archive(stream.tell()))
     return samples, rejects
 
 
 def _read(source: Path, picture: Picture) -> bytes:
-    if picture.bytes > MOST_SOURCE_BYTES:
-        raise UnusablePicture(f"the file has {picture.bytes:,} bytes, expected at most {MOST_SOURCE_BYTES:,}")
+    if picture.bytes > MAX_SOURCE_BYTES:
+        raise UnusablePicture(f"the file has {picture.bytes:,} bytes, expected at most {MAX_SOURCE_BYTES:,}")
     return read_picture(source, picture)
 
 
@@ -147,17 +147,17 @@ def _append_sample(stream: IO[bytes], key: str, jpeg: bytes, label: int) -> _Sam
     return _Sample((picture, _append(stream, f"{key}.cls", str(label).encode("ascii"))), row)
 
 
-def _append(stream: IO[bytes], name: str, data: bytes) -> Member:
-    member = Member(name, stream.tell() + BLOCK, len(data))
+def _append(stream: IO[bytes], name: str, data: bytes) -> TarMember:
+    member = TarMember(name, stream.tell() + BLOCK, len(data))
     stream.write(ustar_header(name.encode("ascii"), len(data)) + data + padding(len(data)))
     return member
 
 
-def index_bytes(samples: Iterable[Sequence[Member]]) -> bytes:
+def index_bytes(samples: Iterable[Sequence[TarMember]]) -> bytes:
     """The DALI index of a tar that holds these samples, a line each."""
     lines = [" ".join(_column(member) for member in members) for members in samples]
     return "".join(f"{line}\n" for line in [f"{INDEX_VERSION} {len(lines)}", *lines]).encode("ascii")
 
 
-def _column(member: Member) -> str:
+def _column(member: TarMember) -> str:
     return f"{member.name.partition('.')[2]} {member.offset} {member.size} {member.name}"

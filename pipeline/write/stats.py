@@ -28,17 +28,17 @@ class PixelSums:
 
 def empty_sums(size: int) -> PixelSums:
     """The sums over no pictures of size x size."""
-    return sums_of(0, np.zeros((size, size, 3), np.int64), np.zeros((3, 3), np.int64))
+    return restore_sums(0, np.zeros((size, size, 3), np.int64), np.zeros((3, 3), np.int64))
 
 
-def sums_of(pictures: int, pixels: NDArray[np.int64], moments: NDArray[np.int64]) -> PixelSums:
+def restore_sums(pictures: int, pixels: NDArray[np.int64], moments: NDArray[np.int64]) -> PixelSums:
     """The sums whose `pictures`, `place_sums` and `moments` were kept."""
     size = len(pixels)
     recent = np.zeros((3, size * size), np.uint16)
     return PixelSums(pictures=pictures, pixels=pixels, moments=moments, recent_pictures=0, recent=recent)
 
 
-def place_sums(sums: PixelSums) -> NDArray[np.int64]:
+def pixel_sums(sums: PixelSums) -> NDArray[np.int64]:
     """The sum of the values at each place, (size, size, 3), over all pictures."""
     return sums.pixels + sums.recent.T.reshape(sums.pixels.shape)
 
@@ -47,7 +47,7 @@ def add_picture(sums: PixelSums, picture: NDArray[np.uint8]) -> None:
     """Add one (size, size, 3) picture to `sums`, in place."""
     channels = picture.reshape(-1, 3).T.astype(np.uint16, order="C")  # (3, pixels)
     if sums.recent_pictures == _MOST_RECENT:
-        sums.pixels, sums.recent_pictures = place_sums(sums), 0
+        sums.pixels, sums.recent_pictures = pixel_sums(sums), 0
         sums.recent[:] = 0
     sums.pictures += 1
     sums.recent_pictures += 1
@@ -57,13 +57,13 @@ def add_picture(sums: PixelSums, picture: NDArray[np.uint8]) -> None:
 
 def merge(first: PixelSums, second: PixelSums) -> PixelSums:
     """The sums over the pictures of both."""
-    pixels = place_sums(first) + place_sums(second)
-    return sums_of(first.pictures + second.pictures, pixels, first.moments + second.moments)
+    pixels = pixel_sums(first) + pixel_sums(second)
+    return restore_sums(first.pictures + second.pictures, pixels, first.moments + second.moments)
 
 
-def finish(sums: PixelSums) -> tuple[NDArray[np.float32], ColourStatistics]:
+def mean_and_colour(sums: PixelSums) -> tuple[NDArray[np.float32], ColourStatistics]:
     """The mean image, (size, size, 3) on 0..255, and the colour statistics; `sums` must hold a picture."""
-    pixels = place_sums(sums)
+    pixels = pixel_sums(sums)
     mean_image = (pixels / sums.pictures).astype(np.float32)
     count = sums.pictures * pixels.shape[0] * pixels.shape[1]
     totals: list[int] = pixels.sum(axis=(0, 1)).tolist()

@@ -28,7 +28,7 @@ def padding(size: int) -> bytes:
     return bytes(-size % BLOCK)
 
 
-def ending(size: int) -> bytes:
+def end_of_archive(size: int) -> bytes:
     """What follows so many bytes of files: an end mark, and room up to a whole record."""
     mark = END_BLOCKS * BLOCK
     return bytes(mark + -(size + mark) % RECORD)

@@ -15,8 +15,8 @@ from service.diagnostics import gpu as checks_gpu
 from service.diagnostics import host as checks_host
 from service.diagnostics import software as checks_torch
 from service.diagnostics.cgroup import limits
-from service.diagnostics.finding import Finding, to_mend, with_flags, worst
-from service.diagnostics.probes import CUDA_SECONDS, READ_SECONDS, TORCH_SECONDS, Trial, attempt
+from service.diagnostics.finding import Finding, unmendable, with_flags, worst
+from service.diagnostics.probes import CUDA_SECONDS, READ_SECONDS, TORCH_SECONDS, Probe, run_probe
 
 STDOUT: Final = "-"
 PLACEHOLDER: Final = "SHARDS"
@@ -56,79 +56,79 @@ class Options:
             raise InputError(f"json is {self.json}, expected a file in a folder that is there; set --json")
 
 
-class Checked(NamedTuple):
+class CheckResult(NamedTuple):
     """A finding, and what it was judged from."""
 
     finding: Finding
     facts: Any
 
 
-def examine(options: Options, tell: Callable[[str], None]) -> Iterator[Checked]:
+def run_checks(options: Options, tell: Callable[[str], None]) -> Iterator[CheckResult]:
     """Every check in turn. tell: what is being looked at, for whoever waits."""
-    with Trial("torch", seconds=TORCH_SECONDS) as trial:
+    with Probe("torch", seconds=TORCH_SECONDS) as probe:
         tell("torch")
-        yield Checked(checks_host.judge_python(sys.version_info[:3], sys.executable), None)
-        tried = trial.outcome()
+        yield CheckResult(checks_host.judge_python(sys.version_info[:3], sys.executable), None)
+        tried = probe.outcome()
     torch, allowed = tried.value, limits()
-    yield Checked(checks_torch.judge_torch(tried), tried)
+    yield CheckResult(checks_torch.judge_torch(tried), tried)
     processor = checks_host.find_processor(torch)
-    yield Checked(checks_host.judge_processor(processor), processor)
+    yield CheckResult(checks_host.judge_processor(processor), processor)
     cores = checks_host.find_cores(torch, allowed)
-    yield Checked(checks_host.judge_cores(cores), cores)
+    yield CheckResult(checks_host.judge_cores(cores), cores)
     memory = checks_host.find_memory(torch, allowed)
-    yield Checked(checks_host.judge_memory(memory), memory)
+    yield CheckResult(checks_host.judge_memory(memory), memory)
 
     driver = checks_gpu.find_driver()
     found = checks_gpu.judge_driver(driver, torch.get("cuda"), options.device)
     gpus = 0
     if options.device == "cpu" and (driver.gpus or driver.on_bus):
         found = found._replace(status="ok", follows="", remedy="", found=f"not asked for: {found.found}")
-    yield Checked(found, driver)
+    yield CheckResult(found, driver)
     if driver.gpus and torch.get("cuda") and options.device != "cpu" and found.status == "ok":
         tell("CUDA")
-        computed = attempt("gpus", seconds=CUDA_SECONDS)
-        yield Checked(checks_gpu.judge_cuda(computed, options.device, checks_gpu.hidden_gpus()), computed)
+        computed = run_probe("gpus", seconds=CUDA_SECONDS)
+        yield CheckResult(checks_gpu.judge_cuda(computed, options.device, checks_gpu.hidden_gpus()), computed)
         gpus = len(computed.value.get("gpus", ()))
     if not tried.why:
         tell("the compiler")
         compiler = checks_torch.find_compiler(torch)
-        yield Checked(checks_torch.judge_compiler(compiler, gpus > 0), compiler)
+        yield CheckResult(checks_torch.judge_compiler(compiler, gpus > 0), compiler)
     tell("DALI")
     failure = checks_torch.find_decoder("cpu")
-    yield Checked(checks_torch.judge_dali(checks_torch.dali_version(), failure), {"failure": failure})
+    yield CheckResult(checks_torch.judge_dali(checks_torch.dali_version(), failure), {"failure": failure})
     if gpus and not failure:
         tell("decoding on the GPU")
         on_gpu = checks_torch.find_decoder("gpu")
-        yield Checked(checks_gpu.judge_decoding(on_gpu), {"failure": on_gpu})
+        yield CheckResult(checks_gpu.judge_decoding(on_gpu), {"failure": on_gpu})
     if gpus > 1:
         tell("NCCL")
-        exchanged = attempt("exchange", "cuda", str(gpus), seconds=CUDA_SECONDS)
-        yield Checked(checks_gpu.judge_nccl(exchanged, gpus), exchanged)
+        exchanged = run_probe("exchange", "cuda", str(gpus), seconds=CUDA_SECONDS)
+        yield CheckResult(checks_gpu.judge_nccl(exchanged, gpus), exchanged)
 
     tell("the disk")
     disk = checks_disk.find_disk(options.out)
-    yield Checked(checks_disk.judge_disk(disk, torch.get("parameters", {}).get("paper", 0)), disk)
+    yield CheckResult(checks_disk.judge_disk(disk, torch.get("parameters", {}).get("paper", 0)), disk)
     shm = checks_host.find_shared_memory()
-    yield Checked(checks_host.judge_shared_memory(shm, gpus), shm)
+    yield CheckResult(checks_host.judge_shared_memory(shm, gpus), shm)
     descriptors = checks_host.find_descriptors()
-    yield Checked(checks_host.judge_descriptors(descriptors), descriptors)
+    yield CheckResult(checks_host.judge_descriptors(descriptors), descriptors)
     ports = checks_host.find_ports(options.host, options.port, max(1, gpus))
-    yield Checked(checks_host.judge_ports(ports), ports)
+    yield CheckResult(checks_host.judge_ports(ports), ports)
     tell("Docker")
     docker = checks_gpu.find_docker()
     if finding := checks_gpu.judge_docker(docker, len(driver.gpus)):
-        yield Checked(finding, docker)
+        yield CheckResult(finding, docker)
 
     if options.data.shards is None:
         return
     tell("the data set")
     data = checks_data.find_data(options.data.shards)
     judged = checks_data.judge_data(data)
-    yield Checked(judged, data)
+    yield CheckResult(judged, data)
     if judged.status != "failed" and not failure and not tried.why:
         device, crop = "gpu" if gpus else "cpu", str(crop_of(data.side, gpus)[1])
-        read = attempt("read", data.shards, crop, device, seconds=CUDA_SECONDS + READ_SECONDS)
-        yield Checked(checks_data.judge_reading(read, data.shards), read)
+        read = run_probe("read", data.shards, crop, device, seconds=CUDA_SECONDS + READ_SECONDS)
+        yield CheckResult(checks_data.judge_reading(read, data.shards), read)
 
 
 def crop_of(side: int, gpus: int) -> tuple[str, int]:
@@ -138,7 +138,7 @@ def crop_of(side: int, gpus: int) -> tuple[str, int]:
     return "demo", min(side, DEMO_CROP)
 
 
-def command(options: Options, checked: list[Checked]) -> list[str]:
+def suggested_command(options: Options, checked: list[CheckResult]) -> list[str]:
     """The words of the command that trains here, with all flags that the findings want."""
     facts = {each.finding.check: each.facts for each in checked}
     gpus = gpus_of(checked)
@@ -156,7 +156,7 @@ def command(options: Options, checked: list[Checked]) -> list[str]:
     return with_flags(words, (each.finding for each in checked))
 
 
-def gpus_of(checked: list[Checked]) -> int:
+def gpus_of(checked: list[CheckResult]) -> int:
     """How many there are to train on."""
     return next((len(each.facts.value.get("gpus", ())) for each in checked if each.finding.check == "CUDA"), 0)
 
@@ -171,12 +171,12 @@ def python() -> str:
     )
 
 
-def verdict(options: Options, checked: list[Checked]) -> tuple[list[str], str]:
+def verdict(options: Options, checked: list[CheckResult]) -> tuple[list[str], str]:
     """The last lines, and the command in them; empty where none trains here."""
     findings = [each.finding for each in checked]
-    if mend := to_mend(findings):
+    if mend := unmendable(findings):
         return [f"Training would fail here. Mend first: {', '.join(mend)}."], ""
-    line = shlex.join(command(options, checked))
+    line = shlex.join(suggested_command(options, checked))
     if worst(findings) == "failed":
         said = "Training would fail here as asked for. With these flags it works:"
     else:

@@ -78,7 +78,7 @@ def judge_data(there: DataFiles) -> Finding:
 
 
 def judge_reading(tried: Outcome, shards: str) -> Finding:
-    """tried: trials.read."""
+    """tried: probes.read."""
     if tried.why:
         return Finding(
             "failed",

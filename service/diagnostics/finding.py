@@ -23,7 +23,7 @@ def worst(findings: Iterable[Finding]) -> Status:
     return "failed" if "failed" in there else "warning" if "warning" in there else "ok"
 
 
-def to_mend(findings: Iterable[Finding]) -> list[str]:
+def unmendable(findings: Iterable[Finding]) -> list[str]:
     """What no flag helps against."""
     return [finding.check for finding in findings if finding.status == "failed" and not finding.flags]
 

@@ -128,7 +128,7 @@ def runs_on(capability: tuple[int, int], built_for: list[str]) -> bool:
 
 
 def judge_cuda(tried: Outcome, wanted: Wanted, hidden: str | None = None) -> Finding:
-    """tried: trials.compute_on_gpus. hidden: CUDA_VISIBLE_DEVICES, where it is set."""
+    """tried: probes.compute_on_gpus. hidden: CUDA_VISIBLE_DEVICES, where it is set."""
     failed = "training on the GPU fails at its start"
     if tried.why:
         remedy = "nvidia-smi and dmesg say more (Xid); or use --device cpu"
@@ -165,7 +165,7 @@ def judge_decoding(failure: str) -> Finding:
 
 
 def judge_nccl(tried: Outcome, gpus: int) -> Finding:
-    """tried: trials.exchange over all GPUs."""
+    """tried: probes.exchange over all GPUs."""
     if tried.why:
         remedy = "NCCL_DEBUG=INFO says why, NCCL_P2P_DISABLE=1 avoids a broken link; one GPU trains without"
         follows = "service.launch on several GPUs fails at its start"

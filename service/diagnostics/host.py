@@ -57,7 +57,7 @@ class Processor:
 
 
 def find_processor(torch: dict[str, Any], cpuinfo: Path = Path("/proc/cpuinfo")) -> Processor:
-    """torch: what trials.look_at_torch said."""
+    """torch: what probes.look_at_torch said."""
     try:
         lines = [line.partition(":") for line in cpuinfo.read_text().splitlines()]
     except OSError:
@@ -145,7 +145,7 @@ class Memory:
 
 
 def find_memory(torch: dict[str, Any], allowed: Limits | None = None, meminfo: Path = Path("/proc/meminfo")) -> Memory:
-    """torch: what trials.look_at_torch said; allowed: by cgroups, if it is known already."""
+    """torch: what probes.look_at_torch said; allowed: by cgroups, if it is known already."""
     try:
         pairs = [line.split()[:2] for line in meminfo.read_text().splitlines()]
     except OSError:

@@ -22,14 +22,14 @@ LOAD_SECONDS: Final = 20.0
 
 
 class Outcome(NamedTuple):
-    """What a trial said; or why it said nothing, its last words."""
+    """What a probe said; or why it said nothing, its last words."""
 
     value: dict[str, Any]
     why: str = ""
 
 
-class Trial:
-    """A trial under way; leaving the block ends it, and removes what it kept of what it compiled or found out."""
+class Probe:
+    """A probe under way; leaving the block ends it, and removes what it kept of what it compiled or found out."""
 
     def __init__(self, name: str, *arguments: str, seconds: float):
         self.seconds = seconds
@@ -51,7 +51,7 @@ class Trial:
         except OSError as error:
             self._process, self._why = None, f"no process can be started: {error.strerror or error}"
 
-    def __enter__(self) -> "Trial":
+    def __enter__(self) -> "Probe":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -75,10 +75,10 @@ class Trial:
         return Outcome({}, last_words(complaints, self._process.returncode))
 
 
-def attempt(name: str, *arguments: str, seconds: float) -> Outcome:
+def run_probe(name: str, *arguments: str, seconds: float) -> Outcome:
     """Try something, and wait for what it says."""
-    with Trial(name, *arguments, seconds=seconds) as trial:
-        return trial.outcome()
+    with Probe(name, *arguments, seconds=seconds) as probe:
+        return probe.outcome()
 
 
 def last_words(complaints: str, status: int) -> str:
@@ -157,7 +157,7 @@ def compute_on_gpus() -> dict[str, Any]:
     return {"gpus": gpus, "built_for": torch.cuda.get_arch_list()}
 
 
-def exchange(device: str, ranks: str) -> dict[str, Any]:
+def all_reduce(device: str, ranks: str) -> dict[str, Any]:
     """Sum a tensor over a process for each GPU by NCCL; on `cpu`, by gloo."""
     from torch.multiprocessing.spawn import spawn
 
@@ -185,7 +185,7 @@ def _exchanging(rank: int, device: str, ranks: int, meeting: str, seconds: int) 
     distributed.destroy_process_group()
 
 
-def read(shards: str, crop: str, device: str) -> dict[str, Any]:
+def read_batches(shards: str, crop: str, device: str) -> dict[str, Any]:
     """Read training pictures for READ_SECONDS as a run does, after a first batch."""
     import torch
 
@@ -203,25 +203,25 @@ def read(shards: str, crop: str, device: str) -> dict[str, Any]:
     return {"images_per_second": rate, "damaged": loader.damaged, "decoder": loader.decoder}
 
 
-def load(library: str) -> dict[str, Any]:
+def load_library(library: str) -> dict[str, Any]:
     """Load a shared object that `service.checks_torch` had compiled, and call it: the sum of 0 .. 999 by OpenMP."""
     import ctypes
 
     return {"sum": ctypes.CDLL(library).total(1000)}
 
 
-TRIALS: Final[dict[str, Callable[..., dict[str, Any]]]] = {
+PROBES: Final[dict[str, Callable[..., dict[str, Any]]]] = {
     "torch": look_at_torch,
     "gpus": compute_on_gpus,
-    "exchange": exchange,
-    "read": read,
-    "load": load,
+    "exchange": all_reduce,
+    "read": read_batches,
+    "load": load_library,
 }
 
 
 def _main(seconds: str, name: str, *arguments: str) -> None:
     signal.alarm(int(seconds))  # the process ends then, whoever has started it and wherever it hangs
-    value = TRIALS[name](*arguments)
+    value = PROBES[name](*arguments)
     sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
     os._exit(0)  # what was tried is over: no finaliser of a library may make a failure of it

@@ -15,7 +15,7 @@ from pipeline.load.probe import decoder_failure
 from service.diagnostics.disk import existing_parent
 from service.diagnostics.finding import Finding
 from service.diagnostics.host import variables
-from service.diagnostics.probes import LOAD_SECONDS, Outcome, attempt, last_words
+from service.diagnostics.probes import LOAD_SECONDS, Outcome, last_words, run_probe
 
 OLDEST_TORCH: Final = (2, 11)
 COMPILE_SECONDS: Final = 60.0
@@ -37,7 +37,7 @@ extern "C" long total(long n) {
 
 
 def judge_torch(tried: Outcome) -> Finding:
-    """tried: trials.look_at_torch."""
+    """tried: probes.look_at_torch."""
     if tried.why:
         return Finding("failed", "torch", f"cannot be used ({tried.why})", "nothing trains without it", REINSTALL)
     version, cuda = tried.value["version"], tried.value["cuda"]
@@ -60,7 +60,7 @@ class Compiler:
 
 
 def find_compiler(torch: dict[str, Any]) -> Compiler:
-    """Compile and load a few lines where Inductor would. torch: what trials.look_at_torch said."""
+    """Compile and load a few lines where Inductor would. torch: what probes.look_at_torch said."""
     cpp, complaint = torch.get("compiler", ""), torch.get("complaint", "torch does not answer")
     folder = Path(variables().get("TORCHINDUCTOR_CACHE_DIR") or torch.get("cache") or tempfile.gettempdir())
     named = variables().get("CC")
@@ -94,7 +94,7 @@ def compile_failure(cpp: str, folder: Path) -> str:
             if made.returncode:
                 errors = [line for line in made.stderr.splitlines() if "error" in line]
                 return (errors[0] if errors else last_words(made.stderr, made.returncode)).replace(f"{place}/", "")
-            loaded = attempt("load", str(library), seconds=LOAD_SECONDS)
+            loaded = run_probe("load", str(library), seconds=LOAD_SECONDS)
             return loaded.why.replace(f"{place}/", "") if loaded.value.get("sum") != 499_500 else ""
     except subprocess.TimeoutExpired:
         return f"no answer in {COMPILE_SECONDS:g} s"

@@ -42,7 +42,7 @@ class Validation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class State:
+class RunState:
     """Where a run stands; with the weights and velocities, all that a resume needs (there is no random state)."""
 
     step: int = 0
@@ -57,7 +57,7 @@ class Checkpoint:
     """A verified checkpoint."""
 
     path: Path
-    state: State
+    state: RunState
     run: dict[str, Any]
 
 
@@ -96,7 +96,7 @@ def restore(tensors: Iterable[tuple[str, Tensor]], model: AlexNet, optimizer: Mo
     assert not held, f"a checkpoint of the same run lacks {sorted(held)}"
 
 
-def save(run_folder: Path, state: State, tensors: Tensors, run: dict[str, Any]) -> Path:
+def save_checkpoint(run_folder: Path, state: RunState, tensors: Tensors, run: dict[str, Any]) -> Path:
     """Write a checkpoint; until the rename it has a name that no loading looks at, and after it is durable."""
     parent = run_folder / FOLDER
     final = parent / f"step-{state.step:08d}"
@@ -140,7 +140,7 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def faults(path: Path) -> Iterator[str]:
+def checkpoint_faults(path: Path) -> Iterator[str]:
     """What is wrong with a checkpoint: nothing, if every file is there as the manifest lists it."""
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
@@ -155,18 +155,18 @@ def faults(path: Path) -> Iterator[str]:
         yield f"its manifest does not hold ({error!r})"
 
 
-def read(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path) -> Checkpoint:
     """Verify a checkpoint's folder and read its state; InputError says what is wrong with it."""
-    wrong = list(faults(path))
+    wrong = list(checkpoint_faults(path))
     if wrong:
         raise InputError(f"{path} is no sound checkpoint: {'; '.join(wrong)}; choose another one")
     fields = json.loads((path / "state.json").read_bytes())
     history = tuple(Validation(**entry) for entry in fields["history"])
-    state = State(**{**fields, "history": history, "events": tuple(fields["events"])})
+    state = RunState(**{**fields, "history": history, "events": tuple(fields["events"])})
     return Checkpoint(path, state, json.loads((path / "run.json").read_bytes()))
 
 
-def newest(run_folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+def newest_checkpoint(run_folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     """The newest checkpoint that verifies, or None where there is none; `warn` hears of those that do not.
 
     InputError when there are some and none verifies: to start afresh would then lose what could be mended.
@@ -174,7 +174,7 @@ def newest(run_folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     paths = checkpoints(run_folder)
     for path in paths:
         try:
-            return read(path)
+            return read_checkpoint(path)
         except InputError as error:
             warn(str(error))
     if paths:
@@ -185,8 +185,8 @@ def newest(run_folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
 def find_checkpoint(path: Path) -> Checkpoint:
     """The verified checkpoint that `path` is, or the newest of the run that it is; InputError where there is none."""
     if (path / MANIFEST).exists():
-        return read(path)
-    checkpoint = newest(path, say)
+        return read_checkpoint(path)
+    checkpoint = newest_checkpoint(path, say)
     if not checkpoint:
         raise InputError(f"{path} holds no sound checkpoint, expected one or a run with one; train first")
     return checkpoint
@@ -201,12 +201,12 @@ def clear_unfinished(run_folder: Path) -> None:
             shutil.rmtree(path)
 
 
-def prune(run_folder: Path, keep: int, resumed_from: Path | None, verified: set[Path]) -> list[Path]:
+def prune_checkpoints(run_folder: Path, keep: int, resumed_from: Path | None, verified: set[Path]) -> list[Path]:
     """Remove old checkpoints and return them; the newest `keep` that verify, the best and the one resumed from stay.
 
     verified: those that this process has already read in full, kept up to date.
     """
-    sound = [path for path in checkpoints(run_folder) if path in verified or not any(faults(path))]
+    sound = [path for path in checkpoints(run_folder) if path in verified or not any(checkpoint_faults(path))]
     verified.update(sound)
     best = min(sound, key=_error_measured, default=None)
     stay = {*sound[:keep], best, resumed_from}

@@ -156,17 +156,17 @@ def run_fields(run: Run, dataset_sha256: str) -> dict[str, Any]:
     return {**fields, "dataset_sha256": dataset_sha256}
 
 
-def flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"data": {"crop": 224}} -> {"data.crop": 224}."""
     pairs: dict[str, Any] = {}
     for name, value in fields.items():
-        pairs |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        pairs |= flattened(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return pairs
 
 
 def differences(theirs: dict[str, Any], ours: dict[str, Any], allowed: frozenset[str]) -> str:
     """The fields in which two runs differ, but for those allowed to, with both values; empty where there are none."""
-    there, here = flat(theirs), flat(ours)
+    there, here = flattened(theirs), flattened(ours)
     differing = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
     return ", ".join(f"{n} {there.get(n)} there, {here.get(n)} here" for n in differing if n not in allowed)
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, get_args
 
 from model.optim import OptimConfig, Rates, rates_at
-from service.run.checkpoint import State, Validation
+from service.run.checkpoint import RunState, Validation
 from service.run.limits import HIGHEST_RATE
 
 Kind = Literal["learning-rate", "checkpoint", "pause", "resume", "stop"]
@@ -30,21 +30,21 @@ class Act:
     factor: float | None = None  # or what the current one is multiplied by
 
 
-def event_of(kind: str, state: State, samples: int, author: str, reason: str = "") -> Event:
+def event_of(kind: str, state: RunState, samples: int, author: str, reason: str = "") -> Event:
     """An act upon the run as it stands; samples: an epoch's."""
     epoch = state.position / samples
     return {"kind": kind, "step": state.step, "epoch": epoch, "time": time.time(), "author": author, "reason": reason}
 
 
 def rate_event(
-    state: State, samples: int, old: Rates, new: Rates, author: str, reason: str = "", manual: bool = False
+    state: RunState, samples: int, old: Rates, new: Rates, author: str, reason: str = "", manual: bool = False
 ) -> Event:
     """A change of the learning rate, from what to what; manual: by hand, and so it holds."""
     event = event_of("learning-rate", state, samples, author, reason)
     return {**event, "manual": manual, "old": asdict(old), "new": asdict(new)}
 
 
-def precision_event(state: State, samples: int, old: str, new: str, author: str) -> Event:
+def precision_event(state: RunState, samples: int, old: str, new: str, author: str) -> Event:
     """A change of the precision at a resume, from what to what."""
     return {**event_of("precision", state, samples, author), "old": old, "new": new}
 
@@ -55,21 +55,21 @@ def refusal(act: Act, rates: Rates, paused: bool) -> str:
         return "the run is paused already, expected one that trains; see /api/status"
     if act.kind == "resume" and not paused:
         return "the run does not pause, expected one that does; see /api/status"
-    if act.kind == "learning-rate" and not 0 <= (rate := wanted(act, rates)) <= HIGHEST_RATE:
+    if act.kind == "learning-rate" and not 0 <= (rate := requested_rate(act, rates)) <= HIGHEST_RATE:
         return f"the learning rate would be {rate:g}, expected 0 to {HIGHEST_RATE:g}; ask for another"
     return ""
 
 
-def wanted(act: Act, rates: Rates) -> float:
+def requested_rate(act: Act, rates: Rates) -> float:
     """The base rate that an act asks for."""
     return act.rate if act.rate is not None else rates.base * (1.0 if act.factor is None else act.factor)
 
 
-def act_event(act: Act, state: State, samples: int, rates: Rates) -> Event:
+def act_event(act: Act, state: RunState, samples: int, rates: Rates) -> Event:
     """The event that an operator's act is; rates: the current ones."""
     if act.kind != "learning-rate":
         return event_of(act.kind, state, samples, act.author, act.reason)
-    new = with_base(rates, wanted(act, rates))
+    new = with_base(rates, requested_rate(act, rates))
     return rate_event(state, samples, rates, new, act.author, act.reason, manual=True)
 
 
@@ -84,7 +84,7 @@ def set_by_hand(events: Iterable[Mapping[str, Any]]) -> float | None:
     return rates[-1] if rates else None
 
 
-def rates_of(config: OptimConfig, state: State, samples: int) -> Rates:
+def rates_of(config: OptimConfig, state: RunState, samples: int) -> Rates:
     """The rates of the next step: the schedule's, until an operator has set one; conv1's overrides stay."""
     scheduled = rates_at(config, state.position / samples, [entry.top1 for entry in state.history])
     base = set_by_hand(state.events)
@@ -110,7 +110,7 @@ def epochs_waited(config: OptimConfig, history: Sequence[Validation], changes: S
     return 0 if any(change >= last for change in changes) else waited
 
 
-def proposal(config: OptimConfig, state: State, rate: float) -> dict[str, Any] | None:
+def proposed_drop(config: OptimConfig, state: RunState, rate: float) -> dict[str, Any] | None:
     """The paper's heuristic where the rate is the operator's: what to lower it to, and why; None where not yet.
 
     rate: the current one. Schedule plateau does the same by itself.
@@ -130,7 +130,7 @@ def proposal(config: OptimConfig, state: State, rate: float) -> dict[str, Any] |
     return {"rate": rate * config.drop_factor, "factor": config.drop_factor, "reason": reason}
 
 
-def change_of(event: Mapping[str, Any]) -> str:
+def describe_change(event: Mapping[str, Any]) -> str:
     """What an event changed, in a word: 0.01 -> 0.001 of a learning rate, mixed -> float32; empty for other acts."""
     if event["kind"] == "learning-rate":
         return f"{event['old']['base']:g} -> {event['new']['base']:g}"

@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 from safetensors import safe_open
 
-from model.filters import towers_picture
+from model.filters import filters_picture
 from service.run.checkpoint import tower_file
 
 
@@ -17,5 +17,5 @@ def filters_png(checkpoint: Path) -> bytes:
         with safe_open(checkpoint / tower_file(tower), "pt") as file:
             kernels.append(file.get_tensor(f"towers.{tower}.conv1.weight"))
     stream = io.BytesIO()
-    Image.fromarray(towers_picture(kernels)).save(stream, "PNG")
+    Image.fromarray(filters_picture(kernels)).save(stream, "PNG")
     return stream.getvalue()

@@ -14,7 +14,7 @@ DOCTOR: Final = "python -m service.doctor says more"  # where it is the machine 
 
 
 @contextmanager
-def locked(folder: Path, patience_seconds: float = 0.0) -> Iterator[None]:
+def lock_run(folder: Path, patience_seconds: float = 0.0) -> Iterator[None]:
     """Hold the run's folder alone; InputError when another worker does, or when it cannot be written.
 
     patience_seconds: how long another worker may take to let go.

@@ -26,7 +26,7 @@ class StepRecord:
     data_wait_ratio: float
 
 
-class JsonLines:
+class JsonLog:
     """An append-only file of records that each have a "step"; every line reaches the kernel when it is written."""
 
     def __init__(self, path: Path, lines: Iterable[bytes] = ()):
@@ -36,12 +36,12 @@ class JsonLines:
         self._file = path.open("a", buffering=1)
 
     @classmethod
-    def cut(cls, path: Path, last_step: int) -> "JsonLines":
+    def cut_back(cls, path: Path, last_step: int) -> "JsonLog":
         """Open `path` without what lies after `last_step`: steps that a resume is about to do again."""
         return cls(path, [line for line in _lines(path) if _step(line) <= last_step])
 
     @classmethod
-    def holding(cls, path: Path, records: Iterable[dict[str, Any]]) -> "JsonLines":
+    def holding(cls, path: Path, records: Iterable[dict[str, Any]]) -> "JsonLog":
         """Open `path` with just these records in it."""
         return cls(path, map(_line, records))
 
@@ -54,7 +54,7 @@ class JsonLines:
         self._file.close()
 
 
-def sampled(path: Path, most: int = SAMPLED) -> list[dict[str, Any]]:
+def sample_steps(path: Path, most: int = SAMPLED) -> list[dict[str, Any]]:
     """Evenly spaced records of a log's training steps, at most so many."""
     lines = [line for line in _lines(path) if b'"validation"' not in line]
     return [json.loads(line) for line in lines[:: -(-len(lines) // most) or 1]]

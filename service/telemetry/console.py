@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 WINDOW_SECONDS: Final = 10.0
 
 
-class Speed:
+class Throughput:
     """Pictures a second and the share of time spent waiting for data, over about the last ten seconds."""
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Speed:
         return sum(n for _, n, _ in counted) / seconds, sum(w for _, _, w in counted) / seconds
 
 
-class Display:
+class ProgressDisplay:
     """Steps done of all, images/s, loss, data-wait share and time left."""
 
     def __init__(self, done: int, total: int, quiet: bool = False):
@@ -48,7 +48,7 @@ class Display:
         """A line that stays."""
         self.console.print(message, markup=False, soft_wrap=True)
 
-    def wait(self, what: str) -> None:
+    def show_waiting(self, what: str) -> None:
         """Show what the next thing is that takes a while: on the bar until there is news, elsewhere as a line."""
         if self._bar:
             self._bar.update(self._task, description=what)

@@ -7,7 +7,7 @@ from typing import Any, Final
 COMPILE_FACTOR: Final = 5  # compiling may take this many times as long as any other progress
 
 
-class Heart:
+class Heartbeat:
     """Beats when something was done; one that has not beaten for longer than it may has stalled."""
 
     def __init__(self, limit_seconds: float, clock: Callable[[], float] = time.monotonic):
@@ -24,16 +24,16 @@ class Heart:
         return self._last[1]
 
     @property
-    def last(self) -> float:
+    def last_time(self) -> float:
         """When it last beat, unix seconds."""
         return time.time() - (self._clock() - self._last[0])
 
     @property
-    def limit(self) -> float:
+    def limit_seconds(self) -> float:
         """How long the next thing may take, seconds."""
         return self._last[2]
 
-    def status(self) -> dict[str, Any]:
+    def health(self) -> dict[str, Any]:
         """ok or stalled, the phase, and the age of the last progress in seconds against its limit."""
         at, phase, limit = self._last
         age = self._clock() - at

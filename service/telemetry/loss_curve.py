@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-MOST: Final = 1000  # points
+MAX_POINTS: Final = 1000  # points
 
 
 class Point(NamedTuple):
@@ -14,16 +14,16 @@ class Point(NamedTuple):
     loss: float
 
 
-class Curve:
+class LossCurve:
     """Adds up equally many steps to a point; when there are too many points, neighbours become one."""
 
-    def __init__(self, most: int = MOST):
+    def __init__(self, most: int = MAX_POINTS):
         self._most, self._each = most, 1
         self._points: list[Point] = []
         self._pending: list[Point] = []
 
     @classmethod
-    def of(cls, points: Sequence[Point], most: int = MOST) -> "Curve":
+    def resumed(cls, points: Sequence[Point], most: int = MAX_POINTS) -> "LossCurve":
         """A curve that goes on from points, each of which stands for as many steps as lie between them."""
         curve = cls(most)
         curve._points = list(points)

@@ -12,10 +12,10 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from service.run.events import KINDS, change_of
+from service.run.events import KINDS, describe_change
 from service.run.log import StepRecord
 from service.telemetry.gpu import gpu_state
-from service.telemetry.heartbeat import Heart
+from service.telemetry.heartbeat import Heartbeat
 
 STEP_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 PHASES: Final = ("data_wait", "compute", "checkpoint_copy")
@@ -68,8 +68,8 @@ class Metrics:
             unknown.set(float("nan"))  # 0 would be taken for a value
 
     def _of_the_run(self, registry: CollectorRegistry) -> None:
-        self.attempts = Counter("trainer_checkpoint_attempts", "Checkpoints begun.", registry=registry)
-        self.failures = Counter("trainer_checkpoint_failures", "Checkpoints that failed.", registry=registry)
+        self.checkpoint_attempts = Counter("trainer_checkpoint_attempts", "Checkpoints begun.", registry=registry)
+        self.checkpoint_failures = Counter("trainer_checkpoint_failures", "Checkpoints that failed.", registry=registry)
         self.checkpoint_seconds = Gauge(
             "trainer_checkpoint_duration_seconds", "Time that the last checkpoint took to write.", registry=registry
         )
@@ -134,13 +134,13 @@ class Metrics:
         )
         ProcessCollector(registry=registry)  # the host's side: resident memory, processor time, open files
 
-    def watch(self, heart: Heart, folder: Path | None, gpu: int | None) -> None:
-        """What to look at when somebody asks: the heart, the run's folder, and the GPU by torch's number of it."""
-        self.progress_time.set_function(lambda: heart.last)
-        self.progress_limit.set_function(lambda: heart.limit)
+    def watch(self, heartbeat: Heartbeat, folder: Path | None, gpu: int | None) -> None:
+        """What to look at when somebody asks: the heartbeat, the run's folder, and the GPU by torch's number of it."""
+        self.progress_time.set_function(lambda: heartbeat.last_time)
+        self.progress_limit.set_function(lambda: heartbeat.limit_seconds)
         self._folder, self._gpu = folder, gpu
 
-    def tell(self, record: StepRecord, pictures: int) -> None:
+    def observe_step(self, record: StepRecord, pictures: int) -> None:
         """A step was done; pictures: those of this process."""
         self.steps.inc()
         self.samples.inc(pictures)
@@ -150,7 +150,7 @@ class Metrics:
         self.learning_rate.set(record.learning_rate)
         self.data_wait.set(record.data_wait_ratio)
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Set what only changes outside of the loop."""
         for state, size in device_memory(self._gpu).items():
             self.device_memory.labels(state).set(size)
@@ -162,12 +162,12 @@ class Metrics:
 
     def exposition(self) -> tuple[bytes, str]:
         """The text that Prometheus scrapes, and its content type."""
-        self.look()
+        self.refresh()
         return generate_latest(self.registry), CONTENT_TYPE_LATEST
 
     def values(self) -> dict[str, float]:
         """The values by name and labels' values, as "trainer_disk_bytes free"."""
-        self.look()
+        self.refresh()
         samples = (sample for family in self.registry.collect() for sample in family.samples)
         return {" ".join([sample.name, *sample.labels.values()]): sample.value for sample in samples}
 
@@ -186,7 +186,7 @@ class _EventTimes(Collector):
         )
         times = {}  # of acts that are alike in all but that, the last
         for event in list(self._metrics.latest_events)[-LATEST_EVENTS:]:
-            labels = event["kind"], event["step"], event["author"], event.get("reason", ""), change_of(event)
+            labels = event["kind"], event["step"], event["author"], event.get("reason", ""), describe_change(event)
             times[tuple(map(str, labels))] = event.get("time", 0)
         for labels, at in times.items():
             family.add_metric(labels, at)

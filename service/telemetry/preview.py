@@ -17,7 +17,7 @@ PICTURES: Final = 16
 QUALITY: Final = 85  # of JPEG
 
 
-class Shown(NamedTuple):
+class PreviewPictures(NamedTuple):
     """Pictures of a step as the network got them, but for the mean picture."""
 
     step: int
@@ -25,30 +25,30 @@ class Shown(NamedTuple):
     labels: list[int]
 
 
-class Window:
+class Preview:
     """Copies pictures from the loop only after somebody has looked."""
 
     def __init__(self) -> None:
-        self.wanted = True
-        self.shown: Shown | None = None
+        self.requested = True
+        self.latest: PreviewPictures | None = None
 
-    def show(self, step: int, batch: Batch) -> None:
+    def capture(self, step: int, batch: Batch) -> None:
         """Keep the first pictures of a batch; waits for the device."""
         pictures = batch.pictures[:PICTURES].float() + batch.offset[:PICTURES, None, None]
         pixels = pictures.round().clamp(0, 255).to("cpu", torch.uint8).numpy()
-        self.shown, self.wanted = Shown(step, pixels, batch.labels[:PICTURES].tolist()), False
+        self.latest, self.requested = PreviewPictures(step, pixels, batch.labels[:PICTURES].tolist()), False
 
 
-def described(shown: Shown, classes: Sequence[PictureClass]) -> dict[str, Any]:
+def preview_json(preview: PreviewPictures, classes: Sequence[PictureClass]) -> dict[str, Any]:
     """The pictures as JPEG files in base64, with their classes' ids and words."""
     pictures = [
-        {"label": classes[label].words or classes[label].id, "class": classes[label].id, "jpeg": jpeg(picture)}
-        for picture, label in zip(shown.pictures, shown.labels, strict=True)
+        {"label": classes[label].words or classes[label].id, "class": classes[label].id, "jpeg": jpeg_base64(picture)}
+        for picture, label in zip(preview.pictures, preview.labels, strict=True)
     ]
-    return {"step": shown.step, "pictures": pictures}
+    return {"step": preview.step, "pictures": pictures}
 
 
-def jpeg(picture: NDArray[np.uint8]) -> str:
+def jpeg_base64(picture: NDArray[np.uint8]) -> str:
     """A picture as a JPEG file in base64."""
     stream = io.BytesIO()
     Image.fromarray(picture).save(stream, "JPEG", quality=QUALITY)

@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from model.parallel import Parallel
-from service.run.checkpoint import State, Tensors, prune, save, tower_file
+from service.run.checkpoint import RunState, Tensors, prune_checkpoints, save_checkpoint, tower_file
 from service.telemetry.metrics import Metrics
 from service.training.ranks import Ranks
 
 
-class Saver:
+class BackgroundSaver:
     """One thread that `write`s checkpoints; one that is asked for while another is under way waits for it."""
 
-    def __init__(self, write: Callable[[State, Tensors], bool]):
+    def __init__(self, write: Callable[[RunState, Tensors], bool]):
         """write: says whether it succeeded."""
         self._write = write
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._pending: Future[bool] | None = None
 
-    def submit(self, state: State, tensors: Tensors) -> None:
+    def submit(self, state: RunState, tensors: Tensors) -> None:
         """Write this checkpoint, after the one that may still be under way."""
         self.wait()
         self._pending = self._executor.submit(self._write, state, tensors)
@@ -30,7 +30,7 @@ class Saver:
         """Wait for the writer; whether its last save succeeded."""
         return self._pending.result() if self._pending else True
 
-    def then(self, tell: Callable[[Future[bool]], None]) -> None:
+    def when_done(self, tell: Callable[[Future[bool]], None]) -> None:
         """Call `tell` with the last save, from the saver's thread or at once, when it is done."""
         assert self._pending, "nothing was submitted"
         self._pending.add_done_callback(tell)
@@ -42,7 +42,7 @@ class Saver:
         return succeeded
 
 
-class Writer:
+class CheckpointWriter:
     """Writes the whole network's checkpoints into a run's folder, and removes old ones; rank 0's alone."""
 
     def __init__(
@@ -62,16 +62,16 @@ class Writer:
         self._keep, self._resumed_from = keep, resumed_from
         self._verified: set[Path] = set()
 
-    def __call__(self, state: State, tensors: Tensors) -> bool:
+    def __call__(self, state: RunState, tensors: Tensors) -> bool:
         """A full disk or a failing one ends no training: it is counted, said, and the last good checkpoint stays."""
-        self._metrics.attempts.inc()
+        self._metrics.checkpoint_attempts.inc()
         start = time.monotonic()
         try:
-            self.last_good = save(self._folder, state, self._collect(tensors), self._run)
-            prune(self._folder, self._keep, self._resumed_from, self._verified)
+            self.last_good = save_checkpoint(self._folder, state, self._collect(tensors), self._run)
+            prune_checkpoints(self._folder, self._keep, self._resumed_from, self._verified)
             self._metrics.checkpoint_bytes.set(sum(path.stat().st_size for path in self.last_good.iterdir()))
         except OSError as error:
-            self._metrics.failures.inc()
+            self._metrics.checkpoint_failures.inc()
             self.failed = (
                 f"checkpoint of step {state.step} failed ({error}); kept: {self.last_good}; make room or mend the disk"
             )
@@ -87,15 +87,15 @@ def collect_towers(ranks: Ranks, parallel: Parallel, tensors: Tensors) -> Tensor
     """On rank 0: the files of both towers; the other one's come from rank 1 where a pair shares the network."""
     if not parallel.pair:
         return tensors
-    return tensors | {tower_file(1): ranks.received_from(1)}
+    return tensors | {tower_file(1): ranks.receive_from(1)}
 
 
-def saves(ranks: Ranks, parallel: Parallel) -> bool:
+def needs_tensors_of(ranks: Ranks, parallel: Parallel) -> bool:
     """Whether a checkpoint needs this rank's tensors: rank 0 writes them, and lacks what the other of a pair holds."""
-    return ranks.leads or (parallel.pair is not None and ranks.rank == 1)
+    return ranks.is_leader or (parallel.pair is not None and ranks.rank == 1)
 
 
-def hand_over(ranks: Ranks, tensors: Tensors) -> bool:
+def send_tower(ranks: Ranks, tensors: Tensors) -> bool:
     """On the other ranks: give rank 0 the tower that it lacks; those that are not needed have no tensors."""
     if tensors:
         ranks.send_to_leader(tensors[tower_file(1)])

@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from service.run.events import Act
 
-MOST: Final = 16  # acts that may wait
+MAX_PENDING: Final = 16  # acts that may wait
 
 
 class Refused(Exception):
@@ -17,20 +17,20 @@ class Refused(Exception):
         self.status = status
 
 
-class Request(NamedTuple):
+class ControlRequest(NamedTuple):
     """An act and where its answer goes; the answer has none on ranks that nobody asked."""
 
     act: Act
     answer: Future[dict[str, Any]]
 
 
-class Desk:
+class ControlQueue:
     """Takes acts from any thread, and hands them to the loop's."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._waiting: list[Request] = []
-        self._open: list[Request] = []  # not yet answered
+        self._waiting: list[ControlRequest] = []
+        self._open: list[ControlRequest] = []  # not yet answered
         self._closed = ""
 
     @property
@@ -38,21 +38,21 @@ class Desk:
         """Whether an act waits for the loop."""
         return bool(self._waiting)
 
-    def ask(self, act: Act) -> Future[dict[str, Any]]:
+    def submit(self, act: Act) -> Future[dict[str, Any]]:
         """Leave an act for the loop; the future is its answer, or Refused."""
-        request = Request(act, Future())
+        request = ControlRequest(act, Future())
         with self._changed:
             if self._closed:
                 raise Refused(409, self._closed)
             self._open = [each for each in self._open if not each.answer.done()]
-            if len(self._open) >= MOST:
-                raise Refused(429, f"{MOST} acts are waiting, expected fewer; try again when they are done")
+            if len(self._open) >= MAX_PENDING:
+                raise Refused(429, f"{MAX_PENDING} acts are waiting, expected fewer; try again when they are done")
             self._open.append(request)
             self._waiting.append(request)
             self._changed.notify()
         return request.answer
 
-    def take(self, patience_seconds: float = 0.0) -> list[Request]:
+    def take(self, patience_seconds: float = 0.0) -> list[ControlRequest]:
         """The acts that wait; where there are none, those that come within the patience."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting, patience_seconds)

@@ -3,7 +3,7 @@
 import signal
 
 
-class Stop:
+class GracefulStop:
     """Whether a signal has asked for the run to end."""
 
     def __init__(self) -> None:

@@ -6,48 +6,48 @@ from concurrent.futures import Future
 import torch
 from torch import Tensor
 
-from service.training.control_queue import Desk, Request
-from service.training.graceful_stop import Stop
+from service.training.control_queue import ControlQueue, ControlRequest
+from service.training.graceful_stop import GracefulStop
 from service.training.ranks import Ranks
 
 
-class Steering:
-    """What this process was told by a signal or at the desk, and what all ranks know of each other."""
+class RankAgreement:
+    """What this process was told by a signal or at the control_queue, and what all ranks know of each other."""
 
-    def __init__(self, ranks: Ranks, stop: Stop, desk: Desk, device: torch.device):
-        self._ranks, self._stop, self._desk = ranks, stop, desk
+    def __init__(self, ranks: Ranks, stop: GracefulStop, control_queue: ControlQueue, device: torch.device):
+        self._ranks, self._stop, self._control_queue = ranks, stop, control_queue
         self._words = torch.tensor([[[0, 0], [0, 1]], [[1, 0], [1, 1]]], dtype=torch.float32, device=device)
         self._end = self._act = False  # agreed
 
-    def told(self) -> Tensor:
+    def local_flags(self) -> Tensor:
         """(2,) float32 on the device, 1 where this process was told to end the run; to act for an operator."""
-        return self._words[int(self._stop.signal is not None), int(self._desk.waiting)]
+        return self._words[int(self._stop.signal is not None), int(self._control_queue.waiting)]
 
-    def heard(self, told: Sequence[float]) -> None:
+    def update(self, flags: Sequence[float]) -> None:
         """How many ranks were told so, as a step or a validation batch found."""
-        end, act = told
-        if self._ranks.ranks > 1:
+        end, act = flags
+        if self._ranks.world_size > 1:
             self._end |= end > 0
             self._act |= act > 0
 
-    def end(self) -> None:
+    def request_end(self) -> None:
         """End the run; called on all ranks alike."""
         self._end = True
 
     @property
     def ending(self) -> bool:
         """Whether to end the run now; the same on every rank."""
-        return self._end or (self._ranks.ranks == 1 and self._stop.signal is not None)
+        return self._end or (self._ranks.world_size == 1 and self._stop.signal is not None)
 
     @property
     def acting(self) -> bool:
         """Whether an operator's act is to be done now; the same on every rank."""
-        return self._act or (self._ranks.ranks == 1 and self._desk.waiting)
+        return self._act or (self._ranks.world_size == 1 and self._control_queue.waiting)
 
-    def requests(self, patience_seconds: float = 0.0) -> list[Request]:
+    def requests(self, patience_seconds: float = 0.0) -> list[ControlRequest]:
         """Operators' acts, the same on all ranks, which call it together; the leader waits so long for one to come."""
         self._act = False
-        mine = self._desk.take(patience_seconds) if self._ranks.leads else []
-        found = self._ranks.gathered((self._stop.signal is not None, [request.act for request in mine]))
+        mine = self._control_queue.take(patience_seconds) if self._ranks.is_leader else []
+        found = self._ranks.all_gather((self._stop.signal is not None, [request.act for request in mine]))
         self._end |= any(told for told, _ in found)
-        return mine if self._ranks.leads else [Request(act, Future()) for act in found[0][1]]
+        return mine if self._ranks.is_leader else [ControlRequest(act, Future()) for act in found[0][1]]

@@ -28,13 +28,13 @@ class Ranks:
     """Which of all processes this is; rank 0 leads: it alone reads and writes the run's folder."""
 
     rank: int = 0
-    ranks: int = 1
+    world_size: int = 1
     local_rank: int = 0
     local_ranks: int = 1
     files: dist.ProcessGroup | None = None  # for checkpoints, which travel beside the loop's own exchanges
 
     @property
-    def leads(self) -> bool:
+    def is_leader(self) -> bool:
         return self.rank == 0
 
     @property
@@ -47,16 +47,16 @@ class Ranks:
         """This process's share of the cores that it may use."""
         return max(1, len(os.sched_getaffinity(0)) // self.local_ranks)
 
-    def together(self, action: Callable[[], T]) -> T:
+    def on_all_ranks(self, action: Callable[[], T]) -> T:
         """Do what may find the call wrong; where it does on one rank all end, and the first of them says why."""
-        if self.ranks == 1:
+        if self.world_size == 1:
             return action()
         result = error = None
         try:
             result = action()
         except InputError as found:
             error = found
-        errors = self.gathered(error and str(error))
+        errors = self.all_gather(error and str(error))
         wrong = [rank for rank, message in enumerate(errors) if message is not None]
         if error and wrong[0] == self.rank:
             raise error
@@ -64,26 +64,26 @@ class Ranks:
             sys.exit(WRONG_CALL)
         return cast(T, result)
 
-    def gathered(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """Every rank's value by rank, on every rank; all wait for each other."""
-        values = [value] * self.ranks
-        if self.ranks > 1:
+        values = [value] * self.world_size
+        if self.world_size > 1:
             dist.all_gather_object(values, value)
         return values
 
-    def from_leader(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """Rank 0's value, on every rank; all wait for it."""
         values = [value]
-        if self.ranks > 1:
+        if self.world_size > 1:
             dist.broadcast_object_list(values, src=0)
         return values[0]
 
-    def tensors_from_leader(self, tensors: NamedTensors) -> Iterator[tuple[str, Tensor]]:
+    def broadcast_tensors(self, tensors: NamedTensors) -> Iterator[tuple[str, Tensor]]:
         """Rank 0's host tensors, one after the other, on every rank."""
-        shapes = self.from_leader({name: (t.shape, t.dtype) for name, t in tensors.items()})
+        shapes = self.broadcast({name: (t.shape, t.dtype) for name, t in tensors.items()})
         for name, (shape, dtype) in shapes.items():
-            tensor = tensors[name] if self.leads else torch.empty(shape, dtype=dtype)
-            if self.ranks > 1:
+            tensor = tensors[name] if self.is_leader else torch.empty(shape, dtype=dtype)
+            if self.world_size > 1:
                 dist.broadcast(tensor, src=0)
             yield name, tensor
 
@@ -93,7 +93,7 @@ class Ranks:
         for tensor in tensors.values():
             dist.send(tensor, dst=0, group=self.files)
 
-    def received_from(self, rank: int) -> NamedTensors:
+    def receive_from(self, rank: int) -> NamedTensors:
         """On rank 0: what `rank` hands over."""
         shapes: list[dict] = [{}]
         dist.recv_object_list(shapes, src=rank, group=self.files)
@@ -108,7 +108,7 @@ class RanksLost(Exception):
 
 
 @contextmanager
-def joined(device: Device, patience_seconds: float) -> Iterator[Ranks]:
+def join_ranks(device: Device, patience_seconds: float) -> Iterator[Ranks]:
     """The place that torchrun's environment gives this process, connected to the others while the block runs.
 
     patience_seconds: an exchange among all ranks that takes longer fails; one within a pair or among replicas has
@@ -121,7 +121,7 @@ def joined(device: Device, patience_seconds: float) -> Iterator[Ranks]:
         int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     )
     try:
-        files = connect(device, local_rank, timedelta(seconds=patience_seconds))
+        files = init_process_groups(device, local_rank, timedelta(seconds=patience_seconds))
         place = Ranks(rank, ranks, local_rank, local_ranks, files)
         if device == "cpu":
             torch.set_num_threads(place.threads)  # torchrun's choice is one
@@ -139,7 +139,7 @@ def joined(device: Device, patience_seconds: float) -> Iterator[Ranks]:
     dist.destroy_process_group()  # not after a failure: there is nobody to part from
 
 
-def connect(device: Device, local_rank: int, patience: timedelta) -> dist.ProcessGroup:
+def init_process_groups(device: Device, local_rank: int, patience: timedelta) -> dist.ProcessGroup:
     """Meet the other ranks; a second group for what travels beside the loop's exchanges."""
     store, rank, ranks = next(rendezvous("env://", timeout=patience))
     if device == "gpu":
@@ -149,7 +149,7 @@ def connect(device: Device, local_rank: int, patience: timedelta) -> dist.Proces
         torch.cuda.set_device(local_rank)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device == "gpu" else "gloo",
-        store=unused_part(store, rank, ranks, patience),
+        store=fresh_store(store, rank, ranks, patience),
         rank=rank,
         world_size=ranks,
         timeout=patience,
@@ -159,7 +159,7 @@ def connect(device: Device, local_rank: int, patience: timedelta) -> dist.Proces
     return files
 
 
-def unused_part(store: Store, rank: int, ranks: int, patience: timedelta) -> Store:
+def fresh_store(store: Store, rank: int, ranks: int, patience: timedelta) -> Store:
     """A part of torchrun's store that no earlier start of these ranks has written to; all ranks get the same.
 
     torchrun keeps its store over restarts, with the addresses of ranks that are gone (pytorch issue 135712), and no

@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
-from model.alexnet import AlexNet, Precision, Wanted
+from model.alexnet import AlexNet, Precision, PrecisionOption
 from model.optim import Momentum, Rates
 from model.parallel import Parallel
-from model.precision import Chosen, choose_precision, device_name, emulated
+from model.precision import ChosenPrecision, choose_precision, device_name, emulated
 from model.step import Training
 from pipeline.command import InputError
 from pipeline.files import sha256_of
 from pipeline.load.loader import Device, Loader, mean_crop
 from pipeline.manifest import DATASET_FILE
-from service.run.checkpoint import Checkpoint, State, newest, read_tensors, restore
+from service.run.checkpoint import Checkpoint, RunState, newest_checkpoint, read_tensors, restore
 from service.run.config import Run, check_same_call, check_same_run, run_fields
 from service.run.events import precision_event, rate_event, set_by_hand
 from service.training.ranks import Ranks
@@ -30,7 +30,7 @@ class Setup:
     ranks: Ranks
     loader: Loader
     training: Training
-    state: State
+    state: RunState
     resumed_from: Path | None
     fields: dict[str, Any]
     total_steps: int
@@ -41,23 +41,23 @@ def set_up(run: Run, device: Device, ranks: Ranks, parallel: Parallel, say: Call
 
     InputError where the call is wrong: on every rank, before any waits for another.
     """
-    loader = ranks.together(lambda: opened(run, device, ranks, parallel))
+    loader = ranks.on_all_ranks(lambda: open_loader(run, device, ranks, parallel))
     dataset = sha256_of(run.data.shards / DATASET_FILE)
     asked = run_fields(run, dataset)
     splits = loader.dataset.splits
-    leaders = ranks.from_leader(asked)
-    ranks.together(lambda: check_same_call(ranks.rank, leaders, asked))
-    checkpoint = ranks.together(lambda: found(run, asked, say) if ranks.leads else None)
+    leaders = ranks.broadcast(asked)
+    ranks.on_all_ranks(lambda: check_same_call(ranks.rank, leaders, asked))
+    checkpoint = ranks.on_all_ranks(lambda: find_resumable(run, asked, say) if ranks.is_leader else None)
     torch_device = torch.device("cuda" if device == "gpu" else "cpu")
     so_far = checkpoint.run["model"]["precision"] if checkpoint else None
-    precision, why = ranks.from_leader(precision_of(run.model.precision, so_far, torch_device))
+    precision, why = ranks.broadcast(decide_precision(run.model.precision, so_far, torch_device))
     run = replace(run, model=replace(run.model, precision=precision))
-    training = ranks.together(lambda: untrained(run, loader, torch_device, parallel))
+    training = ranks.on_all_ranks(lambda: build_training(run, loader, torch_device, parallel))
     say(f"precision {precision}: {why}")
-    path = ranks.from_leader(checkpoint.path if checkpoint else None)
-    state = ranks.from_leader(resumed(checkpoint, run, splits["train"].samples) if checkpoint else State())
+    path = ranks.broadcast(checkpoint.path if checkpoint else None)
+    state = ranks.broadcast(resumed_state(checkpoint, run, splits["train"].samples) if checkpoint else RunState())
     if path:
-        tensors = ranks.tensors_from_leader(read_tensors(checkpoint) if checkpoint else {})
+        tensors = ranks.broadcast_tensors(read_tensors(checkpoint) if checkpoint else {})
         restore(tensors, training.model, training.optimizer)
         say(f"resumed from {path}, restart {state.restarts}")
     if "val" not in splits:
@@ -67,20 +67,20 @@ def set_up(run: Run, device: Device, ranks: Ranks, parallel: Parallel, say: Call
     return Setup(run, ranks, loader, training, state, path, fields, min(steps, run.max_steps or steps))
 
 
-def opened(run: Run, device: Device, ranks: Ranks, parallel: Parallel) -> Loader:
+def open_loader(run: Run, device: Device, ranks: Ranks, parallel: Parallel) -> Loader:
     """This rank's part of the data set."""
     data = replace(run.data, threads=run.data.threads or ranks.threads)
     if data.output == "auto" and parallel.pair:
         data = replace(data, output="uint8")  # what a pair exchanges: on a GPU half the bytes of the usual float16
-    return Loader(data, seed=run.seed, device=device, rank=ranks.rank, ranks=ranks.ranks)
+    return Loader(data, seed=run.seed, device=device, rank=ranks.rank, ranks=ranks.world_size)
 
 
-def precision_of(wanted: Wanted, so_far: Precision | None, device: torch.device) -> Chosen:
+def decide_precision(wanted: PrecisionOption, so_far: Precision | None, device: torch.device) -> ChosenPrecision:
     """What to compute in, and why: what the call names, else what a resumed run has so far, else what suits."""
     if wanted != "auto":
-        chosen = Chosen(wanted, f"as asked, {so_far} before" if so_far not in (None, wanted) else "as asked")
+        chosen = ChosenPrecision(wanted, f"as asked, {so_far} before" if so_far not in (None, wanted) else "as asked")
     elif so_far:
-        chosen = Chosen(so_far, "as this run has it so far")
+        chosen = ChosenPrecision(so_far, "as this run has it so far")
     else:
         return choose_precision(device)
     if not emulated(chosen.precision, device):
@@ -91,7 +91,7 @@ def precision_of(wanted: Wanted, so_far: Precision | None, device: torch.device)
     )
 
 
-def untrained(run: Run, loader: Loader, device: torch.device, parallel: Parallel) -> Training:
+def build_training(run: Run, loader: Loader, device: torch.device, parallel: Parallel) -> Training:
     """The network as it starts."""
     try:
         model = AlexNet(
@@ -109,15 +109,15 @@ def untrained(run: Run, loader: Loader, device: torch.device, parallel: Parallel
     return Training(model, optimizer, mean, torch.tensor(True, device=device), parallel)
 
 
-def found(run: Run, asked: dict[str, Any], say: Callable[[str], None]) -> Checkpoint | None:
+def find_resumable(run: Run, asked: dict[str, Any], say: Callable[[str], None]) -> Checkpoint | None:
     """The newest sound checkpoint in the run's folder; InputError when it is another run's."""
-    checkpoint = newest(run.out, say)
+    checkpoint = newest_checkpoint(run.out, say)
     if checkpoint:
         check_same_run(run.out, checkpoint.run, asked)
     return checkpoint
 
 
-def resumed(checkpoint: Checkpoint, run: Run, samples: int) -> State:
+def resumed_state(checkpoint: Checkpoint, run: Run, samples: int) -> RunState:
     """The checkpoint's state, once more restarted; a precision or rate that was changed by hand since is an event."""
     state = replace(checkpoint.state, restarts=checkpoint.state.restarts + 1)
     old, new = checkpoint.run["model"]["precision"], run.model.precision

@@ -9,7 +9,7 @@ from model.optim import Rates
 from model.step import StepResult
 
 
-class Late(NamedTuple):
+class PendingResult(NamedTuple):
     """A step's result on its way to the host."""
 
     step: int
@@ -19,12 +19,12 @@ class Late(NamedTuple):
     arrived: "torch.cuda.Event | None"
 
 
-def send(step: int, position: int, rates: Rates, result: StepResult) -> Late:
+def start_copy(step: int, position: int, rates: Rates, result: StepResult) -> PendingResult:
     """Start copying a result to the host; no step waits for it."""
     values = torch.cat([value.float().flatten() for value in result])
     if not values.is_cuda:
-        return Late(step, position, rates, values, None)
+        return PendingResult(step, position, rates, values, None)
     host = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
     arrived = torch.cuda.Event()
     arrived.record()
-    return Late(step, position, rates, host, arrived)
+    return PendingResult(step, position, rates, host, arrived)

@@ -14,23 +14,38 @@ from torch import Tensor
 
 from model.flop import training_flop
 from model.optim import Rates
-from model.step import Controls, Examples, compiled_train_step, eval_step, train_step
+from model.step import Examples, StepControls, compiled_train_step, eval_step, train_step
 from pipeline.load.loader import Batch
 from pipeline.load.order import rank_slice
-from service.run.checkpoint import State, Validation, copy_tensors
-from service.run.events import Event, act_event, change_of, proposal, rate_changes, rate_event, rates_of, refusal
-from service.run.log import NOWHERE, JsonLines, StepRecord, sampled
-from service.telemetry.console import Display, Speed
-from service.telemetry.heartbeat import COMPILE_FACTOR, Heart
-from service.telemetry.loss_curve import Curve, Point
+from service.run.checkpoint import RunState, Validation, copy_tensors
+from service.run.events import (
+    Event,
+    act_event,
+    describe_change,
+    proposed_drop,
+    rate_changes,
+    rate_event,
+    rates_of,
+    refusal,
+)
+from service.run.log import NOWHERE, JsonLog, StepRecord, sample_steps
+from service.telemetry.console import ProgressDisplay, Throughput
+from service.telemetry.heartbeat import COMPILE_FACTOR, Heartbeat
+from service.telemetry.loss_curve import LossCurve, Point
 from service.telemetry.metrics import Metrics
-from service.telemetry.preview import Window
-from service.training.checkpoint_writer import Saver, Writer, collect_towers, hand_over, saves
-from service.training.control_queue import Desk, Refused, Request
-from service.training.graceful_stop import Stop
-from service.training.rank_agreement import Steering
+from service.telemetry.preview import Preview
+from service.training.checkpoint_writer import (
+    BackgroundSaver,
+    CheckpointWriter,
+    collect_towers,
+    needs_tensors_of,
+    send_tower,
+)
+from service.training.control_queue import ControlQueue, ControlRequest, Refused
+from service.training.graceful_stop import GracefulStop
+from service.training.rank_agreement import RankAgreement
 from service.training.setup import Setup
-from service.training.step_result import Late, send
+from service.training.step_result import PendingResult, start_copy
 
 # As measured: docs/benchmarks.md.
 COMPILING: Final = "compiling the step, usually half a minute to two minutes; a few seconds the next time"
@@ -46,8 +61,16 @@ class Worker:
 
     LAG = 2  # steps that may be under way on the device before the host looks at a result
 
-    def __init__(self, display: Display, metrics: Metrics, heart: Heart, stop: Stop, desk: Desk, setup: Setup):
-        self.display, self.metrics, self.heart, self.stop, self.desk = display, metrics, heart, stop, desk
+    def __init__(
+        self,
+        display: ProgressDisplay,
+        metrics: Metrics,
+        heartbeat: Heartbeat,
+        stop: GracefulStop,
+        control_queue: ControlQueue,
+        setup: Setup,
+    ):
+        self.display, self.metrics, self.heartbeat, self.stop = display, metrics, heartbeat, stop
         self.run = run = setup.run
         self.loader, self.training, self.state = setup.loader, setup.training, setup.state
         self.device = setup.training.mean.device
@@ -56,18 +79,18 @@ class Worker:
         self.validates = "val" in self.loader.dataset.splits
         self.total_steps = setup.total_steps
         self.ranks = ranks = setup.ranks
-        self.steering = Steering(ranks, stop, desk, self.device)
+        self.agreement = RankAgreement(ranks, stop, control_queue, self.device)
         self.paused, self.ended_by = False, ""  # by which operator
         parallel = setup.training.parallel
-        mine = rank_slice(run.batch_size, ranks.rank, ranks.ranks)
+        mine = rank_slice(run.batch_size, ranks.rank, ranks.world_size)
         self.own_pictures = mine.stop - mine.start
         flop = training_flop(run.model, len(self.loader.dataset.classes), run.data.crop)
         # Of all ranks' devices together; NaN where no peak is stated, and so is what is divided by it.
-        self.peak_pictures_per_second = ranks.ranks * run.peak_tflops * 1e12 / flop or float("nan")
-        self.log = JsonLines.cut(run.out / "log.jsonl" if ranks.leads else NOWHERE, self.state.step)
-        self.events = JsonLines.holding(run.out / "events.jsonl" if ranks.leads else NOWHERE, self.state.events)
+        self.peak_pictures_per_second = ranks.world_size * run.peak_tflops * 1e12 / flop or float("nan")
+        self.log = JsonLog.cut_back(run.out / "log.jsonl" if ranks.is_leader else NOWHERE, self.state.step)
+        self.events = JsonLog.holding(run.out / "events.jsonl" if ranks.is_leader else NOWHERE, self.state.events)
         self.rates_sent: tuple[Rates, Tensor] | None = None
-        self.writer = Writer(
+        self.writer = CheckpointWriter(
             run.out,
             setup.fields,
             metrics,
@@ -76,16 +99,16 @@ class Worker:
             say=display.say,
             collect=partial(collect_towers, ranks, parallel),
         )
-        self.saver = Saver(self.writer if ranks.leads else lambda _, tensors: hand_over(ranks, tensors))
-        self.saved: State | None = self.state if setup.resumed_from else None
-        self.pending: deque[Late] = deque()
-        self.speed, self.waited = Speed(), 0.0
+        self.saver = BackgroundSaver(self.writer if ranks.is_leader else lambda _, tensors: send_tower(ranks, tensors))
+        self.saved: RunState | None = self.state if setup.resumed_from else None
+        self.pending: deque[PendingResult] = deque()
+        self.speed, self.waited = Throughput(), 0.0
         self.rates = rates_of(run.optim, self.state, self.samples)
         self.latest: StepRecord | None = None
-        logged = sampled(run.out / "log.jsonl") if ranks.leads else []
-        self.curve = Curve.of([Point(each["step"], each["epoch"], each["loss"]) for each in logged])
-        self.window = Window()
-        self.tell_standing()
+        logged = sample_steps(run.out / "log.jsonl") if ranks.is_leader else []
+        self.curve = LossCurve.resumed([Point(each["step"], each["epoch"], each["loss"]) for each in logged])
+        self.preview = Preview()
+        self.update_run_metrics()
 
     @property
     def validation_due(self) -> bool:
@@ -98,16 +121,16 @@ class Worker:
         """Whether nothing of the run is left to do."""
         return self.state.step >= self.total_steps and not self.validation_due
 
-    def expect_compiling(self) -> None:
+    def announce_compiling(self) -> None:
         """Let the first step take its time, and say so."""
-        self.heart.beat("compiling", COMPILE_FACTOR)
+        self.heartbeat.beat("compiling", COMPILE_FACTOR)
         if self.run.compile and self.state.step < self.total_steps:
-            self.display.wait(COMPILING)
+            self.display.show_waiting(COMPILING)
 
     def batches(self) -> Iterator[Batch]:
         """Batches from where the run stands, until it is done or a rank was told to stop."""
         batches = self.loader.train(self.run.batch_size, self.state.position)
-        while self.state.step < self.total_steps and not self.steering.ending:
+        while self.state.step < self.total_steps and not self.agreement.ending:
             start = time.monotonic()
             batch = next(batches)
             self.waited = time.monotonic() - start
@@ -117,20 +140,20 @@ class Worker:
         """Train on a batch, and read what has arrived of earlier ones."""
         start = time.monotonic()
         rates = self.next_rates()
-        controls = Controls(self.rates_on_device(rates), self.steering.told())
+        controls = StepControls(self.rates_on_device(rates), self.agreement.local_flags())
         result = self.train_step(self.training, controls, Examples(*batch))
         position = self.state.position + self.run.batch_size
         self.state = replace(self.state, step=self.state.step + 1, position=position)
-        self.pending.append(send(self.state.step, position, rates, result))
-        if self.window.wanted:
-            self.window.show(self.state.step, batch)
+        self.pending.append(start_copy(self.state.step, position, rates, result))
+        if self.preview.requested:
+            self.preview.capture(self.state.step, batch)
         self.read_results(self.LAG if self.device.type == "cuda" else 0)
-        self.tell_damage()
+        self.report_damage()
         now = time.monotonic()
         self.speed.add(now, self.run.batch_size, self.waited)
         self.metrics.step_seconds.labels("data_wait").observe(self.waited)
         self.metrics.step_seconds.labels("compute").observe(now - start)
-        self.heart.beat("training")
+        self.heartbeat.beat("training")
 
     def next_rates(self) -> Rates:
         """The learning rates of the next step; a change that is not an event yet is one."""
@@ -138,21 +161,26 @@ class Worker:
         changes = rate_changes(self.state.events)
         old = Rates(**changes[-1]["new"]) if changes else Rates(self.run.optim.lr, self.run.optim.lr)
         if rates != old:
-            self.note(rate_event(self.state, self.samples, old, rates, f"schedule {self.run.optim.schedule}"))
+            self.record_event(rate_event(self.state, self.samples, old, rates, f"schedule {self.run.optim.schedule}"))
         self.rates = rates
         return rates
 
-    def note(self, event: Event) -> None:
+    def record_event(self, event: Event) -> None:
         """Record an event, and tell everyone."""
         self.state = replace(self.state, events=(*self.state.events, event))
         self.rates = rates_of(self.run.optim, self.state, self.samples)
         self.events.append(event)
         self.metrics.events.labels(event["kind"]).inc()
-        self.tell_standing()
-        words = [event["kind"], change_of(event), f"by {event['author']}", event["reason"] and f"({event['reason']})"]
+        self.update_run_metrics()
+        words = [
+            event["kind"],
+            describe_change(event),
+            f"by {event['author']}",
+            event["reason"] and f"({event['reason']})",
+        ]
         self.display.say(f"step {self.state.step}: {' '.join(word for word in words if word)}")
 
-    def tell_standing(self) -> None:
+    def update_run_metrics(self) -> None:
         """Metrics of where the run stands, which a resume knows before its first step."""
         self.metrics.epoch.set(self.state.position / self.samples)
         self.metrics.progress.set(self.state.step / self.total_steps)
@@ -162,7 +190,7 @@ class Worker:
             self.metrics.error.labels("5").set(entry.top5)
         self.metrics.latest_events = self.state.events
         self.metrics.paused.set(self.paused)
-        self.metrics.drop_proposed.set(proposal(self.run.optim, self.state, self.rates.base) is not None)
+        self.metrics.drop_proposed.set(proposed_drop(self.run.optim, self.state, self.rates.base) is not None)
 
     def rates_on_device(self, rates: Rates) -> Tensor:
         """(2,) tensor of the rates; made anew only at a change, because the copy would wait for the device."""
@@ -170,7 +198,7 @@ class Worker:
             self.rates_sent = rates, torch.tensor([rates.base, rates.conv1], device=self.device)
         return self.rates_sent[1]
 
-    def tell_damage(self) -> None:
+    def report_damage(self) -> None:
         """Count the samples that others stood in for since the last look, and say where they are."""
         found, self.loader.damaged = self.loader.damaged, []
         for place in found:
@@ -179,18 +207,18 @@ class Worker:
 
     def act(self) -> None:
         """Do what operators have asked for, on all ranks after the same step; a pause lasts until one ends it."""
-        if not self.steering.acting:
+        if not self.agreement.acting:
             return
         self.read_results(0)
-        self.speed = Speed()  # the time that this takes is not the steps'
-        for request in self.steering.requests():
+        self.speed = Throughput()  # the time that this takes is not the steps'
+        for request in self.agreement.requests():
             self.perform(request)
-        while self.paused and not self.steering.ending:
-            self.heart.beat("paused")
-            for request in self.steering.requests(PAUSE_SECONDS):
+        while self.paused and not self.agreement.ending:
+            self.heartbeat.beat("paused")
+            for request in self.agreement.requests(PAUSE_SECONDS):
                 self.perform(request)
 
-    def perform(self, request: Request) -> None:
+    def perform(self, request: ControlRequest) -> None:
         """Do an operator's act; it is answered when the checkpoint that has its event is on disk."""
         act = request.act
         if problem := refusal(act, self.rates, self.paused):
@@ -198,14 +226,14 @@ class Worker:
             return
         self.paused = act.kind == "pause" or (self.paused and act.kind != "resume")
         event = act_event(act, self.state, self.samples, self.rates)
-        self.note(event)
+        self.record_event(event)
         if act.kind == "stop":
             self.ended_by = act.author
-            self.steering.end()
+            self.agreement.request_end()
         self.save()
-        self.saver.then(partial(self.answer, request, event))
+        self.saver.when_done(partial(self.answer, request, event))
 
-    def answer(self, request: Request, event: Event, saved: Future[bool]) -> None:
+    def answer(self, request: ControlRequest, event: Event, saved: Future[bool]) -> None:
         """Tell the operator that the act is done, and on disk."""
         if not saved.exception() and saved.result():
             good = self.writer.last_good
@@ -218,36 +246,36 @@ class Worker:
     def read_results(self, lag: int) -> None:
         """Read all but the last `lag` results; NonFinite at the first that is not healthy."""
         while len(self.pending) > lag:
-            late = self.pending.popleft()
-            if late.arrived:
-                late.arrived.synchronize()
-            self.record(late)
+            result = self.pending.popleft()
+            if result.arrived:
+                result.arrived.synchronize()
+            self.log_result(result)
 
-    def record(self, late: Late) -> None:
+    def log_result(self, result: PendingResult) -> None:
         """Log a step and show it."""
-        loss, grad_norm, healthy, *told = late.values.tolist()
-        self.steering.heard(told)
+        loss, grad_norm, healthy, *flags = result.values.tolist()
+        self.agreement.update(flags)
         if not healthy:
             self.metrics.nonfinite.inc()
-            raise NonFinite(f"loss {loss} and gradient norm {grad_norm} at step {late.step}, expected finite numbers")
+            raise NonFinite(f"loss {loss} and gradient norm {grad_norm} at step {result.step}, expected finite numbers")
         pictures_per_second, wait_share = self.speed.rates()
         self.latest = StepRecord(
-            step=late.step,
-            epoch=late.position / self.samples,
+            step=result.step,
+            epoch=result.position / self.samples,
             loss=loss,
             gradient_norm=grad_norm,
-            learning_rate=late.rates.base,
+            learning_rate=result.rates.base,
             images_per_second=round(pictures_per_second, 1),
             data_wait_ratio=round(wait_share, 4),
         )
-        if late.step % self.run.log_every == 0:
+        if result.step % self.run.log_every == 0:
             self.log.append(vars(self.latest))
-        self.curve.add(late.step, self.latest.epoch, loss)
-        self.metrics.tell(self.latest, self.own_pictures)
-        self.metrics.progress.set(late.step / self.total_steps)
+        self.curve.add(result.step, self.latest.epoch, loss)
+        self.metrics.observe_step(self.latest, self.own_pictures)
+        self.metrics.progress.set(result.step / self.total_steps)
         self.metrics.rate.set(pictures_per_second * self.own_pictures / self.run.batch_size)
         self.metrics.mfu.set(pictures_per_second / self.peak_pictures_per_second)
-        self.display.update(late.step, loss, pictures_per_second, wait_share, self.run.batch_size)
+        self.display.update(result.step, loss, pictures_per_second, wait_share, self.run.batch_size)
 
     def validate_if_due(self) -> None:
         """Measure the error after each epoch; a stop meanwhile leaves it to the resume."""
@@ -256,11 +284,11 @@ class Worker:
         self.read_results(0)
         totals = torch.zeros(5, dtype=torch.float64, device=self.device)
         for batch in self.loader.validation(self.run.batch_size):
-            totals += eval_step(self.training, self.steering.told(), Examples(*batch))
-            self.heart.beat("validating")
-            if self.ranks.ranks > 1:
-                self.steering.heard(totals[3:].tolist())
-            if self.steering.ending:
+            totals += eval_step(self.training, self.agreement.local_flags(), Examples(*batch))
+            self.heartbeat.beat("validating")
+            if self.ranks.world_size > 1:
+                self.agreement.update(totals[3:].tolist())
+            if self.agreement.ending:
                 return
         gc.collect()  # a DALI pipeline is part of reference cycles, and holds the device's memory
         epoch = self.state.position // self.samples
@@ -268,7 +296,7 @@ class Worker:
         entry = Validation(epoch=epoch, step=self.state.step, loss=loss, top1=top1, top5=top5)
         self.state = replace(self.state, history=(*self.state.history, entry))
         self.log.append({"validation": True, **asdict(entry)})
-        self.tell_standing()
+        self.update_run_metrics()
         self.display.say(f"epoch {epoch}: validation loss {loss:.4f}, top-1 error {top1:.2%}, top-5 error {top5:.2%}")
 
     def save_if_due(self) -> None:
@@ -283,7 +311,7 @@ class Worker:
             return
         self.read_results(0)  # nothing that a NaN has touched is ever saved
         start = time.monotonic()
-        needed = saves(self.ranks, self.training.parallel)
+        needed = needs_tensors_of(self.ranks, self.training.parallel)
         tensors = copy_tensors(self.training.model, self.training.optimizer) if needed else {}
         self.metrics.step_seconds.labels("checkpoint_copy").observe(time.monotonic() - start)
         self.saver.submit(self.state, tensors)
@@ -291,8 +319,8 @@ class Worker:
 
     def close(self) -> bool:
         """Wait for the writer, on every rank for rank 0's; whether the last checkpoint was written."""
-        self.heart.beat("ended")
+        self.heartbeat.beat("ended")
         saved = self.saver.close()
         self.log.close()
         self.events.close()
-        return self.ranks.from_leader(saved)
+        return self.ranks.broadcast(saved)

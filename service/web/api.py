@@ -32,8 +32,8 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from pipeline.command import InputError
 from service.run.limits import HIGHEST_RATE
 from service.web.tokens import author_of
-from service.web.uvicorn_limits import Edge, serve
-from service.web.worker_client import RESOURCES, Asking, Resource
+from service.web.uvicorn_limits import LimitsMiddleware, serve
+from service.web.worker_client import ENDPOINTS, Endpoint, WorkerClient
 
 ACT_SECONDS: Final = 60.0  # after these an act is still pending, and its client is told so
 FAILURES_PER_SECOND: Final = 10  # wrong tokens; more are told to wait
@@ -62,7 +62,7 @@ class Factor(Reason):
 
 
 @dataclass
-class Guard:
+class Authenticator:
     """Who may act: bearers of a token in the file, which is read anew for each act."""
 
     token_file: Path | None
@@ -78,7 +78,7 @@ class Guard:
         if self.token_file is None:
             raise HTTPException(403, "control is off, expected a token file; start the worker with --token-file")
         if given is None:
-            raise unknown("no token")
+            raise unauthorized("no token")
         try:
             name = author_of(self.token_file, given.credentials)
         except InputError as error:
@@ -93,7 +93,7 @@ class Guard:
             why = "too many wrong tokens, expected the right one; wait a second"
             raise HTTPException(429, why, {"Retry-After": "1"})
         self.failures.append(now)
-        raise unknown("no such token")
+        raise unauthorized("no such token")
 
 
 @cache
@@ -102,7 +102,7 @@ def say(message: str) -> None:
     sys.stderr.write(f"error: {message}\n")
 
 
-def unknown(what: str) -> HTTPException:
+def unauthorized(what: str) -> HTTPException:
     """Nobody who may act."""
     remedy = "send Authorization: Bearer TOKEN with a token of the worker's --token-file"
     return HTTPException(401, f"{what}, expected a known one; {remedy}", {"WWW-Authenticate": "Bearer"})
@@ -134,7 +134,7 @@ class Problem(BaseModel):
     error: str
 
 
-def problem(status: int, message: str, headers: Any = None) -> JSONResponse:
+def error_response(status: int, message: str, headers: Any = None) -> JSONResponse:
     """An error's one line."""
     return JSONResponse({"error": message}, status, headers)
 
@@ -149,11 +149,11 @@ async def operator(
 Author = Annotated[str, Depends(operator)]
 
 
-def application(worker: Asking, guard: Guard) -> FastAPI:
+def create_app(worker: WorkerClient, guard: Authenticator) -> FastAPI:
     """The routes."""
     app = FastAPI(title="AlexNet trainer", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.guard = guard
-    for resource in RESOURCES:
+    for resource in ENDPOINTS:
         add_resource(app, worker, resource)
     errors: dict[int | str, dict[str, Any]] = {code: {"description": d, "model": Problem} for code, d in ERRORS.items()}
     errors[202] = {"description": f"Not done within {ACT_SECONDS:g} s; it will be."}
@@ -165,7 +165,7 @@ def application(worker: Asking, guard: Guard) -> FastAPI:
         except TimeoutError:
             return JSONResponse({"pending": True}, 202)
         except OSError:
-            return problem(409, "the run has just ended, expected it to go on; start it again")
+            return error_response(409, "the run has just ended, expected it to go on; start it again")
 
     def acting(kind: str) -> Callable[..., Awaitable[Response]]:
         async def handler(author: Author, body: Reason | None = None) -> Response:
@@ -187,20 +187,20 @@ def application(worker: Asking, guard: Guard) -> FastAPI:
     return app
 
 
-def add_resource(app: FastAPI, worker: Asking, resource: Resource) -> None:
+def add_resource(app: FastAPI, worker: WorkerClient, resource: Endpoint) -> None:
     """A GET that the worker answers."""
 
     async def handler() -> Response:
         return await worker.get(resource)
 
-    described: dict[int | str, dict[str, Any]] = {200: {"content": {resource.kind: {}}}}
+    described: dict[int | str, dict[str, Any]] = {200: {"content": {resource.media_type: {}}}}
     for code in (404, 503):
         described[code] = {"description": "Not yet, or not well.", "content": {"application/json": {}}}
     app.add_api_route(
         resource.path,
         handler,
         response_class=Response,
-        summary=resource.what,
+        summary=resource.summary,
         operation_id=resource.path.strip("/"),
         responses=described,
     )
@@ -234,12 +234,12 @@ def add_errors(app: FastAPI) -> None:
     async def of_http(request: Request, error: StarletteHTTPException) -> Response:
         unreadable = "the body cannot be read, expected JSON in UTF-8; see /openapi.json"
         message = unreadable if error.status_code == 400 else f"{error.detail}"
-        return problem(error.status_code, message, error.headers)
+        return error_response(error.status_code, message, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def of_body(request: Request, error: RequestValidationError) -> Response:
         found = [f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in error.errors()]
-        return problem(422, f"{' or '.join(found)}; see /openapi.json")
+        return error_response(422, f"{' or '.join(found)}; see /openapi.json")
 
 
 def main() -> None:
@@ -248,11 +248,11 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     os.nice(10)  # the processor is the training's first
     settings = json.loads(sys.argv[1])
-    worker = Asking(Connection(settings["channel"]))
+    worker = WorkerClient(Connection(settings["channel"]))
     token_file = settings["token_file"]
-    app = application(worker, Guard(Path(token_file) if token_file else None, settings["leads"]))
+    app = create_app(worker, Authenticator(Path(token_file) if token_file else None, settings["leads"]))
     listener = socket.socket(fileno=settings["listener"])
-    asyncio.run(serve(Edge(app), listener, settings["tls"], worker.listen))
+    asyncio.run(serve(LimitsMiddleware(app), listener, settings["tls"], worker.listen))
 
 
 if __name__ == "__main__":

@@ -17,14 +17,14 @@ from typing import Any, Final, NamedTuple
 
 from pipeline.command import InputError
 from service.run.events import Act
-from service.training.control_queue import Desk, Refused
+from service.training.control_queue import ControlQueue, Refused
 
 RESTART_SECONDS: Final = 0.5  # before a server that died is started again; twice as many each time that it dies soon
-MOST_SECONDS: Final = 60.0  # of those
+MAX_RESTART_SECONDS: Final = 60.0  # of those
 CLOSE_SECONDS: Final = 5.0
 
 
-class Answer(NamedTuple):
+class HttpResponse(NamedTuple):
     """What a client gets."""
 
     status: int
@@ -32,9 +32,9 @@ class Answer(NamedTuple):
     body: bytes
 
 
-def json_answer(value: Any, status: int = 200) -> Answer:
+def json_response(value: Any, status: int = 200) -> HttpResponse:
     """A JSON body; numbers are finite."""
-    return Answer(status, "application/json", json.dumps(value, allow_nan=False).encode())
+    return HttpResponse(status, "application/json", json.dumps(value, allow_nan=False).encode())
 
 
 def check_tls(certificate: Path, key: Path) -> None:
@@ -49,14 +49,14 @@ def check_tls(certificate: Path, key: Path) -> None:
         ) from error
 
 
-class Server:
+class ServerProcess:
     """The HTTP server of a worker: the process, a thread that answers its questions, and one that sends the answers."""
 
     def __init__(
         self,
         listener: socket,
-        get: Callable[[str], Answer],
-        desk: Desk,
+        get: Callable[[str], HttpResponse],
+        control_queue: ControlQueue,
         *,
         token_file: Path | None,
         leads: bool,
@@ -64,7 +64,7 @@ class Server:
         say: Callable[[str], None],
     ):
         """get: answers the GET of a path; any thread may call it. leads: whether acts are taken here."""
-        self._listener, self._get, self._desk, self._say = listener, get, desk, say
+        self._listener, self._get, self._control_queue, self._say = listener, get, control_queue, say
         self._settings = {
             "listener": listener.fileno(),
             "token_file": token_file and str(token_file),
@@ -100,7 +100,11 @@ class Server:
                     self._answer(self._channel, json.loads(self._channel.recv_bytes()))
             except (EOFError, OSError):
                 pass
-            wait = RESTART_SECONDS if time.monotonic() - began > MOST_SECONDS else min(2 * wait, MOST_SECONDS)
+            wait = (
+                RESTART_SECONDS
+                if time.monotonic() - began > MAX_RESTART_SECONDS
+                else min(2 * wait, MAX_RESTART_SECONDS)
+            )
             if self._closing.wait(wait):
                 return
             self._say(f"the HTTP server ended with {self._process.wait()}, expected it to go on; it is started again")
@@ -112,24 +116,24 @@ class Server:
                 self._say(f"the HTTP server cannot be started ({error}), expected it to; it is tried again")
 
     def _answer(self, channel: Connection, question: dict[str, Any]) -> None:
-        def send(answer: Answer) -> None:
+        def send(answer: HttpResponse) -> None:
             head = json.dumps({"id": question["id"], "status": answer.status, "type": answer.type})
             self._answers.put((channel, head.encode(), answer.body))
 
         if "get" in question:
-            send(self._got(question["get"]))
+            send(self._get_response(question["get"]))
             return
         try:
-            self._desk.ask(Act(**question["act"])).add_done_callback(lambda done: send(answer_of(done)))
+            self._control_queue.submit(Act(**question["act"])).add_done_callback(lambda done: send(act_response(done)))
         except Refused as error:
-            send(json_answer({"error": str(error)}, error.status))
+            send(json_response({"error": str(error)}, error.status))
 
-    def _got(self, path: str) -> Answer:
+    def _get_response(self, path: str) -> HttpResponse:
         try:
             return self._get(path)
         except Exception as error:  # one resource's fault must not take the others with it, nor the training
             self._say(f"GET {path} failed ({error!r}), expected an answer; report this")
-            return json_answer({"error": f"{path} failed ({error!r}), expected an answer; see the worker's log"}, 500)
+            return json_response({"error": f"{path} failed ({error!r}), expected an answer; see the worker's log"}, 500)
 
     def _send(self) -> None:
         """Send what is there to send: whoever answers, the loop too, never waits for a server that does not read."""
@@ -157,9 +161,9 @@ class Server:
         self._listener.close()
 
 
-def answer_of(done: "Future[dict[str, Any]]") -> Answer:
+def act_response(done: "Future[dict[str, Any]]") -> HttpResponse:
     """What the loop has made of an act."""
     try:
-        return json_answer(done.result())
+        return json_response(done.result())
     except Exception as error:  # whatever it is, somebody waits for an answer
-        return json_answer({"error": str(error)}, error.status if isinstance(error, Refused) else 500)
+        return json_response({"error": str(error)}, error.status if isinstance(error, Refused) else 500)

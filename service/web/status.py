@@ -13,8 +13,8 @@ import torch
 from model.parallel import Layout
 from service.run.checkpoint import MANIFEST, checkpoints, step_of
 from service.run.config import Run
-from service.run.events import proposal
-from service.telemetry.heartbeat import Heart
+from service.run.events import proposed_drop
+from service.telemetry.heartbeat import Heartbeat
 from service.telemetry.metrics import REPLACED, Metrics
 from service.training.worker import Worker
 
@@ -22,12 +22,12 @@ DATA_WAIT_HIGH: Final = 0.2  # share of time; as in docker/prometheus/rules.yml
 DISK_CHECKPOINTS: Final = 3  # that must still fit
 
 
-def known(value: float | None) -> float | None:
+def finite_or_none(value: float | None) -> float | None:
     """A number, or None where it is not finite."""
     return value if value is not None and math.isfinite(value) else None
 
 
-def facts(run: Run, ranks: int, layout: Layout | None, device: str) -> dict[str, Any]:
+def run_facts(run: Run, ranks: int, layout: Layout | None, device: str) -> dict[str, Any]:
     """What a run is, and does not change."""
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     sizes = {"batch_size": run.batch_size, "epochs": run.epochs, "ranks": ranks}
@@ -41,7 +41,7 @@ def facts(run: Run, ranks: int, layout: Layout | None, device: str) -> dict[str,
     }
 
 
-def standing(worker: Worker) -> dict[str, Any]:
+def run_progress(worker: Worker) -> dict[str, Any]:
     """Where a run stands, and what has happened to it."""
     state, latest, samples = worker.state, worker.latest, worker.samples
     rate = latest.images_per_second if latest else 0.0
@@ -64,14 +64,14 @@ def standing(worker: Worker) -> dict[str, Any]:
         "learning_rate": worker.rates.base,
         "restarts": state.restarts,
         "precision": worker.run.model.precision,
-        "history": [{**asdict(entry), "loss": known(entry.loss)} for entry in state.history],
+        "history": [{**asdict(entry), "loss": finite_or_none(entry.loss)} for entry in state.history],
         "events": list(state.events),
-        "proposal": proposal(worker.run.optim, state, worker.rates.base),
-        **{name: known(value) for name, value in numbers.items()},
+        "proposal": proposed_drop(worker.run.optim, state, worker.rates.base),
+        **{name: finite_or_none(value) for name, value in numbers.items()},
     }
 
 
-def kept(folder: Path) -> list[dict[str, Any]]:
+def kept_checkpoints(folder: Path) -> list[dict[str, Any]]:
     """The checkpoints in a run's folder, newest first."""
     found = []
     for path in checkpoints(folder):
@@ -84,14 +84,14 @@ def kept(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def saving(values: Mapping[str, float], folder: Path) -> dict[str, Any]:
+def checkpoint_status(values: Mapping[str, float], folder: Path) -> dict[str, Any]:
     """How checkpoints fare; rank 0 alone writes them."""
     return {
         "attempts": int(values["trainer_checkpoint_attempts_total"]),
         "failures": int(values["trainer_checkpoint_failures_total"]),
         "last_seconds": values["trainer_checkpoint_duration_seconds"] or None,
         "last_bytes": values["trainer_checkpoint_size_bytes"] or None,
-        "kept": kept(folder),
+        "kept": kept_checkpoints(folder),
     }
 
 
@@ -129,11 +129,16 @@ def alerts(
 
 
 def status(
-    fixed: Mapping[str, Any], heart: Heart, metrics: Metrics, worker: Worker | None, control: bool, started: float
+    fixed: Mapping[str, Any],
+    heartbeat: Heartbeat,
+    metrics: Metrics,
+    worker: Worker | None,
+    control: bool,
+    started: float,
 ) -> dict[str, Any]:
     """All of it; worker: None while it is being set up."""
-    health, values = heart.status(), metrics.values()
-    stands = standing(worker) if worker else {"paused": False}
+    health, values = heartbeat.health(), metrics.values()
+    stands = run_progress(worker) if worker else {"paused": False}
     failed = worker.writer.failed if worker else ""
     return {
         "run": fixed,
@@ -142,7 +147,7 @@ def status(
         "started": started,
         "now": time.time(),
         "control": control,
-        "checkpoints": saving(values, Path(fixed["out"])),
+        "checkpoints": checkpoint_status(values, Path(fixed["out"])),
         "alerts": alerts(health, values, stands, failed),
         **stands,
     }

@@ -22,7 +22,7 @@ CONNECTIONS: Final = 512  # of more than these the oldest goes, first of those t
 BODY_BYTES: Final = 16 * 1024
 
 
-class Protocol(H11Protocol):
+class LimitedProtocol(H11Protocol):
     """A connection for one request, dropped when any part of it takes too long."""
 
     asked = False
@@ -33,7 +33,7 @@ class Protocol(H11Protocol):
         self.made = time.monotonic()
         self._within(REQUEST_SECONDS)
         if len(self.connections) > CONNECTIONS:
-            others = [each for each in self.connections if isinstance(each, Protocol) and each is not self]
+            others = [each for each in self.connections if isinstance(each, LimitedProtocol) and each is not self]
             oldest = min(others, key=lambda each: (each.asked, each.made))
             self.connections.discard(oldest)  # now, because its end is told in the loop's next turn
             oldest.transport.abort()
@@ -68,7 +68,7 @@ class Protocol(H11Protocol):
             self._deadline.cancel()
 
 
-class Edge:
+class LimitsMiddleware:
     """Refuses bodies over BODY_BYTES, announced or not, before the application sees them.
 
     Every answer is the last of its connection, so that each has its deadlines, and is not to be kept.
@@ -108,7 +108,7 @@ class Edge:
         await self.app(scope, again, send_marked)
 
 
-class Server(uvicorn.Server):
+class LimitedServer(uvicorn.Server):
     """uvicorn's, on a socket that is there, with a bound on TLS handshakes; signals are left alone."""
 
     @contextmanager
@@ -118,13 +118,13 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         loop = asyncio.get_running_loop()
         tls: dict[str, Any] = {"ssl": self.config.ssl, "ssl_handshake_timeout": HANDSHAKE_SECONDS}
-        make = partial(Protocol, self.config, self.server_state, {})
+        make = partial(LimitedProtocol, self.config, self.server_state, {})
         options = tls if self.config.ssl else {}
         self.servers = [await loop.create_server(make, sock=each, backlog=1024, **options) for each in sockets or []]
         self.started = True
 
 
-def without_accepting(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+def ignore_accept_errors(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Tell of what went wrong, but not of each try when a flood has taken all files: accepting waits then."""
     if "socket.accept()" not in context["message"]:
         loop.default_exception_handler(context)
@@ -147,10 +147,10 @@ async def serve(
         ssl_keyfile=key,
         timeout_graceful_shutdown=2,
     )
-    server = Server(config)
+    server = LimitedServer(config)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    asyncio.get_running_loop().set_exception_handler(without_accepting)
+    asyncio.get_running_loop().set_exception_handler(ignore_accept_errors)
 
     def end() -> None:
         server.should_exit = True

@@ -13,32 +13,32 @@ from typing import Any, Final
 from fastapi.responses import JSONResponse, Response
 
 WORKER_SECONDS: Final = 5.0  # that the worker may take to answer what needs no act
-MOST: Final = 64  # questions that may wait for it
+MAX_PENDING: Final = 64  # questions that may wait for it
 
 
 @dataclass(frozen=True)
-class Resource:
+class Endpoint:
     """What a GET answers, and for how many seconds the same to everyone."""
 
     path: str
-    seconds: float
-    kind: str
-    what: str
+    cache_seconds: float
+    media_type: str
+    summary: str
 
 
-RESOURCES: Final = (
-    Resource("/metrics", 0.25, "text/plain", "Prometheus's exposition of this rank."),
-    Resource("/healthz", 0.25, "application/json", "Liveness by progress: 503 when nothing was done for too long."),
-    Resource("/readyz", 0.25, "application/json", "Readiness: 503 until the first step is done."),
-    Resource("/api/status", 0.25, "application/json", "Where the run stands, and what has happened to it."),
-    Resource("/api/curve", 2.0, "application/json", "The training loss in at most about 1,000 points."),
-    Resource("/api/pictures", 2.0, "application/json", "Pictures that are trained on; 404 when there are none yet."),
-    Resource("/filters.png", 2.0, "image/png", "conv1's filters as of the last checkpoint; 404 before it."),
-    Resource("/api/targets", 1.0, "application/json", "All ranks' addresses, for Prometheus's http_sd."),
+ENDPOINTS: Final = (
+    Endpoint("/metrics", 0.25, "text/plain", "Prometheus's exposition of this rank."),
+    Endpoint("/healthz", 0.25, "application/json", "Liveness by progress: 503 when nothing was done for too long."),
+    Endpoint("/readyz", 0.25, "application/json", "Readiness: 503 until the first step is done."),
+    Endpoint("/api/status", 0.25, "application/json", "Where the run stands, and what has happened to it."),
+    Endpoint("/api/curve", 2.0, "application/json", "The training loss in at most about 1,000 points."),
+    Endpoint("/api/pictures", 2.0, "application/json", "Pictures that are trained on; 404 when there are none yet."),
+    Endpoint("/filters.png", 2.0, "image/png", "conv1's filters as of the last checkpoint; 404 before it."),
+    Endpoint("/api/targets", 1.0, "application/json", "All ranks' addresses, for Prometheus's http_sd."),
 )
 
 
-class Asking:
+class WorkerClient:
     """The worker at the other end of the pipe."""
 
     def __init__(self, channel: Connection):
@@ -74,15 +74,17 @@ class Asking:
 
     async def act(self, act: dict[str, Any], seconds: float) -> Response:
         """The worker's answer to an act; TimeoutError where it takes longer, OSError where it is gone."""
-        if len(self._waiting) >= MOST:  # it does not answer at all: the pipe must not fill, or nobody were answered
-            return JSONResponse({"error": f"{MOST} questions are waiting, expected fewer; try again later"}, 429)
+        if (
+            len(self._waiting) >= MAX_PENDING
+        ):  # it does not answer at all: the pipe must not fill, or nobody were answered
+            return JSONResponse({"error": f"{MAX_PENDING} questions are waiting, expected fewer; try again later"}, 429)
         return await asyncio.wait_for(asyncio.shield(self._question({"act": act})), seconds)
 
-    async def get(self, resource: Resource) -> Response:
+    async def get(self, resource: Endpoint) -> Response:
         """A resource, asked for anew when it is too old; never asked again before the last answer is there."""
         async with self._locks.setdefault(resource.path, asyncio.Lock()):
             at, response = self._kept.get(resource.path, (0.0, Response()))
-            if time.monotonic() - at >= resource.seconds:
+            if time.monotonic() - at >= resource.cache_seconds:
                 try:
                     asked = self._asked.get(resource.path)
                     if asked is None or asked.done():

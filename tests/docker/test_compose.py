@@ -23,10 +23,10 @@ from model.optim import Momentum
 from paths import ROOT
 from pipeline.sample import SampleConfig
 from pipeline.shard import ShardOptions
-from service.run.checkpoint import State, copy_tensors
+from service.run.checkpoint import RunState, copy_tensors
 from service.run.config import RECIPES, Run, parse_run
 from service.telemetry.metrics import Metrics
-from service.training.checkpoint_writer import Writer
+from service.training.checkpoint_writer import CheckpointWriter
 
 COMPOSE, OVERRIDE, DOCKERFILE, IGNORED = (
     (ROOT / name).read_text()
@@ -186,10 +186,10 @@ def test_a_stop_has_time_for_the_full_size_save(monkeypatch: pytest.MonkeyPatch)
     optimizer = Momentum(Run().optim, dict(model.named_parameters()))
     saves = []
     with TemporaryDirectory() as folder:  # of a gigabyte; pytest would keep it
-        write = Writer(Path(folder), {}, Metrics(CollectorRegistry()), keep=2, resumed_from=None, say=print)
+        write = CheckpointWriter(Path(folder), {}, Metrics(CollectorRegistry()), keep=2, resumed_from=None, say=print)
         for step in range(1, 4):  # the last removes one
             start = time.monotonic()
-            assert write(State(step=step), copy_tensors(model, optimizer))
+            assert write(RunState(step=step), copy_tensors(model, optimizer))
             saves.append(time.monotonic() - start)
     for name, value in TRAINER["environment"].items():
         monkeypatch.setenv(name, value)

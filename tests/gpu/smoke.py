@@ -43,8 +43,8 @@ from torch._dynamo.utils import counters
 from model.alexnet import AlexNet, ModelConfig, Precision
 from model.optim import Momentum, OptimConfig
 from model.step import (
-    Controls,
     Examples,
+    StepControls,
     StepResult,
     Training,
     TrainStep,
@@ -290,7 +290,7 @@ class Bench:
         optimizer = Momentum(OptimConfig(), dict(model.named_parameters()))
         mean = torch.full((224, 224, 3), 110.0, device=device)
         self.training = Training(model, optimizer, mean, torch.tensor(True, device=device))
-        self.controls = Controls(torch.full((2,), 0.001, device=device), torch.zeros(2, device=device))
+        self.controls = StepControls(torch.full((2,), 0.001, device=device), torch.zeros(2, device=device))
         self.device, self.step = device, step
 
     def run(self, examples: Examples, lr: float = 0.001) -> StepResult:

@@ -21,7 +21,7 @@ from pipeline.folder import folder_at
 from pipeline.manifest import SAMPLE_DTYPE, Dataset, Shard, Split, array_bytes, encode_dataset, load_dataset
 from pipeline.shard import ShardOptions, shard
 from pipeline.verify import verify
-from pipeline.write.shard import Member, index_bytes
+from pipeline.write.shard import TarMember, index_bytes
 
 SIZE = 32
 Sample = tuple[bytes, int]  # JPEG, label
@@ -128,7 +128,7 @@ def write_split(root: Path, split: str, samples: Sequence[Sample], keys: Sequenc
     for path in (root / split).iterdir():
         path.unlink()
     rows: list[tuple[int, int, int, int, int]] = []
-    members: list[tuple[Member, ...]] = []
+    members: list[tuple[TarMember, ...]] = []
     with (
         open(root / split / "000000.tar", "wb") as stream,
         tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar,
@@ -146,10 +146,10 @@ def write_split(root: Path, split: str, samples: Sequence[Sample], keys: Sequenc
     seal(root)
 
 
-def _append(tar: tarfile.TarFile, name: str, data: bytes) -> Member:
+def _append(tar: tarfile.TarFile, name: str, data: bytes) -> TarMember:
     info = tarfile.TarInfo(name)
     info.size = len(data)
-    member = Member(name, tar.offset + tarfile.BLOCKSIZE, len(data))
+    member = TarMember(name, tar.offset + tarfile.BLOCKSIZE, len(data))
     tar.addfile(info, io.BytesIO(data))
     return member
 

@@ -18,8 +18,8 @@ from model.alexnet import AlexNet, ModelConfig
 from model.optim import Momentum, OptimConfig
 from model.parallel import Layout, Parallel, arrange, choose_layout
 from model.step import (
-    Controls,
     Examples,
+    StepControls,
     Training,
     TrainStep,
     compiled_train_step,
@@ -29,7 +29,7 @@ from model.step import (
     training_loss,
 )
 from pipeline.load.order import rank_slice
-from service.training.ranks import joined
+from service.training.ranks import join_ranks
 
 BATCH, CLASSES, CROP = 10, 7, 67  # neither the batch nor the classes divide evenly
 # In float32 the first step alone: the others begin with weights that rounding has led apart, and training leads them
@@ -91,7 +91,7 @@ def steps(parallel: Parallel, backend: str, dtype: str) -> dict[str, Tensor]:
     results = []
     for number, batch in enumerate(batches):
         told = [parallel.rank == parallel.ranks - 1 and number >= END, parallel.rank == 0 and number == ACT]
-        results.append(step(training, Controls(torch.tensor([0.01, 0.01]), torch.tensor(told).float()), batch))
+        results.append(step(training, StepControls(torch.tensor([0.01, 0.01]), torch.tensor(told).float()), batch))
     found |= {name: torch.stack([result[i] for result in results]) for i, name in enumerate(results[0]._fields)}
     found |= {f"weight.{name}": w.detach() for name, w in optimizer.parameters.items()}
     found |= {f"velocity.{name}": v for name, v in optimizer.velocities.items()}
@@ -104,8 +104,8 @@ def steps(parallel: Parallel, backend: str, dtype: str) -> dict[str, Tensor]:
 
 
 def main(out: Path, layout: Layout, runs: list[str]) -> None:
-    with joined("cpu", patience_seconds=120) as ranks:
-        parallel = arrange(choose_layout(layout, ranks.ranks), ranks.rank, ranks.ranks, "cpu")
+    with join_ranks("cpu", patience_seconds=120) as ranks:
+        parallel = arrange(choose_layout(layout, ranks.world_size), ranks.rank, ranks.world_size, "cpu")
         for run in runs:
             (out / run).mkdir(exist_ok=True)
             save_file(steps(parallel, *run.split("-")), out / run / f"rank-{ranks.rank}.safetensors")

@@ -6,8 +6,8 @@ from torch import Tensor
 from model.alexnet import AlexNet, ModelConfig
 from model.optim import Momentum, OptimConfig
 from model.step import (
-    Controls,
     Examples,
+    StepControls,
     StepResult,
     Training,
     TrainStep,
@@ -46,7 +46,7 @@ class Bench:
         self.training = Training(self.model, self.optimizer, self.mean, torch.tensor(True))
 
     def run(self, step, batch: Examples, lr: float = 0.01) -> StepResult:
-        return step(self.training, Controls(torch.tensor([lr, lr]), TOLD), batch)
+        return step(self.training, StepControls(torch.tensor([lr, lr]), TOLD), batch)
 
     def tensors(self) -> list[Tensor]:
         return [t.detach().clone() for t in self._state()]

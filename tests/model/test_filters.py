@@ -2,7 +2,7 @@
 
 import torch
 
-from model.filters import filter_grid, towers_picture
+from model.filters import filter_grid, filters_picture
 
 
 def test_filters_keep_their_places_and_fill_their_range() -> None:
@@ -13,4 +13,4 @@ def test_filters_keep_their_places_and_fill_their_range() -> None:
     assert grid[4, 5].tolist() == [255, 0, 0] and grid[4, 4].tolist() == [0, 0, 0]
     assert (grid[0] == 255).all() and (grid[3] == 255).all()
     assert filter_grid(kernels, columns=3, enlarge=4).shape == (28, 40, 3)
-    assert towers_picture([kernels, kernels], columns=3, enlarge=1).shape == (15, 10, 3)
+    assert filters_picture([kernels, kernels], columns=3, enlarge=1).shape == (15, 10, 3)

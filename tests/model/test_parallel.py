@@ -89,7 +89,7 @@ def assert_same(found: list[dict[str, Tensor]], alone: dict[str, Tensor], tolera
     last = len(alone["loss"])
     for mine in found:
         for name, value in mine.items():
-            if name in ("graphs", "told", "validation"):
+            if name in ("graphs", "flag_counts", "validation"):
                 continue
             theirs = alone[name].double()
             within = scalars if name == "loss" else tolerance
@@ -97,14 +97,14 @@ def assert_same(found: list[dict[str, Tensor]], alone: dict[str, Tensor], tolera
             assert (value.double() - theirs).norm() <= within * theirs.norm(), name
             seen.add(name)
         # The last rank alone was told to end, rank 0 to act, and all know.
-        assert mine["told"].T.tolist() == [
+        assert mine["flag_counts"].T.tolist() == [
             [float(n >= END) for n in range(last)],
             [float(n == ACT) for n in range(last)],
         ]
         # After a step of float32 the loss has moved by the gradient's error times the rate: no more than the gradient.
         torch.testing.assert_close(mine["validation"][0], alone["validation"][0], rtol=tolerance, atol=0)
         assert mine["validation"][1:].tolist() == [*alone["validation"][1:3].tolist(), 1, len(found)]
-    assert seen == alone.keys() - {"graphs", "told", "validation"}
+    assert seen == alone.keys() - {"graphs", "flag_counts", "validation"}
 
 
 def test_loss_gradients_and_weights_are_those_of_one_process(found: Found, alone: dict[str, dict[str, Tensor]]) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from pipeline import progress as module
-from pipeline.progress import Advance, busy, progress
+from pipeline.progress import Advance, progress, spinner
 
 
 def test_elsewhere_than_on_a_terminal_a_line_comes_now_and_then(
@@ -50,12 +50,12 @@ def test_on_a_terminal_there_is_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_what_has_no_known_length_is_shown_on_a_terminal_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with busy("listing things"):
+    with spinner("listing things"):
         pass
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
-    with busy("listing things"):
+    with spinner("listing things"):
         pass
     assert "listing things" in capsys.readouterr().err
 

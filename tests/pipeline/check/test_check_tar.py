@@ -9,7 +9,7 @@ import pytest
 
 from damaged import members
 from pipeline.check.faults import Faults
-from pipeline.check.tar import Found, Hint, Tape, walk
+from pipeline.check.tar import ExpectedMember, FoundMember, HashingReader, check_members
 from pipeline.write.ustar import ustar_header
 
 
@@ -29,13 +29,15 @@ def tar(made: Path) -> Path:
     return made / "train/000001.tar"
 
 
-def walked(stream: io.BufferedIOBase, hints: dict[int, Hint], most: int = 100) -> tuple[list[Found], list[str], str]:
+def walked(
+    stream: io.BufferedIOBase, expected_members: dict[int, ExpectedMember], most: int = 100
+) -> tuple[list[FoundMember], list[str], str]:
     """Members, faults and hash."""
     faults = Faults("tar")
-    tape = Tape(stream)
-    found = list(walk(tape, hints, most, 10**6, faults))
-    sha256 = tape.sha256()
-    return found, [str(fault) for fault in faults.told()], sha256
+    reader = HashingReader(stream)
+    found = list(check_members(reader, expected_members, most, 10**6, faults))
+    sha256 = reader.sha256()
+    return found, [str(fault) for fault in faults.listed()], sha256
 
 
 def test_headers_are_what_tarfile_writes() -> None:
@@ -50,22 +52,22 @@ def test_headers_are_what_tarfile_writes() -> None:
 def test_a_tape_gives_every_byte_once_however_it_comes(seed: int) -> None:
     generator = np.random.default_rng(seed)
     data = generator.bytes(100_000)
-    tape = Tape(Trickle(data, generator))
+    reader = HashingReader(Trickle(data, generator))
     read = b""
     while len(read) < 90_000:
         count = int(generator.integers(0, 2000))
-        read += tape.take(count) if count % 2 else b"".join(bytes(piece) for piece in tape.pieces(count))
-        assert tape.position == len(read)
-    assert read + b"".join(bytes(piece) for piece in tape.rest()) == data
-    assert tape.take(1) == b""
-    assert tape.sha256() == hashlib.sha256(data).hexdigest()
+        read += reader.take(count) if count % 2 else b"".join(bytes(piece) for piece in reader.pieces(count))
+        assert reader.position == len(read)
+    assert read + b"".join(bytes(piece) for piece in reader.rest()) == data
+    assert reader.take(1) == b""
+    assert reader.sha256() == hashlib.sha256(data).hexdigest()
 
 
 @pytest.mark.parametrize("hinted", [True, False])
 def test_a_walk_finds_what_tarfile_finds(tar: Path, hinted: bool) -> None:
     data = tar.read_bytes()
-    hints = {info.offset_data: Hint(info.name[-4:], info.size) for info in members(tar)}
-    found, faults, sha256 = walked(Trickle(data, np.random.default_rng(0)), hints if hinted else {})
+    expected_members = {info.offset_data: ExpectedMember(info.name[-4:], info.size) for info in members(tar)}
+    found, faults, sha256 = walked(Trickle(data, np.random.default_rng(0)), expected_members if hinted else {})
     assert faults == []
     assert sha256 == hashlib.sha256(data).hexdigest()
     expected = [(info.name, data[info.offset_data : info.offset_data + info.size]) for info in members(tar)]
@@ -85,14 +87,14 @@ def test_more_members_than_expected_end_the_walk(tar: Path) -> None:
 def test_every_byte_of_a_tar_outside_its_data_is_checked(tar: Path) -> None:
     """Without any hash: headers, padding and end alone."""
     data = bytearray(tar.read_bytes())
-    hints = {info.offset_data: Hint(info.name[-4:], info.size) for info in members(tar)}
+    expected_members = {info.offset_data: ExpectedMember(info.name[-4:], info.size) for info in members(tar)}
     inside = np.zeros(len(data), np.bool_)
     for info in members(tar):
         inside[info.offset_data : info.offset_data + info.size] = True
     missed: list[int] = []
     for position in np.flatnonzero(~inside).tolist():
         data[position] ^= 0x10
-        if not walked(io.BytesIO(data), hints)[1]:
+        if not walked(io.BytesIO(data), expected_members)[1]:
             missed.append(position)
         data[position] ^= 0x10
     assert missed == []

@@ -25,7 +25,7 @@ from damaged import (
     write_split,
 )
 from pictures import tree_bytes
-from pipeline.check.faults import MOST_FAULTS
+from pipeline.check.faults import MAX_FAULTS
 from pipeline.command import InputError
 from pipeline.folder import folder_at
 from pipeline.manifest import load_dataset
@@ -135,14 +135,14 @@ def test_odd_names_are_one_line_each(out: Path) -> None:
 
 
 def test_many_faults_are_not_a_flood(out: Path) -> None:
-    for number in range(MOST_FAULTS + 5):
+    for number in range(MAX_FAULTS + 5):
         (out / f"{number:02d}.txt").touch()
     path = out / "train/000000.tar"
     path.write_bytes(bytes(byte ^ 1 for byte in path.read_bytes()))
     found = lines(out)
     assert "unexpected files: 5 more faults" in found
     assert found[-1].startswith("train/000000.tar: ") and found[-1].endswith(" more faults")
-    assert len(found) <= 2 * MOST_FAULTS + 5
+    assert len(found) <= 2 * MAX_FAULTS + 5
 
 
 @pytest.mark.parametrize("name", ["dataset.json", "mean.npy", "val/samples.npy", "val/000000.tar", "val/000000.idx"])

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.command import InputError
 from pipeline.executors.ordered import ATTEMPTS, results_in_order
-from pipeline.executors.pool import LocalCrew
+from pipeline.executors.pool import LocalPool
 
 
 class Job(NamedTuple):
@@ -49,7 +49,7 @@ def full(job: Job) -> int:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_results_come_in_the_order_of_the_tasks(tmp_path: Path, workers: int) -> None:
     jobs = [Job(number, tmp_path) for number in range(20)]
-    with results_in_order(double, jobs, LocalCrew(workers)) as results:
+    with results_in_order(double, jobs, LocalPool(workers)) as results:
         made = list(results)
     assert [job for job, _ in made] == jobs
     assert [result for _, (result, _) in made] == [2 * number for number in range(20)]
@@ -66,7 +66,7 @@ def test_tasks_are_taken_as_they_are_needed(tmp_path: Path, workers: int) -> Non
             taken += 1
             yield Job(number, tmp_path)
 
-    with results_in_order(double, jobs(), LocalCrew(workers)) as results:
+    with results_in_order(double, jobs(), LocalPool(workers)) as results:
         next(results)
         assert taken <= 3 * workers
 
@@ -74,7 +74,7 @@ def test_tasks_are_taken_as_they_are_needed(tmp_path: Path, workers: int) -> Non
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_task_that_fails_is_tried_again(tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]) -> None:
     jobs = [Job(number, tmp_path, failures=ATTEMPTS - 1 if number == 2 else 0) for number in range(5)]
-    with results_in_order(double, jobs, LocalCrew(workers)) as results:
+    with results_in_order(double, jobs, LocalPool(workers)) as results:
         assert [result for _, (result, _) in results] == [0, 2, 4, 6, 8]
     notices = capsys.readouterr().err.splitlines()
     assert notices == [f"notice: job 2, try {n} of {ATTEMPTS}: failure {n}" for n in range(1, ATTEMPTS)]
@@ -86,7 +86,7 @@ def test_a_task_that_fails_three_times_ends_the_run_with_its_reason(tmp_path: Pa
     done = []
     with (
         pytest.raises(InputError, match=r"^job 3 failed 3 times \(failure 3\), expected"),
-        results_in_order(double, jobs, LocalCrew(workers)) as results,
+        results_in_order(double, jobs, LocalPool(workers)) as results,
     ):
         done.extend(result for _, (result, _) in results)
     assert done == [0, 2, 4]
@@ -95,7 +95,7 @@ def test_a_task_that_fails_three_times_ends_the_run_with_its_reason(tmp_path: Pa
 
 def test_a_dead_worker_has_its_tasks_done_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     jobs = [Job(number, tmp_path, failures=2 if number == 4 else 0, fatal=True) for number in range(12)]
-    with results_in_order(double, jobs, LocalCrew(2)) as results:
+    with results_in_order(double, jobs, LocalPool(2)) as results:
         assert [result for _, (result, _) in results] == [2 * number for number in range(12)]
     assert "a worker died" in capsys.readouterr().err
     assert len(os.listdir(tmp_path)) == 2
@@ -105,7 +105,7 @@ def test_a_task_that_kills_its_worker_three_times_ends_the_run(tmp_path: Path) -
     jobs = [Job(number, tmp_path, failures=99 if number == 1 else 0, fatal=True) for number in range(8)]
     with (
         pytest.raises(InputError, match=r"failed 3 times \(a worker died; was there memory"),
-        results_in_order(double, jobs, LocalCrew(2)) as results,
+        results_in_order(double, jobs, LocalPool(2)) as results,
     ):
         list(results)
     assert len(os.listdir(tmp_path)) == ATTEMPTS
@@ -116,7 +116,7 @@ def test_a_task_that_kills_its_worker_three_times_ends_the_run(tmp_path: Path) -
 def test_what_trying_again_cannot_mend_is_raised_at_once(
     tmp_path: Path, function: Callable[[Job], int], error: type[Exception], workers: int
 ) -> None:
-    with pytest.raises(error), results_in_order(function, [Job(0, tmp_path)], LocalCrew(workers)) as results:
+    with pytest.raises(error), results_in_order(function, [Job(0, tmp_path)], LocalPool(workers)) as results:
         list(results)
     assert len(os.listdir(tmp_path)) == 1
 
@@ -124,7 +124,7 @@ def test_what_trying_again_cannot_mend_is_raised_at_once(
 def test_leaving_early_leaves_no_worker_behind(tmp_path: Path) -> None:
     with (
         pytest.raises(KeyboardInterrupt),
-        results_in_order(double, [Job(number, tmp_path) for number in range(50)], LocalCrew(2)) as results,
+        results_in_order(double, [Job(number, tmp_path) for number in range(50)], LocalPool(2)) as results,
     ):
         next(results)
         raise KeyboardInterrupt

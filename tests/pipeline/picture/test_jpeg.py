@@ -9,8 +9,8 @@ from PIL import ExifTags, Image
 
 from picture_files import KINDS, QUALITY, RED, SIZE, STORED_AS, red_left
 from pictures import decoded, encoded, photo
-from pipeline.picture.jpeg import encoder, to_jpeg
-from pipeline.picture.resize import resizer
+from pipeline.picture.jpeg import encoder_version, to_jpeg
+from pipeline.picture.resize import resizer_version
 
 
 @pytest.mark.filterwarnings("ignore:.*TIFF|.*EXIF")  # what Pillow thinks of metadata that size 0 keeps
@@ -80,7 +80,7 @@ def test_threads_make_the_same_bytes() -> None:
 
 
 def test_the_encoder_names_all_that_decides_the_bytes() -> None:
-    assert all(name in encoder() for name in ("simplejpeg 1.", resizer(), "Pillow "))
+    assert all(name in encoder_version() for name in ("simplejpeg 1.", resizer_version(), "Pillow "))
 
 
 @pytest.mark.parametrize("size", [SIZE, 0])

@@ -3,8 +3,8 @@ import pytest
 from PIL import Image
 
 from pictures import photo
-from pipeline.picture import resize as square
-from pipeline.picture.resize import central_square, resizer
+from pipeline.picture import resize
+from pipeline.picture.resize import central_square, resizer_version
 
 CASES = [(300, 200, 64), (200, 300, 64), (97, 64, 64), (48, 33, 100), (1, 5, 8), (401, 400, 200)]
 
@@ -27,7 +27,7 @@ def test_views_of_any_order_give_the_same(width: int, height: int, size: int) ->
     np.testing.assert_array_equal(central_square(mirrored, size), central_square(pixels, size))
 
 
-@pytest.mark.skipif(square.fast is None, reason="there is no cykooz-resizer for this machine")
+@pytest.mark.skipif(resize.cykooz is None, reason="there is no cykooz-resizer for this machine")
 def test_every_instruction_set_gives_the_same_bits() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (211, 211, 3), np.uint8)
     for size in (50, 128, 300):
@@ -36,7 +36,7 @@ def test_every_instruction_set_gives_the_same_bits() -> None:
 
 def instruction_sets_agree(pixels: np.ndarray, size: int) -> bool:
     """Whether the machine's fastest code and plain code give what central_square gave."""
-    fast = square.fast
+    fast = resize.cykooz
     assert fast is not None
     source = fast.ImageData(pixels.shape[1], pixels.shape[0], fast.PixelType.U8x3, pixels.tobytes())
     target = fast.ImageData(size, size, fast.PixelType.U8x3)
@@ -48,7 +48,7 @@ def instruction_sets_agree(pixels: np.ndarray, size: int) -> bool:
 
 def test_without_the_fast_resizer_pillow_does_it_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.asarray(photo(1, 300, 200))
-    fast, name = central_square(pixels, 64), resizer()
-    monkeypatch.setattr(square, "fast", None)
+    fast, name = central_square(pixels, 64), resizer_version()
+    monkeypatch.setattr(resize, "cykooz", None)
     assert np.abs(central_square(pixels, 64) - fast.astype(int)).max() <= 2
-    assert resizer() != name and "Pillow" in resizer()
+    assert resizer_version() != name and "Pillow" in resizer_version()

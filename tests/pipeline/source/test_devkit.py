@@ -17,8 +17,8 @@ from layouts import (
     write_files,
 )
 from pipeline.command import InputError
-from pipeline.source.devkit import Kit, read_kits, read_truths, read_words
-from pipeline.source.labels import label_flat
+from pipeline.source.devkit import DevelopmentKit, read_ground_truths, read_kits, read_words
+from pipeline.source.labels import label_flat_folder
 from pipeline.source.synsets import read_synsets
 
 PICTURES = some_pictures()
@@ -55,16 +55,16 @@ def test_a_kit_is_found_unpacked_and_packed_and_says_the_same(tmp_path: Path, fo
     unpacked = read_kits([write_files(tmp_path / "a", {f"{folder}/{k}": v for k, v in kit(PICTURES).items()}) / ""])
     packed = read_kits([write_files(tmp_path / "b", kit_archive(PICTURES))])
     assert len(unpacked) == len(packed) == 1
-    assert unpacked[0]._replace(origin="") == packed[0]._replace(origin="")
-    (truth,) = read_truths("val", [tmp_path], packed)
+    assert unpacked[0]._replace(source="") == packed[0]._replace(source="")
+    (truth,) = read_ground_truths("val", [tmp_path], packed)
     assert {stem: truth.ids[truth.key(stem)] for stem in VAL} == VAL
 
 
 def test_kaggles_table_gives_the_first_class_of_a_picture(tmp_path: Path) -> None:
     write_files(tmp_path, {"LOC_val_solution.csv": b"\xef\xbb\xbf" + solution(PICTURES["val"]).replace(b"\n", b"\r\n")})
-    (truth,) = read_truths("val", [tmp_path], ())
+    (truth,) = read_ground_truths("val", [tmp_path], ())
     assert {stem: truth.ids[truth.key(stem)] for stem in VAL} == VAL
-    assert read_truths("test", [tmp_path], ()) == []
+    assert read_ground_truths("test", [tmp_path], ()) == []
 
 
 def test_words_come_from_lists(tmp_path: Path) -> None:
@@ -87,24 +87,26 @@ def test_words_come_from_lists(tmp_path: Path) -> None:
 def test_a_broken_table_is_named(tmp_path: Path, table: bytes, message: str | None) -> None:
     write_files(tmp_path, {"LOC_val_solution.csv": table})
     if message is None:
-        assert read_truths("val", [tmp_path], ())[0].ids == {}
+        assert read_ground_truths("val", [tmp_path], ())[0].ids == {}
         return
     with pytest.raises(InputError, match=rf"LOC_val_solution\.csv.*{re.escape(message)}"):
-        read_truths("val", [tmp_path], ())
+        read_ground_truths("val", [tmp_path], ())
 
 
 @pytest.mark.parametrize("line", [b"5", b"x", b"-1", b"9" * 5000, b"1.0", "²".encode()])
 def test_a_ground_truth_names_only_leaves(tmp_path: Path, line: bytes) -> None:
-    made = Kit("here", "2012", {1: "n1"}, {}, {"ILSVRC2012_validation_ground_truth.txt": f"1\n{line.decode()}\n"})
+    made = DevelopmentKit(
+        "here", "2012", {1: "n1"}, {}, {"ILSVRC2012_validation_ground_truth.txt": f"1\n{line.decode()}\n"}
+    )
     with pytest.raises(InputError, match=r"here: line 2 of the ground truth is"):
-        read_truths("val", [tmp_path], [made])
+        read_ground_truths("val", [tmp_path], [made])
 
 
 def test_labels_published_apart_need_their_kit(tmp_path: Path) -> None:
     write_files(tmp_path, {"ILSVRC2010_test_ground_truth.txt": b"1\n"})
     with pytest.raises(InputError, match="no development kit of 2010 beside it"):
-        read_truths("test", [tmp_path], [Kit("here", "2012", {1: "n1"}, {}, {})])
-    (truth,) = read_truths("test", [tmp_path], [Kit("here", "2010", {1: "n1"}, {}, {})])
+        read_ground_truths("test", [tmp_path], [DevelopmentKit("here", "2012", {1: "n1"}, {}, {})])
+    (truth,) = read_ground_truths("test", [tmp_path], [DevelopmentKit("here", "2010", {1: "n1"}, {}, {})])
     assert truth.ids == {"1": "n1"}
 
 
@@ -117,34 +119,36 @@ def test_a_damaged_archive_of_a_kit_is_named(tmp_path: Path, name: str, data: by
         read_kits([tmp_path])
 
 
-def made_kit(**changes: str) -> Kit:
+def made_kit(**changes: str) -> DevelopmentKit:
     truth = ground_truth(PICTURES["val"]).decode()
     texts = {f"ILSVRC{year}_validation_ground_truth.txt": truth for year in ("2012", "2010")}
-    return Kit("kit", "2012", {number: id for id, number in ILSVRC_IDS.items()}, {}, texts)._replace(**changes)
+    return DevelopmentKit("kit", "2012", {number: id for id, number in ILSVRC_IDS.items()}, {}, texts)._replace(
+        **changes
+    )
 
 
 def test_two_sources_may_agree_and_must_not_disagree(tmp_path: Path) -> None:
     write_files(tmp_path, {"LOC_val_solution.csv": solution(PICTURES["val"])})
-    both = read_truths("val", [tmp_path], [made_kit()])
-    ids, origins = label_flat("val", NAMES, both)
+    both = read_ground_truths("val", [tmp_path], [made_kit()])
+    ids, origins = label_flat_folder("val", NAMES, both)
     assert ids == [VAL[name.decode()[:-5]] for name in NAMES]
     assert origins == [f"{tmp_path}/LOC_val_solution.csv", "kit"]
     stem, id = next(iter(both[0].ids.items()))
     both[0].ids[stem] = "n99"
     with pytest.raises(InputError, match=f"{stem} is n99 in .*LOC_val_solution.csv and {id} in kit, expected"):
-        label_flat("val", NAMES, both)
+        label_flat_folder("val", NAMES, both)
 
 
 def test_a_kit_of_another_year_says_nothing(tmp_path: Path) -> None:
-    truths = read_truths("val", [tmp_path], [made_kit(year="2010")])
-    assert len(truths) == 1 and label_flat("val", NAMES, truths) == ([], [])
+    truths = read_ground_truths("val", [tmp_path], [made_kit(year="2010")])
+    assert len(truths) == 1 and label_flat_folder("val", NAMES, truths) == ([], [])
     renamed = [name.replace(b"ILSVRC2012_", b"") for name in NAMES]
-    assert label_flat("val", renamed, truths)[0] == [VAL[name.decode()[:-5]] for name in NAMES]
+    assert label_flat_folder("val", renamed, truths)[0] == [VAL[name.decode()[:-5]] for name in NAMES]
 
 
 def test_pictures_and_labels_must_be_equally_many(tmp_path: Path) -> None:
-    truths = read_truths("val", [tmp_path], [made_kit()])
+    truths = read_ground_truths("val", [tmp_path], [made_kit()])
     again = NAMES[1][:-5] + b".png"
     for names in (NAMES[1:], [*NAMES[1:], again], [*NAMES, again], [*NAMES, b"ILSVRC2012_val_00000099.JPEG"]):
         with pytest.raises(InputError, match=rf"val holds {len(names)} pictures and kit labels 7, expected the same"):
-            label_flat("val", names, truths)
+            label_flat_folder("val", names, truths)

@@ -29,7 +29,7 @@ from layouts import (
 from pipeline.command import InputError
 from pipeline.manifest import PictureClass
 from pipeline.source.ilsvrc import Source, find_pictures
-from pipeline.source.listing import File, Listing, pack, read_picture
+from pipeline.source.listing import File, Listing, make_listing, read_picture
 from pipeline.source.subset import hold_out, subset
 
 
@@ -67,7 +67,7 @@ def test_the_same_pictures_are_the_same_source_in_any_layout(
         (index, id, WORDS[id]) for index, id in enumerate(sorted(WORDS))
     ]
     assert found_rows(source) == rows(pictures)
-    assert list(source.splits) == list(source.found) == ["train", "val", "test"]
+    assert list(source.splits) == list(source.descriptions) == ["train", "val", "test"]
     assert source.sha256() == reference.sha256()
     for split, listing in source.splits.items():
         data = flat(pictures[split])
@@ -75,12 +75,12 @@ def test_the_same_pictures_are_the_same_source_in_any_layout(
 
 
 def test_what_was_found_is_told(tmp_path: Path) -> None:
-    assert find_pictures(archives(tmp_path / "a", some_pictures())).found == {
+    assert find_pictures(archives(tmp_path / "a", some_pictures())).descriptions == {
         "train": "archive ILSVRC2012_img_train.tar",
         "val": "archive ILSVRC2012_img_val.tar, labels from ILSVRC2012_devkit_t12.tar.gz",
         "test": "archive ILSVRC2012_img_test_v10102019.tar, no labels",
     }
-    assert find_pictures(flat_val_and_kit(tmp_path / "b", some_pictures())).found == {
+    assert find_pictures(flat_val_and_kit(tmp_path / "b", some_pictures())).descriptions == {
         "train": "4 class folders in train/",
         "val": "flat folder val/, labels from ILSVRC2012_devkit_t12",
         "test": "flat folder test/, no labels",
@@ -94,7 +94,7 @@ def test_the_archives_of_2010_label_their_test_set(tmp_path: Path) -> None:
         pictures["test"][id] = {f"ILSVRC2010_test_{number:08d}.JPEG": b"t" * number}
     source = find_pictures(archives_2010(tmp_path / "a", pictures))
     assert found_rows(source) == rows(pictures)
-    assert source.found["test"].endswith("labels from ILSVRC2010_test_ground_truth.txt")
+    assert source.descriptions["test"].endswith("labels from ILSVRC2010_test_ground_truth.txt")
     assert source.sha256() == find_pictures(class_folders(tmp_path / "b", pictures)).sha256()
 
 
@@ -171,7 +171,7 @@ def test_the_digest_depends_on_all_that_makes_the_shards(reference: Source) -> N
         "bytes": changed(splits={**reference.splits, "train": replace(train, bytes=train.bytes + 1)}),
     }
     assert len({*other.values(), reference.sha256()}) == len(other) + 1
-    assert changed(root=Path("elsewhere"), found={}) == reference.sha256()
+    assert changed(root=Path("elsewhere"), descriptions={}) == reference.sha256()
 
 
 def test_a_class_may_be_empty_in_val_but_not_in_train(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_a_wrong_source_is_told_in_one_line(tmp_path: Path, files: dict[str, byt
 def test_two_labels_that_disagree_are_an_error(tmp_path: Path) -> None:
     kaggle(tmp_path, some_pictures())
     write_files(tmp_path, kit_archive(some_pictures()))
-    assert find_pictures(tmp_path).found["val"].endswith("LOC_val_solution.csv and ILSVRC2012_devkit_t12.tar.gz")
+    assert find_pictures(tmp_path).descriptions["val"].endswith("LOC_val_solution.csv and ILSVRC2012_devkit_t12.tar.gz")
     table = (tmp_path / "LOC_val_solution.csv").read_bytes().replace(b"0001,n03126707", b"0001,n02012849")
     write_files(tmp_path, {"LOC_val_solution.csv": table})
     with pytest.raises(
@@ -286,20 +286,20 @@ def made(train: list[int], val: tuple[int, ...] = (), test: int = 0) -> Source:
     if val:
         splits["val"] = made_split(val)
     if test:
-        splits["test"] = pack("test", [File(b"%d" % number, 1, -1) for number in range(test)], [-1] * test)
+        splits["test"] = make_listing("test", [File(b"%d" % number, 1, -1) for number in range(test)], [-1] * test)
     classes = tuple(PictureClass(index=label, id=f"n{label}", words="") for label in range(len(train)))
-    return Source(root=Path(), found=dict.fromkeys(splits, "made"), classes=classes, splits=splits)
+    return Source(root=Path(), descriptions=dict.fromkeys(splits, "made"), classes=classes, splits=splits)
 
 
 def made_split(counts: Iterable[int]) -> Listing:
     labels = [label for label, count in enumerate(counts) for _ in range(count)]
-    return pack("all", [File(b"%04d" % number, number, -1) for number in range(len(labels))], labels)
+    return make_listing("all", [File(b"%04d" % number, number, -1) for number in range(len(labels))], labels)
 
 
 def test_held_out_pictures_are_a_seeded_share_of_each_class() -> None:
     source = made([10, 5, 1], test=3)
     held = hold_out(source, 0.4, seed=3)
-    assert list(held.splits) == list(held.found) == ["train", "val", "test"]
+    assert list(held.splits) == list(held.descriptions) == ["train", "val", "test"]
     assert sorted([*held.splits["train"], *held.splits["val"]]) == sorted(source.splits["train"])
     assert held.splits["train"].labels.tolist() == sorted(held.splits["train"].labels.tolist())
     assert np.bincount(held.splits["val"].labels, minlength=3).tolist() == [4, 2, 0]

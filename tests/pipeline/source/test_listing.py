@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.command import shown
-from pipeline.source.listing import File, Listing, Picture, UnreadablePicture, concatenate, pack, read_picture
+from pipeline.command import printable
+from pipeline.source.listing import File, Listing, Picture, UnreadablePicture, concatenate, make_listing, read_picture
 
 # What a file system allows: spaces, dots, other scripts, bytes that are no UTF-8, a very long name, line breaks.
 NAMES = [b"a b.JPEG", b"..x.jpg", "pêche".encode(), b"\xff\xfe.JPEG", b"x" * 255, b"deep/er/x.JPEG", b"two\nlines"]
@@ -14,7 +14,7 @@ NAMES = [b"a b.JPEG", b"..x.jpg", "pêche".encode(), b"\xff\xfe.JPEG", b"x" * 25
 def listing() -> Listing:
     files = [File(name, 10 + place, -1) for place, name in enumerate(NAMES)]
     packed = [File(b"n01_1.JPEG", 7, 512), File(b"n01_0.JPEG", 8, 2048)]
-    return concatenate([pack("train/c", files, [0] * len(files)), pack("some.tar", packed, [1, 1])])
+    return concatenate([make_listing("train/c", files, [0] * len(files)), make_listing("some.tar", packed, [1, 1])])
 
 
 def test_pictures_come_sorted_and_whatever_their_names_are_bytes() -> None:
@@ -32,7 +32,7 @@ def test_pictures_come_sorted_and_whatever_their_names_are_bytes() -> None:
 
 def test_labels_come_before_names_in_a_packed_folder() -> None:
     files = [File(b"a", 1, -1), File(b"b", 2, -1), File(b"c", 3, -1)]
-    assert [(each.label, each.name) for each in pack("val", files, [2, 0, 2])] == [(0, "b"), (2, "a"), (2, "c")]
+    assert [(each.label, each.name) for each in make_listing("val", files, [2, 0, 2])] == [(0, "b"), (2, "a"), (2, "c")]
 
 
 def test_any_choice_of_pictures_is_the_same_from_a_listing_and_from_what_was_taken_of_it() -> None:
@@ -55,8 +55,8 @@ def test_columns_cannot_be_changed() -> None:
 def test_a_million_pictures_would_take_less_than_100_megabytes() -> None:
     files = [File(f"n01440764_{number}.JPEG".encode(), 110_000, -1) for number in range(1000)]
     files.append(File(b"x" * 255, 1, -1))  # one long name costs no other anything
-    packed = pack("train/n01440764", files, [0] * len(files))
-    columns = (packed.labels, packed.bytes, packed.offsets, packed.places, packed.ends)
+    packed = make_listing("train/n01440764", files, [0] * len(files))
+    columns = (packed.labels, packed.bytes, packed.offsets, packed.path_indices, packed.name_ends)
     assert (sum(column.nbytes for column in columns) + len(packed.names)) / len(packed) < 60
 
 
@@ -86,4 +86,4 @@ def test_a_picture_that_is_not_as_listed_is_named(tmp_path: Path, picture: Pictu
 
 
 def test_a_message_is_one_line_that_can_be_printed() -> None:
-    assert shown("pêche \udcff\n\x1b[0m") == r"pêche \udcff\n\x1b[0m"
+    assert printable("pêche \udcff\n\x1b[0m") == r"pêche \udcff\n\x1b[0m"

@@ -6,7 +6,7 @@ import pytest
 
 from layouts import tar_of
 from pipeline.command import InputError
-from pipeline.source.tars import Member, members
+from pipeline.source.tars import Member, tar_members
 
 LONG = f"{'folder/' * 40}{'x' * 150}.JPEG"
 FILES = {"a.JPEG": b"a" * 700, LONG: b"bb", "ö \udcff.JPEG": b"", "./c.JPEG": b"c" * 512}
@@ -15,7 +15,7 @@ FILES = {"a.JPEG": b"a" * 700, LONG: b"bb", "ö \udcff.JPEG": b"", "./c.JPEG": b
 def found_in(path: Path, start: int = 0, size: int | None = None) -> dict[str, bytes]:
     """What the walk finds, read back from where it says."""
     data = path.read_bytes()
-    found = list(members(path, start, size))
+    found = list(tar_members(path, start, size))
     return {
         each.name.decode("utf-8", "surrogateescape"): data[each.offset : each.offset + each.bytes] for each in found
     }
@@ -37,16 +37,16 @@ def test_an_old_short_format_and_prefixes_are_read(tmp_path: Path) -> None:
 def test_a_tar_in_a_tar_is_walked_in_place(tmp_path: Path) -> None:
     path = tmp_path / "outer.tar"
     path.write_bytes(tar_of({"first.tar": tar_of({"z": b"z"}), "inner.tar": tar_of(FILES), "last": b"9" * 3000}))
-    inner = list(members(path))[1]
+    inner = list(tar_members(path))[1]
     assert found_in(path, start=inner.offset, size=inner.bytes) == FILES
 
 
 def test_a_tar_in_a_tar_ends_where_it_ends(tmp_path: Path) -> None:
     path = tmp_path / "outer.tar"
     path.write_bytes(tar_of({"inner.tar": WHOLE[:SECOND], "z": b"z"}))
-    inner = next(members(path))
+    inner = next(tar_members(path))
     with pytest.raises(InputError, match=r"^n\.tar in .*outer\.tar ends at byte 2,048 without an end mark"):
-        list(members(path, inner.offset, inner.bytes, "n.tar"))
+        list(tar_members(path, inner.offset, inner.bytes, "n.tar"))
 
 
 def test_a_size_in_pax_records_counts(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ SECOND = 512 + 1024  # the header of b.JPEG
 def test_a_tar_that_is_not_whole_is_named_and_never_taken_for_one(tmp_path: Path, data: bytes, message: str) -> None:
     (tmp_path / "x.tar").write_bytes(data)
     with pytest.raises(InputError, match=message) as raised:
-        list(members(tmp_path / "x.tar"))
+        list(tar_members(tmp_path / "x.tar"))
     assert "expected" in str(raised.value) and "\n" not in str(raised.value)
 
 
@@ -115,11 +115,11 @@ def test_a_tar_cut_anywhere_is_noticed(tmp_path: Path) -> None:
     for length in range(0, end - 511, 37):
         (tmp_path / "x.tar").write_bytes(WHOLE[:length])
         with pytest.raises(InputError):
-            list(members(tmp_path / "x.tar"))
+            list(tar_members(tmp_path / "x.tar"))
 
 
 def test_folders_and_devices_are_no_members(tmp_path: Path) -> None:
     folder = tarfile.TarInfo("folder")
     folder.type = tarfile.DIRTYPE
     (tmp_path / "x.tar").write_bytes(folder.tobuf() + link(tarfile.FIFOTYPE).tobuf() + tar_of({"a": b"1"}))
-    assert list(members(tmp_path / "x.tar")) == [Member(b"a", 1, 3 * 512)]
+    assert list(tar_members(tmp_path / "x.tar")) == [Member(b"a", 1, 3 * 512)]

@@ -17,7 +17,7 @@ from pipeline import sample
 from pipeline.command import InputError
 from pipeline.sample import SampleConfig, already_made, make
 from pipeline.synthetic.scene import picture
-from pipeline.synthetic.textures import TEXTURES, Dice, Texture, plane, stripes
+from pipeline.synthetic.textures import TEXTURES, RandomDraws, Texture, plane, stripes
 
 CLASSES = len(TEXTURES)
 
@@ -136,7 +136,7 @@ def test_each_class_mirrored_is_most_like_itself() -> None:
 
 def test_mirror_test_would_catch_opposite_slants() -> None:
     def one_way(degrees: float) -> NDArray[np.floating]:
-        fields = [stripes(plane(96, 96), Dice(0, stream=99, index=i), degrees) for i in range(30)]
+        fields = [stripes(plane(96, 96), RandomDraws(0, stream=99, index=i), degrees) for i in range(30)]
         return np.mean([log_spectrum(field) for field in fields], axis=0)
 
     means = np.array([one_way(degrees) for degrees in (0, 45, 90, 135)])
@@ -175,7 +175,7 @@ def test_pixels_hide_the_class_and_spectra_tell_it() -> None:
 
 @pytest.mark.parametrize("texture", TEXTURES, ids=lambda texture: texture.words)
 def test_field_stays_within_paper_and_ink(texture: Texture) -> None:
-    fields = np.array([texture.draw(plane(64, 90), Dice(3, stream=0, index=i)) for i in range(20)])
+    fields = np.array([texture.draw(plane(64, 90), RandomDraws(3, stream=0, index=i)) for i in range(20)])
     assert fields.dtype == np.float32 and fields.min() >= -1e-6 and fields.max() <= 1 + 1e-6  # one rounding
     assert fields.std(axis=(1, 2)).min() > 0.1  # never a plain surface
 

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pictures import write_tree
 from pipeline.command import InputError
 from pipeline.shard import ShardOptions
-from pipeline.write.metrics import ShardMetrics, exposed
+from pipeline.write.metrics import ShardMetrics, serve_metrics
 from processes import wait_until
 
 
@@ -55,11 +55,11 @@ def test_a_running_command_counts_what_it_has_done(tmp_path: Path) -> None:
 
 
 def test_a_port_that_is_taken_is_one_line() -> None:
-    with exposed(ShardMetrics(1), "127.0.0.1", None):
+    with serve_metrics(ShardMetrics(1), "127.0.0.1", None):
         pass
     with (
         pytest.raises(InputError, match=r"--metrics-port \d+ of nowhere\.invalid cannot be served"),
-        exposed(ShardMetrics(1), "nowhere.invalid", 8001),
+        serve_metrics(ShardMetrics(1), "nowhere.invalid", 8001),
     ):
         pass
 

@@ -13,13 +13,13 @@ import pytest
 from pictures import tree_bytes
 from pipeline.command import InputError
 from pipeline.manifest import load_dataset
-from pipeline.picture.jpeg import encoder
+from pipeline.picture.jpeg import encoder_version
 from pipeline.shard import _is_made as is_made
 from pipeline.shard import shard
 from pipeline.source.ilsvrc import find_pictures
 from pipeline.write.plan import shard_tasks
 from pipeline.write.record import RECORD_SUFFIX
-from pipeline.write.shard import make_shard
+from pipeline.write.shard import write_shard
 from processes import wait_until
 from sharding import SAMPLES, command, finished, options
 
@@ -36,7 +36,7 @@ def half(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             raise Pulled
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.shard.add", pull)
+        patch.setattr("pipeline.shard.add_result", pull)
         with pytest.raises(Pulled):
             shard(options(source, tmp_path / "out"))
     return tmp_path / "out"
@@ -218,7 +218,7 @@ def test_what_could_not_be_read_is_looked_for_again(source: Path, half: Path, un
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.shard.find_pictures", lambda root: (find_pictures(root), picture.rename(away))[0])
-        patch.setattr("pipeline.shard.add", pull)
+        patch.setattr("pipeline.shard.add_result", pull)
         with pytest.raises(KeyboardInterrupt):
             shard(options(root, out, reject_unreadable=True))
     away.rename(picture)
@@ -249,7 +249,7 @@ def test_a_folder_may_be_sharded_into_itself(
     root = tmp_path / "source"
     shutil.copytree(source / "train", root / tree)
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.shard.assemble", lambda *_: 1 / 0)
+        patch.setattr("pipeline.shard.write_dataset", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             shard(options(root, root / "shards"))
     assert shard(options(root, root / "shards")) == 0
@@ -262,6 +262,6 @@ def test_what_a_worker_answers_goes_through_a_pipe_at_once(source: Path, tmp_pat
     """Half an answer, of a worker that was killed, would be waited for without end (PIPE_BUF, pipe(7))."""
     plan = options(source, tmp_path, size=256).plan
     (tmp_path / "out").mkdir()
-    task = next(shard_tasks(plan, find_pictures(source), str(tmp_path / "out"), encoder(), False))
+    task = next(shard_tasks(plan, find_pictures(source), str(tmp_path / "out"), encoder_version(), False))
     for _ in range(2):
-        assert len(pickle.dumps(make_shard(task))) < 4096
+        assert len(pickle.dumps(write_shard(task))) < 4096

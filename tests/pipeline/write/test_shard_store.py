@@ -18,9 +18,9 @@ from sharding import command, options
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leases that lapse soon."""
+    """Leases that expire soon."""
     monkeypatch.setattr(lease, "RENEW_SECONDS", 0.2)
-    monkeypatch.setattr(lease, "LAPSE_SECONDS", 1.0)
+    monkeypatch.setattr(lease, "EXPIRY_SECONDS", 1.0)
 
 
 def stored(place: str) -> dict[str, bytes]:
@@ -68,7 +68,7 @@ def test_a_killed_run_is_gone_on_with_once_its_lease_has_lapsed(
 
 def test_a_run_that_lives_keeps_others_out(source: Path, bucket: str) -> None:
     folder = folder_at(f"{bucket}/held")
-    with lease.leased(folder) as check:
+    with lease.hold_lease(folder) as check:
         folder.write("unfinished", b"{}")
         with pytest.raises(InputError, match=r"another run is writing .*held by process \d+"):
             shard(options(source, folder.place))
@@ -92,7 +92,7 @@ def test_a_run_that_lives_keeps_others_out(source: Path, bucket: str) -> None:
 def test_a_lease_given_back_is_free_at_once(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = folder_at(f"{bucket}/free")
     for _ in range(2):
-        with lease.leased(folder):
+        with lease.hold_lease(folder):
             assert list(folder.sizes()) == ["unfinished.lease"]
     assert list(folder.sizes()) == []
     assert capsys.readouterr().err == ""
@@ -111,7 +111,7 @@ def test_a_shard_whose_object_is_cut_is_made_again(
 ) -> None:
     folder = folder_at(f"{bucket}/cut")
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.shard.assemble", lambda *_: 1 / 0)
+        patch.setattr("pipeline.shard.write_dataset", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             shard(options(source, folder.place))
     folder.write("train/000002.tar", undisturbed["train/000002.tar"][:-512])

@@ -2,7 +2,7 @@ from functools import reduce
 
 import numpy as np
 
-from pipeline.write.stats import PixelSums, add_picture, empty_sums, finish, merge
+from pipeline.write.stats import PixelSums, add_picture, empty_sums, mean_and_colour, merge
 
 SIZE = 8
 
@@ -22,7 +22,7 @@ def sums_of(pictures: np.ndarray) -> PixelSums:
 
 def test_statistics_equal_the_plain_computation() -> None:
     pictures = some_pictures(20)
-    mean, colour = finish(sums_of(pictures))
+    mean, colour = mean_and_colour(sums_of(pictures))
     pixels = pictures.reshape(-1, 3).astype(np.float64)
     np.testing.assert_array_equal(mean, pictures.mean(axis=0).astype(np.float32))
     # The reference rounds in float64 over 1,280 pixels.
@@ -34,7 +34,7 @@ def test_statistics_equal_the_plain_computation() -> None:
 
 
 def test_components_are_orthonormal_descending_and_of_fixed_sign() -> None:
-    _, colour = finish(sums_of(some_pictures(20)))
+    _, colour = mean_and_colour(sums_of(some_pictures(20)))
     vectors = np.array(colour.eigenvectors)
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(3), atol=1e-12)
     assert list(colour.eigenvalues) == sorted(colour.eigenvalues, reverse=True)
@@ -43,16 +43,16 @@ def test_components_are_orthonormal_descending_and_of_fixed_sign() -> None:
 
 def test_any_partition_merged_in_any_order_gives_the_same_bits() -> None:
     pictures = some_pictures(12)
-    whole_mean, whole_colour = finish(sums_of(pictures))
+    whole_mean, whole_colour = mean_and_colour(sums_of(pictures))
     parts = [sums_of(pictures[9:]), sums_of(pictures[:2]), empty_sums(SIZE), sums_of(pictures[2:9])]
-    mean, colour = finish(reduce(merge, parts))
+    mean, colour = mean_and_colour(reduce(merge, parts))
     assert mean.tobytes() == whole_mean.tobytes()
     assert colour == whole_colour
 
 
 def test_extreme_values_do_not_overflow() -> None:
     white = np.full((2, SIZE, SIZE, 3), 255, np.uint8)
-    mean, colour = finish(sums_of(white))
+    mean, colour = mean_and_colour(sums_of(white))
     assert (mean == 255).all()
     assert colour.mean == (255.0, 255.0, 255.0)
     assert colour.eigenvalues == (0.0, 0.0, 0.0)
@@ -61,8 +61,8 @@ def test_extreme_values_do_not_overflow() -> None:
 def test_more_pictures_than_fit_the_narrow_sums_are_exact() -> None:
     white = np.full((600, SIZE, SIZE, 3), 255, np.uint8)
     sums = sums_of(white)
-    assert (finish(sums)[0] == 255).all()
-    assert (finish(merge(sums, sums_of(white[:1])))[0] == 255).all()
+    assert (mean_and_colour(sums)[0] == 255).all()
+    assert (mean_and_colour(merge(sums, sums_of(white[:1])))[0] == 255).all()
 
 
 def test_a_large_white_picture_does_not_overflow() -> None:

@@ -25,10 +25,10 @@ from service.diagnostics import host as checks_host
 from service.diagnostics import software as checks_torch
 from service.diagnostics.cgroup import Limits, limits
 from service.diagnostics.checks import DEMO_CROP, Options
-from service.diagnostics.finding import Finding, to_mend, with_flags, worst
-from service.diagnostics.probes import Outcome, attempt, last_words
+from service.diagnostics.finding import Finding, unmendable, with_flags, worst
+from service.diagnostics.probes import Outcome, last_words, run_probe
 from service.run.config import RECIPES, Run
-from service.run.lock import locked
+from service.run.lock import lock_run
 from service.web.listener import listen
 
 PARAMETERS = {"paper": 60_965_224, "demo": 3_634_536}
@@ -135,7 +135,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     assert there.full and there.tried == str(tmp_path)
     finding = checks_disk.judge_disk(there, PARAMETERS["paper"])
     assert finding.status == "failed" and "No space left" in finding.found and "--out" in finding.remedy
-    assert to_mend([finding]) == ["disk"]
+    assert unmendable([finding]) == ["disk"]
 
 
 def test_no_shared_memory(tmp_path: Path) -> None:
@@ -416,14 +416,14 @@ def test_data_sets_at_a_glance(shards: Path, tmp_path: Path) -> None:
     assert small.status == "failed" and "--size" in small.remedy
     (copy / "dataset.json").write_text("{}")
     assert checks_data.judge_data(checks_data.find_data(copy)).status == "failed"
-    assert attempt("read", str(copy), "72", "cpu", seconds=60).why  # in a process of its own: this one goes on
+    assert run_probe("read", str(copy), "72", "cpu", seconds=60).why  # in a process of its own: this one goes on
 
 
 def test_a_folder_that_a_worker_holds_is_told_apart(tmp_path: Path) -> None:
-    with locked(tmp_path):
+    with lock_run(tmp_path):
         assert checks_disk.find_disk(tmp_path).busy
     assert not checks_disk.find_disk(tmp_path).busy
-    with locked(tmp_path):  # the doctor holds nothing
+    with lock_run(tmp_path):  # the doctor holds nothing
         pass
 
 
@@ -438,9 +438,9 @@ def test_ports_are_let_go() -> None:
 
 
 def test_trials_end_in_time_and_say_why() -> None:
-    assert attempt("exchange", "cpu", "2", seconds=60).value == {"ranks": 2}  # as NCCL is tried, by gloo
-    assert attempt("load", "/nonexistent.so", seconds=60).why.startswith("OSError")
-    assert attempt("torch", seconds=0.01).why == "no answer in 0.01 s"
+    assert run_probe("exchange", "cpu", "2", seconds=60).value == {"ranks": 2}  # as NCCL is tried, by gloo
+    assert run_probe("load", "/nonexistent.so", seconds=60).why.startswith("OSError")
+    assert run_probe("torch", seconds=0.01).why == "no answer in 0.01 s"
     assert last_words("", -signal.SIGSEGV) == "ended by SIGSEGV"
     assert last_words("one\ntwo\n\n", 1) == "two" and last_words("", 3) == "exit status 3"
 
@@ -453,7 +453,7 @@ def test_commands_take_what_findings_want_once() -> None:
     ]
     line = ["OMP_NUM_THREADS=2", "python", "--data.threads", "2", "--port", "8001"]
     assert with_flags(["python"], findings) == line
-    assert worst(findings) == "failed" and not to_mend(findings) and worst([]) == "ok"
+    assert worst(findings) == "failed" and not unmendable(findings) and worst([]) == "ok"
 
 
 def test_defaults_are_service_trains() -> None:

@@ -14,17 +14,17 @@ from pipeline.files import fsync_folder
 from service.run import checkpoint
 from service.run.checkpoint import (
     FOLDER,
-    State,
+    RunState,
     Validation,
     checkpoints,
     clear_unfinished,
     copy_tensors,
-    newest,
-    prune,
-    read,
+    newest_checkpoint,
+    prune_checkpoints,
+    read_checkpoint,
     read_tensors,
     restore,
-    save,
+    save_checkpoint,
 )
 
 RUN = {"recipe": "test"}
@@ -41,8 +41,8 @@ def history(*errors: float) -> tuple[Validation, ...]:
 
 def save_step(out: Path, step: int, *errors: float) -> Path:
     tensors = {"towers-0.safetensors": {"w": torch.full((4,), float(step))}}
-    return save(
-        out, State(step=step, position=8 * step, history=history(*errors)), tensors, RUN
+    return save_checkpoint(
+        out, RunState(step=step, position=8 * step, history=history(*errors)), tensors, RUN
     )  # errors of steps 1, 2…
 
 
@@ -50,9 +50,9 @@ def test_what_is_saved_comes_back_exactly(tmp_path: Path) -> None:
     model, optimizer = network(seed=1)
     for velocity in optimizer.velocities.values():
         velocity.normal_()
-    state = State(step=7, position=56, restarts=2, history=history(0.5, 0.4), events=({"kind": "x", "step": 3},))
-    path = save(tmp_path, state, copy_tensors(model, optimizer), RUN)
-    found = newest(tmp_path, print)
+    state = RunState(step=7, position=56, restarts=2, history=history(0.5, 0.4), events=({"kind": "x", "step": 3},))
+    path = save_checkpoint(tmp_path, state, copy_tensors(model, optimizer), RUN)
+    found = newest_checkpoint(tmp_path, print)
     assert found and found.path == path and found.state == state and found.run == RUN
     other, others = network(seed=2)
     restore(read_tensors(found).items(), other, others)
@@ -82,9 +82,9 @@ def test_every_single_byte_counts(tmp_path: Path) -> None:
             if file.name == "manifest.json" and _still_says_the_same(bytes(bad), good):
                 continue
             with pytest.raises(InputError, match="is no sound checkpoint"):
-                read(path)
+                read_checkpoint(path)
         file.write_bytes(good)
-    read(path)
+    read_checkpoint(path)
 
 
 def _still_says_the_same(bad: bytes, good: bytes) -> bool:
@@ -100,13 +100,13 @@ def test_loading_falls_back_to_the_newest_that_verifies_whatever_latest_says(tmp
     (tmp_path / FOLDER / "step-00000003/state.json").unlink()
     (tmp_path / FOLDER / "step-00000002/towers-0.safetensors").write_bytes(b"")
     said: list[str] = []
-    found = newest(tmp_path, said.append)
+    found = newest_checkpoint(tmp_path, said.append)
     assert found and found.state.step == 1
     assert len(said) == 2 and "step-00000003" in said[0] and "another size" in said[1]
-    assert newest(tmp_path / "nothing", said.append) is None
+    assert newest_checkpoint(tmp_path / "nothing", said.append) is None
     (tmp_path / FOLDER / "step-00000001/manifest.json").write_text('{"schema_version": 9, "files": {}}')
     with pytest.raises(InputError, match="holds 3 checkpoints, none sound"):
-        newest(tmp_path, said.append)
+        newest_checkpoint(tmp_path, said.append)
 
 
 @pytest.mark.parametrize("kill_at", range(8))
@@ -140,17 +140,17 @@ def test_a_save_that_dies_anywhere_leaves_the_last_good_one(
     monkeypatch.undo()
     clear_unfinished(tmp_path)
     assert not list((tmp_path / FOLDER).glob(".*"))
-    found = newest(tmp_path, print)
+    found = newest_checkpoint(tmp_path, print)
     assert found and found.state.step in (1, 2)
     save_step(tmp_path, 3)
-    found = newest(tmp_path, print)
+    found = newest_checkpoint(tmp_path, print)
     assert found and found.state.step == 3 and (tmp_path / FOLDER / "LATEST").read_text() == "step-00000003\n"
 
 
 def test_pruning_keeps_the_newest_the_best_and_the_one_resumed_from(tmp_path: Path) -> None:
     errors = [0.9, 0.5, 0.8, 0.8, 0.8, 0.8]
     paths = [save_step(tmp_path, i + 1, *errors[: i + 1]) for i in range(6)]
-    removed = prune(tmp_path, 2, paths[0], set())
+    removed = prune_checkpoints(tmp_path, 2, paths[0], set())
     assert set(removed) == {paths[2], paths[3]}
     assert set(checkpoints(tmp_path)) == {paths[0], paths[1], paths[4], paths[5]}
 
@@ -158,7 +158,7 @@ def test_pruning_keeps_the_newest_the_best_and_the_one_resumed_from(tmp_path: Pa
 def test_pruning_does_not_count_a_damaged_checkpoint(tmp_path: Path) -> None:
     paths = [save_step(tmp_path, step) for step in (1, 2, 3)]
     (paths[2] / "state.json").write_bytes(b"{}")
-    assert prune(tmp_path, 2, None, set()) == []
+    assert prune_checkpoints(tmp_path, 2, None, set()) == []
     assert set(checkpoints(tmp_path)) == set(paths)
 
 
@@ -182,7 +182,7 @@ def test_a_step_saved_again_is_never_missing(tmp_path: Path, cut: str, monkeypat
         pass
     monkeypatch.undo()
     clear_unfinished(tmp_path)
-    found = newest(tmp_path, print)
+    found = newest_checkpoint(tmp_path, print)
     assert found and found.state.step == 4
     assert len(found.state.history) == (0 if cut == "before the second rename" else 4)
     assert not list((tmp_path / FOLDER).glob(".*"))

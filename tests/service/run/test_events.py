@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from model.optim import OptimConfig, Rates, plateau_drops, rates_at
-from service.run.checkpoint import State, Validation
-from service.run.events import Act, act_event, epochs_waited, proposal, rate_event, rates_of, refusal
-from service.telemetry.loss_curve import Curve, Point
-from service.training.control_queue import MOST, Desk, Refused
+from service.run.checkpoint import RunState, Validation
+from service.run.events import Act, act_event, epochs_waited, proposed_drop, rate_event, rates_of, refusal
+from service.telemetry.loss_curve import LossCurve, Point
+from service.training.control_queue import MAX_PENDING, ControlQueue, Refused
 
 SAMPLES = 100
 MANUAL = OptimConfig(schedule="manual", patience=3)
@@ -21,8 +21,8 @@ def history(*errors: float) -> tuple[Validation, ...]:
     )
 
 
-def state_after(*errors: float, events: tuple = ()) -> State:
-    return State(step=10 * len(errors), position=SAMPLES * len(errors), history=history(*errors), events=events)
+def state_after(*errors: float, events: tuple = ()) -> RunState:
+    return RunState(step=10 * len(errors), position=SAMPLES * len(errors), history=history(*errors), events=events)
 
 
 def act(**fields) -> Act:
@@ -31,7 +31,7 @@ def act(**fields) -> Act:
 
 def test_a_rate_set_by_hand_holds_whatever_the_schedule_says() -> None:
     config = OptimConfig(schedule="steps", drop_epochs=(2,))
-    before = State(position=SAMPLES)
+    before = RunState(position=SAMPLES)
     assert rates_of(config, before, SAMPLES) == rates_at(config, 1, ()) == Rates(0.01, 0.01)
     event = act_event(act(rate=0.5, reason="why not"), before, SAMPLES, Rates(0.01, 0.01))
     assert (event["author"], event["reason"], event["manual"]) == ("alice", "why not", True)
@@ -44,7 +44,7 @@ def test_a_rate_set_by_hand_holds_whatever_the_schedule_says() -> None:
 
 
 def test_a_factor_multiplies_the_current_rate_and_conv1_keeps_its_override() -> None:
-    state = State(position=70 * SAMPLES)
+    state = RunState(position=70 * SAMPLES)
     event = act_event(act(factor=0.1), state, SAMPLES, Rates(0.01, 1e-5))
     assert event["new"] == {"base": pytest.approx(0.001), "conv1": 1e-5}
     config = OptimConfig(schedule="steps", conv1_lr=((68, 1e-5), (72, 0.0)))
@@ -73,7 +73,7 @@ def test_waiting_is_counted_as_the_plateau_schedule_counts_it() -> None:
     for errors in courses:
         for n in range(len(errors) + 1):
             dropped = plateau_drops(errors[:n], MANUAL.patience, MANUAL.min_improvement, 1) == 1
-            proposed = any(proposal(MANUAL, state_after(*errors[:k]), 0.01) for k in range(n + 1))
+            proposed = any(proposed_drop(MANUAL, state_after(*errors[:k]), 0.01) for k in range(n + 1))
             assert proposed == dropped, (errors, n)
 
 
@@ -87,42 +87,44 @@ def test_a_change_of_the_rate_starts_the_waiting_anew() -> None:
 
 def test_the_proposal_says_what_and_why_and_only_where_the_rate_is_the_operators() -> None:
     stuck = state_after(0.9, 0.8, 0.8, 0.8, 0.8)
-    found = proposal(MANUAL, stuck, 0.01)
+    found = proposed_drop(MANUAL, stuck, 0.01)
     assert found and found["rate"] == pytest.approx(0.001) and found["factor"] == 0.1
     assert "for 3 epochs (lowest 80.00%)" in found["reason"]
     plateau = replace(MANUAL, schedule="plateau")
-    assert proposal(plateau, stuck, 0.01) is None  # it does so by itself
-    taken = act_event(act(rate=0.01), State(step=1, position=10), SAMPLES, Rates(0.02, 0.02))
-    assert proposal(plateau, replace(stuck, events=(taken,)), 0.01)
+    assert proposed_drop(plateau, stuck, 0.01) is None  # it does so by itself
+    taken = act_event(act(rate=0.01), RunState(step=1, position=10), SAMPLES, Rates(0.02, 0.02))
+    assert proposed_drop(plateau, replace(stuck, events=(taken,)), 0.01)
     drops = tuple(
-        rate_event(State(step=s, position=10), SAMPLES, Rates(1, 1), Rates(0.1, 0.1), "alice", manual=True)
+        rate_event(RunState(step=s, position=10), SAMPLES, Rates(1, 1), Rates(0.1, 0.1), "alice", manual=True)
         for s in (1, 2, 3)
     )
-    assert proposal(MANUAL, replace(stuck, events=drops), 0.01) is None  # the paper has three
+    assert proposed_drop(MANUAL, replace(stuck, events=drops), 0.01) is None  # the paper has three
 
 
 def test_the_desk_hands_on_in_order_and_refuses_what_is_too_much_or_too_late() -> None:
-    desk = Desk()
-    asked = [desk.ask(Act(kind="checkpoint", author=str(i))) for i in range(MOST)]
+    control_queue = ControlQueue()
+    asked = [control_queue.submit(Act(kind="checkpoint", author=str(i))) for i in range(MAX_PENDING)]
     with pytest.raises(Refused) as error:
-        desk.ask(Act(kind="checkpoint", author="one more"))
+        control_queue.submit(Act(kind="checkpoint", author="one more"))
     assert error.value.status == 429
-    taken = desk.take()
-    assert [request.act.author for request in taken] == [str(i) for i in range(MOST)] and not desk.waiting
+    taken = control_queue.take()
+    assert [request.act.author for request in taken] == [
+        str(i) for i in range(MAX_PENDING)
+    ] and not control_queue.waiting
     taken[0].answer.set_result({})
-    desk.ask(Act(kind="stop", author="bob"))  # there is room again
-    desk.close("it is over")
+    control_queue.submit(Act(kind="stop", author="bob"))  # there is room again
+    control_queue.close("it is over")
     assert asked[0].result() == {}
     for left in asked[1:]:
         error = left.exception()
         assert isinstance(error, Refused) and (error.status, str(error)) == (409, "it is over")
     with pytest.raises(Refused, match="it is over"):
-        desk.ask(Act(kind="pause", author="late"))
-    assert desk.take() == []
+        control_queue.submit(Act(kind="pause", author="late"))
+    assert control_queue.take() == []
 
 
 def test_a_curve_keeps_few_points_that_average_all_steps() -> None:
-    curve = Curve(most=8)
+    curve = LossCurve(most=8)
     for step in range(1, 1001):
         curve.add(step, step / 10, float(step))
     columns = curve.columns()
@@ -131,7 +133,7 @@ def test_a_curve_keeps_few_points_that_average_all_steps() -> None:
     assert all(b - a == width for a, b in zip(columns["step"], columns["step"][1:], strict=False))
     for step, loss in zip(columns["step"], columns["loss"], strict=True):
         assert loss == step - (width - 1) / 2  # the mean of the steps up to it
-    resumed = Curve.of([Point(int(s), 0.0, 1.0) for s in columns["step"]], most=8)
+    resumed = LossCurve.resumed([Point(int(s), 0.0, 1.0) for s in columns["step"]], most=8)
     for step in range(1001, 3001):
         resumed.add(step, 0.0, 1.0)
     steps = resumed.columns()["step"]

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.command import InputError
-from service.run.lock import locked
+from service.run.lock import lock_run
 
 
 def test_a_run_folder_has_one_worker(tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(InputError, match="another worker is training in"), locked(tmp_path):
+    with lock_run(tmp_path), pytest.raises(InputError, match="another worker is training in"), lock_run(tmp_path):
         pass
-    with locked(tmp_path):
+    with lock_run(tmp_path):
         pass

@@ -1,10 +1,10 @@
 """What a person sees of a run."""
 
-from service.telemetry.console import Speed
+from service.telemetry.console import Throughput
 
 
 def test_speed_is_pictures_and_waiting_over_the_window() -> None:
-    speed = Speed()
+    speed = Throughput()
     assert speed.rates() == (0.0, 0.0)
     for second in range(40):
         speed.add(float(second), 100 if second < 20 else 200, 0.25)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from processes import command, losses, rank_pids, run, start, wait_until
-from service.run.checkpoint import newest
+from service.run.checkpoint import newest_checkpoint
 
 
 def launch(shards: Path, out: Path, count: int, *options: str) -> list[str]:
@@ -20,7 +20,7 @@ def test_a_stop_is_143_when_all_is_saved_and_a_finished_run_0(shards: Path, tmp_
     output = worker.communicate()[0]
     assert worker.returncode == 143, output
     assert "Traceback" not in output
-    checkpoint = newest(tmp_path, print)
+    checkpoint = newest_checkpoint(tmp_path, print)
     assert checkpoint and checkpoint.state.step == max(losses(tmp_path))
     steps = checkpoint.state.step + 1
     for count in (2, 1):  # the second time there is nothing left to do

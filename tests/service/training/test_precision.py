@@ -16,12 +16,12 @@ from torch.utils._pytree import tree_leaves
 
 import model.precision
 from model.alexnet import AlexNet
-from model.precision import Chosen, bfloat16_instructions, choose_precision, emulated
-from model.step import Controls, compiled_train_step, train_step
+from model.precision import ChosenPrecision, bfloat16_instructions, choose_precision, emulated
+from model.step import StepControls, compiled_train_step, train_step
 from processes import command, run
-from service.run.checkpoint import newest
+from service.run.checkpoint import newest_checkpoint
 from service.run.config import RECIPES, RUN_FILE
-from service.training.setup import precision_of
+from service.training.setup import decide_precision
 from steps import TOLD, Bench, examples
 
 CPU = torch.device("cpu")
@@ -46,7 +46,7 @@ def test_a_processor_that_may_not_use_them_computes_in_float32_and_has_compiled_
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | WITHOUT)
     chosen, tag = answer.stdout.splitlines()
-    assert chosen == str(Chosen("float32", "this processor has no bfloat16 instructions")), answer.stderr
+    assert chosen == str(ChosenPrecision("float32", "this processor has no bfloat16 instructions")), answer.stderr
     compiled_train_step()
     assert torch.compiler.config.cache_key_tag.split(maxsplit=1)[1:] == list(filter(None, [bfloat16_instructions(CPU)]))
     assert tag.split() == [torch.backends.cpu.get_cpu_capability()]
@@ -56,18 +56,18 @@ def test_a_processor_that_may_not_use_them_computes_in_float32_and_has_compiled_
 def test_what_suits_what_is_kept_and_what_is_asked(native: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model.precision, "bfloat16_instructions", lambda device: native)
     suits = "mixed" if native else "float32"
-    assert choose_precision(CPU).precision == suits == precision_of("auto", None, CPU).precision
+    assert choose_precision(CPU).precision == suits == decide_precision("auto", None, CPU).precision
     for kept in ("float32", "mixed", "bfloat16"):
         slow = kept != "float32" and not native
         assert emulated(kept, CPU) == slow
         for chosen in (
-            precision_of("auto", kept, CPU),
-            precision_of(kept, None, CPU),
-            precision_of(kept, "mixed", CPU),
+            decide_precision("auto", kept, CPU),
+            decide_precision(kept, None, CPU),
+            decide_precision(kept, "mixed", CPU),
         ):
             assert chosen.precision == kept
             assert ("emulated" in chosen.reason and "--model.precision float32" in chosen.reason) == slow
-    assert precision_of("float32", "mixed", CPU).reason == "as asked, mixed before"
+    assert decide_precision("float32", "mixed", CPU).reason == "as asked, mixed before"
 
 
 def test_every_recipe_takes_what_suits_and_a_network_only_what_was_decided() -> None:
@@ -95,7 +95,7 @@ def test_float32_leaves_no_bfloat16_anywhere(precision) -> None:
     """Neither in the normalisation's sums nor in the first convolution's form, forward or backward."""
     bench = Bench(replace(Bench().model.config, precision=precision))
     with Types() as types:
-        train_step(bench.training, Controls(torch.zeros(2), TOLD), examples())
+        train_step(bench.training, StepControls(torch.zeros(2), TOLD), examples())
     assert (torch.bfloat16 in types.seen) == (precision != "float32")
 
 
@@ -109,7 +109,7 @@ def test_a_resume_keeps_the_precision_until_an_operator_changes_it(shards: Path,
         return line
 
     def kept() -> tuple[str, list[dict[str, Any]]]:
-        checkpoint = newest(out, print)
+        checkpoint = newest_checkpoint(out, print)
         assert checkpoint
         assert json.loads((out / RUN_FILE).read_text()) == checkpoint.run
         return checkpoint.run["model"]["precision"], list(checkpoint.state.events)

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from paths import HELPERS
 from processes import command, losses, rank_pids, records, run, start, torchrun, wait_until, weights
-from service.run.checkpoint import FOLDER, newest
+from service.run.checkpoint import FOLDER, newest_checkpoint
 
 WORKER = str(HELPERS / "recording_worker.py")
 # Float64 sums in another order: the norm of the difference over the norm. A step errs by some hundred times 2^-53 of
@@ -112,7 +112,7 @@ def test_what_one_rank_is_told_all_do_and_each_has_its_metrics(shards: Path, tmp
         assert found["trainer_loss"] > 0
     os.kill(rank_pids(launcher)[1], signal.SIGTERM)  # rank 1 alone
     output = launcher.communicate()[0]
-    checkpoint = newest(tmp_path, print)
+    checkpoint = newest_checkpoint(tmp_path, print)
     assert checkpoint and f"stopped by another rank at step {checkpoint.state.step}, saved" in output
     assert checkpoint.state.step == max(losses(tmp_path))
     codes = [line for line in output.splitlines() if "exitcode" in line]
@@ -175,7 +175,7 @@ def test_a_host_that_dies_is_done_without_and_its_replacement_is_taken_in(shards
 
 def restarts(out: Path) -> int:
     """That the newest checkpoint tells of."""
-    checkpoint = newest(out, lambda warning: None)
+    checkpoint = newest_checkpoint(out, lambda warning: None)
     return checkpoint.state.restarts if checkpoint else 0
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from model.alexnet import ModelConfig
 from model.flop import training_flop
 from processes import command, losses, records, run, small_shards, start, wait_until, weights
-from service.run.checkpoint import FOLDER, checkpoints, newest, save
+from service.run.checkpoint import FOLDER, checkpoints, newest_checkpoint, save_checkpoint
 
 
 def assert_same_end(out: Path, reference: Path, step: int) -> None:
@@ -44,7 +44,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(shards: Path, tmp_path: 
     worker.send_signal(signal.SIGTERM)
     output = worker.communicate()[0]
     assert worker.returncode == 143, output
-    stopped = newest(broken, print)
+    stopped = newest_checkpoint(broken, print)
     assert stopped and 4 <= stopped.state.step < 9, "the signal came too late"
 
     worker = start(command(shards, broken, *options))
@@ -67,7 +67,7 @@ def test_ctrl_c_saves_and_exits_130(shards: Path, tmp_path: Path) -> None:
     worker.send_signal(signal.SIGINT)
     output = worker.communicate()[0]
     assert worker.returncode == 130, output
-    checkpoint = newest(tmp_path, print)
+    checkpoint = newest_checkpoint(tmp_path, print)
     assert checkpoint and checkpoint.state.step == max(losses(tmp_path))
     assert "stopped by SIGINT" in output
 
@@ -90,13 +90,13 @@ def test_a_stop_during_validation_leaves_it_to_the_resume(shards: Path, tmp_path
     """The last step done, its validation not: a checkpoint without the last error, made by taking it out."""
     arguments = command(shards, tmp_path, "--epochs", "1")
     assert run(arguments)[0] == 0
-    checkpoint = newest(tmp_path, print)
+    checkpoint = newest_checkpoint(tmp_path, print)
     assert checkpoint and len(checkpoint.state.history) == 1
     tensors = {f.name: load_file(f) for f in sorted(checkpoint.path.glob("*.safetensors"))}
-    save(tmp_path, replace(checkpoint.state, history=()), tensors, checkpoint.run)
+    save_checkpoint(tmp_path, replace(checkpoint.state, history=()), tensors, checkpoint.run)
     status, output = run(arguments)
     assert status == 0 and "epoch 1: validation" in output
-    again = newest(tmp_path, print)
+    again = newest_checkpoint(tmp_path, print)
     assert again and again.state.history == checkpoint.state.history
 
 
@@ -154,7 +154,7 @@ def test_metrics_and_health_are_served_while_it_trains(shards: Path, tmp_path: P
     assert first["trainer_nonfinite_steps_total"] == 0 and first["trainer_checkpoint_failures_total"] == 0
     flop = training_flop(ModelConfig(fc_width=64), classes=3, crop=67)
     assert first["trainer_mfu_ratio"] == pytest.approx(first["trainer_samples_per_second"] * flop / 1e9)
-    newest_files = newest(tmp_path, print)
+    newest_files = newest_checkpoint(tmp_path, print)
     assert newest_files and first["trainer_checkpoint_size_bytes"] == pytest.approx(
         sum(f.stat().st_size for f in newest_files.path.iterdir()), rel=0.01
     )  # its state grows by a few bytes a step
@@ -175,7 +175,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoi
     status, output = run(command(shards, tmp_path, *options))
     assert status == 1, output
     assert "expected finite numbers" in output and "last good checkpoint" in output and "lower --optim.lr" in output
-    checkpoint = newest(tmp_path, print)
+    checkpoint = newest_checkpoint(tmp_path, print)
     assert checkpoint and str(checkpoint.path) in output
     assert all(torch.isfinite(t).all() for t in weights(tmp_path, checkpoint.state.step).values())
     assert max(losses(tmp_path)) == checkpoint.state.step  # the bad step is not logged as done

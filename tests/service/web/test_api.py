@@ -25,7 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.command import InputError
 from processes import command, descendants, run, start, torchrun, wait_until
-from service.run.checkpoint import newest
+from service.run.checkpoint import newest_checkpoint
 from service.web.server_process import check_tls
 from service.web.tokens import author_of, read_tokens
 from service.web.uvicorn_limits import BODY_BYTES, CONNECTIONS, REQUEST_SECONDS
@@ -151,7 +151,7 @@ def test_the_pictures_are_those_that_are_trained_on(client: Client) -> None:
 def test_acts_are_done_before_they_are_answered_and_are_on_disk(client: Client) -> None:
     status, done = client.post("/api/checkpoint", body={"reason": "before the storm"})
     assert status == 200, done
-    checkpoint = newest(client.out, print)
+    checkpoint = newest_checkpoint(client.out, print)
     assert checkpoint and checkpoint.path.name == done["checkpoint"]
     assert checkpoint.state.events[-1] == done["event"]
     assert (done["event"]["author"], done["event"]["reason"]) == ("alice", "before the storm")
@@ -367,7 +367,7 @@ def test_tls_serves_who_trusts_it_while_others_say_nothing_and_a_posted_stop_end
         assert status == 200, done
         output = client.process.communicate()[0]
     assert client.process.returncode == 0 and "stopped by alice" in output, output
-    checkpoint = newest(out, print)
+    checkpoint = newest_checkpoint(out, print)
     assert checkpoint and checkpoint.path.name == done["checkpoint"]
     assert checkpoint.state.events[-1]["reason"] == "enough"
 
@@ -406,7 +406,7 @@ def test_all_ranks_act_at_the_same_step(shards: Path, tokens: Path, tmp_path: Pa
         client.process.send_signal(signal.SIGTERM)  # a signal ends a pause too
         output = client.process.communicate()[0]
     assert "saved" in output, output
-    checkpoint = newest(tmp_path, print)
+    checkpoint = newest_checkpoint(tmp_path, print)
     kinds = ["learning-rate", "pause", "resume", "pause"]
     assert checkpoint and [event["kind"] for event in checkpoint.state.events] == kinds
 

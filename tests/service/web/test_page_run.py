@@ -9,7 +9,7 @@ from selenium.webdriver import Chrome
 from browser import HERE, WHY_NOT, Page, chromium
 from page_server import TOKEN
 from processes import command, start, wait_until
-from service.run.checkpoint import newest
+from service.run.checkpoint import newest_checkpoint
 
 pytestmark = pytest.mark.skipif(not HERE, reason=WHY_NOT)
 
@@ -59,7 +59,7 @@ def test_a_run_is_watched_steered_and_stopped_from_its_page(driver: Chrome, shar
         page.until_text("#answer", "Stopped at step ")
         page.until_text("#lost", "The run has ended")
         assert wait_until(lambda: process.poll() is not None, process)
-        found = newest(out, print)
+        found = newest_checkpoint(out, print)
         assert found and f": {found.path.name}." in page.text("#answer")
         assert page.run("return violations") == []
         assert page.foreign_requests() == []

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.telemetry.heartbeat import Heart
+from service.telemetry.heartbeat import Heartbeat
 from service.telemetry.metrics import Metrics
-from service.web.status import alerts, known
+from service.web.status import alerts, finite_or_none
 
 
 def told(metrics: Metrics, health: str = "ok", failed: str = "", **stands: object) -> list[str]:
@@ -22,7 +22,7 @@ def test_each_alert_is_there_when_its_cause_is_and_only_then(tmp_path: Path) -> 
     assert told(metrics, failed="checkpoint of step 3 failed") == ["TrainerCheckpointFailing"]
     assert told(metrics, data_wait_ratio=0.3) == ["TrainerDataWaitHigh"]
     assert told(metrics, proposal={"reason": "no new lowest error"}) == ["TrainerPlateau"]
-    metrics.watch(Heart(600), tmp_path, None)
+    metrics.watch(Heartbeat(600), tmp_path, None)
     free = metrics.values()["trainer_disk_bytes free"]
     metrics.checkpoint_bytes.set(free / 4)
     assert told(metrics) == []
@@ -35,7 +35,7 @@ def test_each_alert_is_there_when_its_cause_is_and_only_then(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("value", "expected"), [(1.5, 1.5), (None, None), (float("nan"), None), (float("inf"), None)])
 def test_a_number_that_json_has_not_is_null(value: float | None, expected: float | None) -> None:
-    assert known(value) == expected
+    assert finite_or_none(value) == expected
 
 
 def test_alike_acts_of_a_pause_are_one_series_with_the_later_time() -> None:
