@@ -3,20 +3,42 @@
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 from pipeline.command import InputError
-from service.diagnostics import data as checks_data
-from service.diagnostics import disk as checks_disk
-from service.diagnostics import gpu as checks_gpu
-from service.diagnostics import host as checks_host
-from service.diagnostics import software as checks_torch
 from service.diagnostics.cgroup import limits
+from service.diagnostics.data import find_data, judge_data, judge_reading
+from service.diagnostics.disk import find_disk, judge_disk
+from service.diagnostics.environment import judge_python
 from service.diagnostics.finding import Finding, unmendable, with_flags, worst
-from service.diagnostics.probes import CUDA_SECONDS, READ_SECONDS, TORCH_SECONDS, Probe, run_probe
+from service.diagnostics.gpu import (
+    Driver,
+    find_docker,
+    find_driver,
+    hidden_gpus,
+    judge_cuda,
+    judge_decoding,
+    judge_docker,
+    judge_driver,
+    judge_nccl,
+)
+from service.diagnostics.memory import find_memory, find_shared_memory, judge_memory, judge_shared_memory
+from service.diagnostics.network import find_descriptors, find_ports, judge_descriptors, judge_ports
+from service.diagnostics.probes import CUDA_SECONDS, READ_SECONDS, TORCH_SECONDS, Outcome, Probe, run_probe
+from service.diagnostics.processor import find_cores, find_processor, judge_cores, judge_processor
+from service.diagnostics.software import (
+    dali_version,
+    find_compiler,
+    find_decoder,
+    judge_compiler,
+    judge_dali,
+    judge_torch,
+)
+
+T = TypeVar("T")
 
 STDOUT: Final = "-"
 PLACEHOLDER: Final = "SHARDS"
@@ -63,72 +85,103 @@ class CheckResult(NamedTuple):
     facts: Any
 
 
-def run_checks(options: Options, tell: Callable[[str], None]) -> Iterator[CheckResult]:
-    """Every check in turn. tell: what is being looked at, for whoever waits."""
+Tell = Callable[[str], None]  # what is being looked at, for whoever waits
+Checks = Generator[CheckResult, None, T]
+
+
+def run_checks(options: Options, tell: Tell) -> Iterator[CheckResult]:
+    """Every check in turn."""
+    torch = yield from _check_python_and_torch(tell)
+    yield from _check_processor_and_memory(torch.value)
+    driver, gpus = yield from _check_gpus(options, torch.value, tell)
+    decoding_failure = yield from _check_libraries(torch, gpus, tell)
+    yield from _check_host(options, torch.value, driver, gpus, tell)
+    if options.data.shards is not None:
+        reads = not decoding_failure and not torch.why
+        yield from _check_data(options.data.shards, reads, gpus, tell)
+
+
+def _check_python_and_torch(tell: Tell) -> Checks[Outcome]:
+    """Of torch: what the probe said of it."""
     with Probe("torch", seconds=TORCH_SECONDS) as probe:
         tell("torch")
-        yield CheckResult(checks_host.judge_python(sys.version_info[:3], sys.executable), None)
-        tried = probe.outcome()
-    torch, allowed = tried.value, limits()
-    yield CheckResult(checks_torch.judge_torch(tried), tried)
-    processor = checks_host.find_processor(torch)
-    yield CheckResult(checks_host.judge_processor(processor), processor)
-    cores = checks_host.find_cores(torch, allowed)
-    yield CheckResult(checks_host.judge_cores(cores), cores)
-    memory = checks_host.find_memory(torch, allowed)
-    yield CheckResult(checks_host.judge_memory(memory), memory)
+        yield CheckResult(judge_python(sys.version_info[:3], sys.executable), None)
+        torch = probe.outcome()
+    yield CheckResult(judge_torch(torch), torch)
+    return torch
 
-    driver = checks_gpu.find_driver()
-    found = checks_gpu.judge_driver(driver, torch.get("cuda"), options.device)
-    gpus = 0
+
+def _check_processor_and_memory(torch: dict[str, Any]) -> Checks[None]:
+    allowed = limits()
+    processor = find_processor(torch)
+    yield CheckResult(judge_processor(processor), processor)
+    cores = find_cores(torch, allowed)
+    yield CheckResult(judge_cores(cores), cores)
+    memory = find_memory(torch, allowed)
+    yield CheckResult(judge_memory(memory), memory)
+
+
+def _check_gpus(options: Options, torch: dict[str, Any], tell: Tell) -> Checks[tuple[Driver, int]]:
+    """The driver, and how many GPUs there are to train on."""
+    driver = find_driver()
+    found = judge_driver(driver, torch.get("cuda"), options.device)
     if options.device == "cpu" and (driver.gpus or driver.on_bus):
         found = found._replace(status="ok", follows="", remedy="", found=f"not asked for: {found.found}")
     yield CheckResult(found, driver)
-    if driver.gpus and torch.get("cuda") and options.device != "cpu" and found.status == "ok":
-        tell("CUDA")
-        computed = run_probe("gpus", seconds=CUDA_SECONDS)
-        yield CheckResult(checks_gpu.judge_cuda(computed, options.device, checks_gpu.hidden_gpus()), computed)
-        gpus = len(computed.value.get("gpus", ()))
-    if not tried.why:
+    if not driver.gpus or not torch.get("cuda") or options.device == "cpu" or found.status != "ok":
+        return driver, 0
+    tell("CUDA")
+    computed = run_probe("gpus", seconds=CUDA_SECONDS)
+    yield CheckResult(judge_cuda(computed, options.device, hidden_gpus()), computed)
+    return driver, len(computed.value.get("gpus", ()))
+
+
+def _check_libraries(torch: Outcome, gpus: int, tell: Tell) -> Checks[str]:
+    """Why DALI does not decode on the CPU; empty where it does."""
+    if not torch.why:
         tell("the compiler")
-        compiler = checks_torch.find_compiler(torch)
-        yield CheckResult(checks_torch.judge_compiler(compiler, gpus > 0), compiler)
+        compiler = find_compiler(torch.value)
+        yield CheckResult(judge_compiler(compiler, gpus > 0), compiler)
     tell("DALI")
-    failure = checks_torch.find_decoder("cpu")
-    yield CheckResult(checks_torch.judge_dali(checks_torch.dali_version(), failure), {"failure": failure})
+    failure = find_decoder("cpu")
+    yield CheckResult(judge_dali(dali_version(), failure), {"failure": failure})
     if gpus and not failure:
         tell("decoding on the GPU")
-        on_gpu = checks_torch.find_decoder("gpu")
-        yield CheckResult(checks_gpu.judge_decoding(on_gpu), {"failure": on_gpu})
+        on_gpu = find_decoder("gpu")
+        yield CheckResult(judge_decoding(on_gpu), {"failure": on_gpu})
     if gpus > 1:
         tell("NCCL")
         exchanged = run_probe("exchange", "cuda", str(gpus), seconds=CUDA_SECONDS)
-        yield CheckResult(checks_gpu.judge_nccl(exchanged, gpus), exchanged)
+        yield CheckResult(judge_nccl(exchanged, gpus), exchanged)
+    return failure
 
+
+def _check_host(options: Options, torch: dict[str, Any], driver: Driver, gpus: int, tell: Tell) -> Checks[None]:
     tell("the disk")
-    disk = checks_disk.find_disk(options.out)
-    yield CheckResult(checks_disk.judge_disk(disk, torch.get("parameters", {}).get("paper", 0)), disk)
-    shm = checks_host.find_shared_memory()
-    yield CheckResult(checks_host.judge_shared_memory(shm, gpus), shm)
-    descriptors = checks_host.find_descriptors()
-    yield CheckResult(checks_host.judge_descriptors(descriptors), descriptors)
-    ports = checks_host.find_ports(options.host, options.port, max(1, gpus))
-    yield CheckResult(checks_host.judge_ports(ports), ports)
+    disk = find_disk(options.out)
+    yield CheckResult(judge_disk(disk, torch.get("parameters", {}).get("paper", 0)), disk)
+    shared_memory = find_shared_memory()
+    yield CheckResult(judge_shared_memory(shared_memory, gpus), shared_memory)
+    descriptors = find_descriptors()
+    yield CheckResult(judge_descriptors(descriptors), descriptors)
+    ports = find_ports(options.host, options.port, max(1, gpus))
+    yield CheckResult(judge_ports(ports), ports)
     tell("Docker")
-    docker = checks_gpu.find_docker()
-    if finding := checks_gpu.judge_docker(docker, len(driver.gpus)):
+    docker = find_docker()
+    if finding := judge_docker(docker, len(driver.gpus)):
         yield CheckResult(finding, docker)
 
-    if options.data.shards is None:
-        return
+
+def _check_data(shards: Path, reads: bool, gpus: int, tell: Tell) -> Checks[None]:
+    """reads: whether DALI and torch work, so that the data set can be read for a while."""
     tell("the data set")
-    data = checks_data.find_data(options.data.shards)
-    judged = checks_data.judge_data(data)
-    yield CheckResult(judged, data)
-    if judged.status != "failed" and not failure and not tried.why:
+    data = find_data(shards)
+    found = judge_data(data)
+    yield CheckResult(found, data)
+    if reads and found.status != "failed":
         device, crop = "gpu" if gpus else "cpu", str(crop_of(data.side, gpus)[1])
         read = run_probe("read", data.shards, crop, device, seconds=CUDA_SECONDS + READ_SECONDS)
-        yield CheckResult(checks_data.judge_reading(read, data.shards), read)
+        yield CheckResult(judge_reading(read, data.shards), read)
 
 
 def crop_of(side: int, gpus: int) -> tuple[str, int]:

@@ -10,8 +10,8 @@ from typing import Any, Final, Literal
 
 import pynvml
 
+from service.diagnostics.environment import variables
 from service.diagnostics.finding import Finding, size
-from service.diagnostics.host import variables
 from service.diagnostics.probes import Outcome
 
 DOCKER_SECONDS: Final = 10.0

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from pipeline.load.probe import decoder_failure
 from service.diagnostics.disk import existing_parent
+from service.diagnostics.environment import variables
 from service.diagnostics.finding import Finding
-from service.diagnostics.host import variables
 from service.diagnostics.probes import LOAD_SECONDS, Outcome, last_words, run_probe
 
 OLDEST_TORCH: Final = (2, 11)

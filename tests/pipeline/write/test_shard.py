@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 import nvidia.dali.fn as fn
+import PIL
 import pytest
 from nvidia.dali.pipeline import Pipeline
 from wds2idx import IndexCreator  # DALI's own index writer
@@ -25,7 +26,6 @@ from paths import REAL_PICTURES
 from pictures import decoded, encoded, photo, tree_bytes, write_tree
 from pipeline.command import InputError
 from pipeline.manifest import load_dataset, load_mean, load_samples
-from pipeline.picture import jpeg
 from pipeline.picture.jpeg import to_jpeg
 from pipeline.shard import ShardOptions, main, shard
 from processes import wait_until
@@ -230,7 +230,7 @@ def test_another_data_set_is_not_overwritten(
     source: Path, shards: Path, changes: dict[str, Any], named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if named == "encoder":
-        monkeypatch.setattr(jpeg.PIL, "__version__", "1.0")
+        monkeypatch.setattr(PIL, "__version__", "1.0")
     before = tree_bytes(shards)
     with pytest.raises(InputError, match=named):
         shard(options(source, shards, **changes))

@@ -18,15 +18,34 @@ import pytest
 from paths import ROOT
 from pipeline.command import InputError
 from processes import command, run
-from service.diagnostics import data as checks_data
-from service.diagnostics import disk as checks_disk
-from service.diagnostics import gpu as checks_gpu
-from service.diagnostics import host as checks_host
-from service.diagnostics import software as checks_torch
 from service.diagnostics.cgroup import Limits, limits
 from service.diagnostics.checks import DEMO_CROP, Options
+from service.diagnostics.data import find_data, judge_data
+from service.diagnostics.disk import KEPT, Disk, find_disk, judge_disk
+from service.diagnostics.environment import judge_python
 from service.diagnostics.finding import Finding, unmendable, with_flags, worst
+from service.diagnostics.gpu import (
+    Docker,
+    Driver,
+    judge_cuda,
+    judge_decoding,
+    judge_docker,
+    judge_driver,
+    judge_nccl,
+    runs_on,
+)
+from service.diagnostics.memory import (
+    BATCH,
+    Memory,
+    SharedMemory,
+    find_shared_memory,
+    judge_memory,
+    judge_shared_memory,
+)
+from service.diagnostics.network import Descriptors, Ports, find_ports, judge_descriptors, judge_ports
 from service.diagnostics.probes import Outcome, last_words, run_probe
+from service.diagnostics.processor import Cores, Processor, judge_cores, judge_processor
+from service.diagnostics.software import Compiler, judge_compiler, judge_dali, judge_torch
 from service.run.config import RECIPES, Run
 from service.run.lock import lock_run
 from service.web.listener import listen
@@ -128,28 +147,25 @@ def test_a_full_disk(tmp_path: Path) -> None:
             while True:
                 filler.write(bytes(2**16))
                 filler.flush()
-        there = checks_disk.find_disk(tmp_path / "run")
+        there = find_disk(tmp_path / "run")
         assert os.listdir(tmp_path) == ["filler"]
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
     assert there.full and there.tried == str(tmp_path)
-    finding = checks_disk.judge_disk(there, PARAMETERS["paper"])
+    finding = judge_disk(there, PARAMETERS["paper"])
     assert finding.status == "failed" and "No space left" in finding.found and "--out" in finding.remedy
     assert unmendable([finding]) == ["disk"]
 
 
 def test_no_shared_memory(tmp_path: Path) -> None:
-    missing = checks_host.find_shared_memory(tmp_path / "shm")
-    finding = checks_host.judge_shared_memory(missing)
+    missing = find_shared_memory(tmp_path / "shm")
+    finding = judge_shared_memory(missing)
     assert finding.status == "warning" and "is not there" in finding.found and "--shm-size" in finding.remedy
-    several = checks_host.judge_shared_memory(missing, gpus=2)
+    several = judge_shared_memory(missing, gpus=2)
     assert several.status == "failed" and several.flags
-    there = checks_host.find_shared_memory(tmp_path)
+    there = find_shared_memory(tmp_path)
     assert not there.trouble and there.free > 0 and not list(tmp_path.iterdir())
-    assert (
-        checks_host.judge_shared_memory(checks_host.SharedMemory(path="/dev/shm", trouble="", free=64 * 2**20)).status
-        == "ok"
-    )
+    assert judge_shared_memory(SharedMemory(path="/dev/shm", trouble="", free=64 * 2**20)).status == "ok"
 
 
 def test_dali_that_cannot_be_imported(tmp_path: Path) -> None:
@@ -163,7 +179,7 @@ def test_dali_that_cannot_be_imported(tmp_path: Path) -> None:
         check=True,
     ).stdout.strip()
     assert "no such luck" in failure
-    finding = checks_torch.judge_dali("2.4.0", failure)
+    finding = judge_dali("2.4.0", failure)
     assert finding.status == "failed" and "no such luck" in finding.found and finding.remedy
 
 
@@ -192,13 +208,13 @@ def test_wrong_calls_get_one_line(options: tuple[str, ...], words: str) -> None:
     assert len(errors.splitlines()) == 1 and words in errors
 
 
-def driver(version: str = "580.65.06", cuda: tuple[int, int] = (13, 0)) -> checks_gpu.Driver:
-    return checks_gpu.Driver(on_bus=1, version=version, cuda=cuda, gpus=("NVIDIA H100",), free=(80 * 10**9,))
+def driver(version: str = "580.65.06", cuda: tuple[int, int] = (13, 0)) -> Driver:
+    return Driver(on_bus=1, version=version, cuda=cuda, gpus=("NVIDIA H100",), free=(80 * 10**9,))
 
 
-NO_ANSWER = checks_gpu.Driver(complaint="Driver/library version mismatch", on_bus=1)
-NO_DRIVER = checks_gpu.Driver(complaint="NVML Shared Library Not Found", on_bus=1)
-NO_GPU = checks_gpu.Driver(complaint="NVML Shared Library Not Found")
+NO_ANSWER = Driver(complaint="Driver/library version mismatch", on_bus=1)
+NO_DRIVER = Driver(complaint="NVML Shared Library Not Found", on_bus=1)
+NO_GPU = Driver(complaint="NVML Shared Library Not Found")
 
 
 @pytest.mark.parametrize(
@@ -223,8 +239,8 @@ NO_GPU = checks_gpu.Driver(complaint="NVML Shared Library Not Found")
         (NO_GPU, None, "gpu", "failed", "--device cpu"),
     ],
 )
-def test_drivers(there: checks_gpu.Driver, torch_cuda: str | None, wanted: Any, status: str, words: str) -> None:
-    finding = checks_gpu.judge_driver(there, torch_cuda, wanted)
+def test_drivers(there: Driver, torch_cuda: str | None, wanted: Any, status: str, words: str) -> None:
+    finding = judge_driver(there, torch_cuda, wanted)
     assert finding.status == status and words in " ".join(finding[2:5])
     assert bool(finding.flags) == (status == "failed")  # auto falls back by itself
 
@@ -242,37 +258,37 @@ def test_drivers(there: checks_gpu.Driver, torch_cuda: str | None, wanted: Any, 
     ],
 )
 def test_architectures(capability: tuple[int, int], built_for: list[str], runs: bool) -> None:
-    assert checks_gpu.runs_on(capability, built_for) == runs
+    assert runs_on(capability, built_for) == runs
     gpu = {"name": "GPU", "capability": list(capability), "bfloat16": "", "precision": "float32"}
-    finding = checks_gpu.judge_cuda(Outcome({"gpus": [gpu], "built_for": built_for}), "auto")
+    finding = judge_cuda(Outcome({"gpus": [gpu], "built_for": built_for}), "auto")
     assert finding.status == ("ok" if runs else "warning")
 
 
 def test_cuda_that_does_not_start_or_hides_its_gpus() -> None:
-    broken = checks_gpu.judge_cuda(Outcome({}, "no answer in 120 s"), "auto")
+    broken = judge_cuda(Outcome({}, "no answer in 120 s"), "auto")
     assert broken.status == "failed" and broken.flags == ("--device cpu",) and "no answer" in broken.found
-    hidden = checks_gpu.judge_cuda(Outcome({"gpus": []}), "auto", hidden="")
+    hidden = judge_cuda(Outcome({"gpus": []}), "auto", hidden="")
     assert hidden.status == "warning" and "unset CUDA_VISIBLE_DEVICES" in hidden.remedy
-    assert checks_gpu.judge_decoding("ended by SIGSEGV").flags == ("--data.decoder cpu",)
-    assert checks_gpu.judge_decoding("").status == "ok"
-    apart = checks_gpu.judge_nccl(Outcome({}, "no answer in 120 s"), 2)
+    assert judge_decoding("ended by SIGSEGV").flags == ("--data.decoder cpu",)
+    assert judge_decoding("").status == "ok"
+    apart = judge_nccl(Outcome({}, "no answer in 120 s"), 2)
     assert apart.status == "failed" and apart.flags == ("CUDA_VISIBLE_DEVICES=0",)
 
 
 @pytest.mark.parametrize(
     ("there", "gpus", "status", "words"),
     [
-        (checks_gpu.Docker(complaint="Is the daemon running?"), 0, "warning", "Is the daemon running?"),
-        (checks_gpu.Docker(version="28.2"), 0, "ok", "compose.cpu.yml"),
-        (checks_gpu.Docker(version="28.2", runtimes=("runc",)), 1, "warning", "nvidia-ctk"),
-        (checks_gpu.Docker(version="28.2", runtimes=("nvidia", "runc")), 1, "ok", "28.2"),
-        (checks_gpu.Docker(version="28.2", devices=("nvidia.com/gpu=0",)), 1, "ok", "28.2"),
+        (Docker(complaint="Is the daemon running?"), 0, "warning", "Is the daemon running?"),
+        (Docker(version="28.2"), 0, "ok", "compose.cpu.yml"),
+        (Docker(version="28.2", runtimes=("runc",)), 1, "warning", "nvidia-ctk"),
+        (Docker(version="28.2", runtimes=("nvidia", "runc")), 1, "ok", "28.2"),
+        (Docker(version="28.2", devices=("nvidia.com/gpu=0",)), 1, "ok", "28.2"),
     ],
 )
-def test_docker(there: checks_gpu.Docker, gpus: int, status: str, words: str) -> None:
-    finding = checks_gpu.judge_docker(there, gpus)
+def test_docker(there: Docker, gpus: int, status: str, words: str) -> None:
+    finding = judge_docker(there, gpus)
     assert finding and finding.status == status and words in " ".join(finding[2:5])
-    assert checks_gpu.judge_docker(None, gpus) is None
+    assert judge_docker(None, gpus) is None
 
 
 def write(files: dict[str, str], root: Path) -> None:
@@ -318,33 +334,29 @@ def test_cgroups_of_version_1_whose_path_is_the_hosts(tmp_path: Path) -> None:
 
 def cores(**facts: Any) -> Finding:
     base: dict[str, Any] = {"cores": 8, "machine": 8, "quota": None, "omp_num_threads": None, "torch_threads": 8}
-    return checks_host.judge_cores(checks_host.Cores(**base | facts))
+    return judge_cores(Cores(**base | facts))
 
 
 def memory(available: int, **facts: Any) -> Finding:
-    return checks_host.judge_memory(
-        checks_host.Memory(total=64 * 10**9, available=available, parameters=PARAMETERS, **facts)
-    )
+    return judge_memory(Memory(total=64 * 10**9, available=available, parameters=PARAMETERS, **facts))
 
 
 def ports(troubles: dict[int, str], free: int | None, host: str = "127.0.0.1") -> Finding:
-    return checks_host.judge_ports(checks_host.Ports(host=host, port=8000, troubles=troubles, free=free))
+    return judge_ports(Ports(host=host, port=8000, troubles=troubles, free=free))
 
 
 def disk(**facts: Any) -> Finding:
     base: dict[str, Any] = {"out": "run", "tried": "/data", "free": 10**12, "bytes_per_second": 1e8}
-    return checks_disk.judge_disk(checks_disk.Disk(**base | facts), PARAMETERS["paper"])
+    return judge_disk(Disk(**base | facts), PARAMETERS["paper"])
 
 
 def processor(**facts: str) -> Finding:
     base = {"name": "EPYC", "machine": "x86_64", "instructions": "AVX2", "precision": "float32"}
-    return checks_host.judge_processor(checks_host.Processor(**base | facts))
+    return judge_processor(Processor(**base | facts))
 
 
 def compiler(complaint: str, cpp: str = "g++", c: str = "/usr/bin/gcc", on_gpu: bool = False) -> Finding:
-    return checks_torch.judge_compiler(
-        checks_torch.Compiler(cpp=cpp, complaint=complaint, c=c, folder="/cache"), on_gpu
-    )
+    return judge_compiler(Compiler(cpp=cpp, complaint=complaint, c=c, folder="/cache"), on_gpu)
 
 
 @pytest.mark.parametrize(
@@ -362,14 +374,14 @@ def compiler(complaint: str, cpp: str = "g++", c: str = "/usr/bin/gcc", on_gpu: 
         (lambda: memory(2 * 10**9), "warning", "use demo"),
         (lambda: memory(5 * 10**8), "failed", "demo"),
         (lambda: memory(16 * 10**9, limit=2 * 10**9, limit_left=5 * 10**8), "failed", "cgroup"),
-        (lambda: checks_host.judge_descriptors(checks_host.Descriptors(soft=1024, hard=4096)), "ok", "1,024"),
-        (lambda: checks_host.judge_descriptors(checks_host.Descriptors(soft=256, hard=256)), "warning", "nofile"),
+        (lambda: judge_descriptors(Descriptors(soft=1024, hard=4096)), "ok", "1,024"),
+        (lambda: judge_descriptors(Descriptors(soft=256, hard=256)), "warning", "nofile"),
         (
-            lambda: checks_host.judge_descriptors(checks_host.Descriptors(soft=32, hard=4096)),
+            lambda: judge_descriptors(Descriptors(soft=32, hard=4096)),
             "failed",
             "ulimit -n 4096",
         ),
-        (lambda: checks_host.judge_descriptors(checks_host.Descriptors(soft=128, hard=4096)), "warning", "ulimit -n"),
+        (lambda: judge_descriptors(Descriptors(soft=128, hard=4096)), "warning", "ulimit -n"),
         (lambda: ports({}, None), "ok", "free"),
         (lambda: ports({8000: "Address already in use"}, 8001), "failed", "use --port 8001"),
         (lambda: ports({8000: "Cannot assign requested address"}, None, "192.0.2.1"), "failed", "--host 127.0.0.1"),
@@ -390,9 +402,9 @@ def compiler(complaint: str, cpp: str = "g++", c: str = "/usr/bin/gcc", on_gpu: 
         (lambda: compiler("trial.so: failed to map segment from shared object"), "failed", "noexec"),
         (lambda: compiler("no C++ compiler", cpp=""), "failed", "install g++"),
         (lambda: compiler("", c="", on_gpu=True), "failed", "Triton"),
-        (lambda: checks_torch.judge_torch(Outcome({"version": "2.10.1", "cuda": None})), "failed", "2.11 or newer"),
-        (lambda: checks_torch.judge_torch(Outcome({"version": "2.13.0+cu130", "cuda": "13.0"})), "ok", "CUDA 13.0"),
-        (lambda: checks_host.judge_python((3, 10, 1), "python"), "failed", "3.11"),
+        (lambda: judge_torch(Outcome({"version": "2.10.1", "cuda": None})), "failed", "2.11 or newer"),
+        (lambda: judge_torch(Outcome({"version": "2.13.0+cu130", "cuda": "13.0"})), "ok", "CUDA 13.0"),
+        (lambda: judge_python((3, 10, 1), "python"), "failed", "3.11"),
     ],
 )
 def test_judgements(judge: Callable[[], Finding], status: str, words: str) -> None:
@@ -403,26 +415,26 @@ def test_judgements(judge: Callable[[], Finding], status: str, words: str) -> No
 
 
 def test_data_sets_at_a_glance(shards: Path, tmp_path: Path) -> None:
-    sound = checks_data.find_data(shards)
+    sound = find_data(shards)
     assert sound.pictures == 30 and sound.classes == 3 and sound.side == 72
-    assert checks_data.judge_data(sound).status == "ok"
+    assert judge_data(sound).status == "ok"
     copy = tmp_path / "copy"
     shutil.copytree(shards, copy)
     (copy / "train/000000.tar").write_bytes(b"short")
     (copy / "mean.npy").unlink()
-    finding = checks_data.judge_data(checks_data.find_data(copy))
+    finding = judge_data(find_data(copy))
     assert finding.status == "failed" and "mean.npy is missing, and 1 more" in finding.follows
-    small = checks_data.judge_data(replace(sound, side=50))
+    small = judge_data(replace(sound, side=50))
     assert small.status == "failed" and "--size" in small.remedy
     (copy / "dataset.json").write_text("{}")
-    assert checks_data.judge_data(checks_data.find_data(copy)).status == "failed"
+    assert judge_data(find_data(copy)).status == "failed"
     assert run_probe("read", str(copy), "72", "cpu", seconds=60).why  # in a process of its own: this one goes on
 
 
 def test_a_folder_that_a_worker_holds_is_told_apart(tmp_path: Path) -> None:
     with lock_run(tmp_path):
-        assert checks_disk.find_disk(tmp_path).busy
-    assert not checks_disk.find_disk(tmp_path).busy
+        assert find_disk(tmp_path).busy
+    assert not find_disk(tmp_path).busy
     with lock_run(tmp_path):  # the doctor holds nothing
         pass
 
@@ -430,9 +442,9 @@ def test_a_folder_that_a_worker_holds_is_told_apart(tmp_path: Path) -> None:
 def test_ports_are_let_go() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        found = checks_host.find_ports("127.0.0.1", port)
+        found = find_ports("127.0.0.1", port)
         assert found.troubles == {port: os.strerror(98)} and found.free != port
-    assert not checks_host.find_ports("127.0.0.1", port).troubles
+    assert not find_ports("127.0.0.1", port).troubles
     with socket.create_server(("127.0.0.1", port)):
         pass
 
@@ -461,10 +473,10 @@ def test_defaults_are_service_trains() -> None:
     ours, theirs = Options(), Run()
     for name in ("out", "host", "port", "device"):
         assert getattr(ours, name) == getattr(theirs, name)
-    assert theirs.keep_checkpoints == checks_disk.KEPT
+    assert theirs.keep_checkpoints == KEPT
     demo = RECIPES["demo"][1]
-    assert (demo.data.crop, demo.batch_size) == (DEMO_CROP, checks_host.BATCH["demo"])
-    assert theirs.batch_size == checks_host.BATCH["paper"]
+    assert (demo.data.crop, demo.batch_size) == (DEMO_CROP, BATCH["demo"])
+    assert theirs.batch_size == BATCH["paper"]
 
 
 def test_what_the_doctor_imports_first_comes_with_python() -> None:

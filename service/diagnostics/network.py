@@ -1,0 +1,100 @@
+"""Checks of what the HTTP server needs: open files and a port."""
+
+import os
+import resource
+import sys
+from dataclasses import dataclass
+from typing import Final
+
+from pipeline.command import InputError
+from service.diagnostics.finding import Finding
+from service.web.listener import listen
+from service.web.uvicorn_limits import CONNECTIONS
+
+# Pipes, sockets, a few of each library; shards are mapped and their files closed. On a CPU a run does with 64.
+LEAST_FILES: Final = 64
+WORKER_FILES: Final = 256  # with room for CUDA, NCCL and compilers
+SERVER_FILES: Final = CONNECTIONS + 64  # the server raises its own soft limit to the hard one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Descriptors:
+    """How many files a process may have open."""
+
+    soft: int
+    hard: int
+
+
+def find_descriptors() -> Descriptors:
+    """The limits of this process, which its children inherit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    return Descriptors(soft=sys.maxsize if soft == unlimited else soft, hard=sys.maxsize if hard == unlimited else hard)
+
+
+def judge_descriptors(there: Descriptors) -> Finding:
+    """The worker needs the soft limit; its HTTP server raises its own to the hard one."""
+    found = f"{_count(there.soft)} open files, {_count(there.hard)} if raised"
+    if there.soft < WORKER_FILES:
+        follows = f"a worker may need {WORKER_FILES}, and fails when it cannot open one"
+        remedy = f"ulimit -n {min(there.hard, 4096)}" if there.hard >= WORKER_FILES else "raise the hard limit (nofile)"
+        return Finding("failed" if there.soft < LEAST_FILES else "warning", "files", found, follows, remedy)
+    if there.hard < SERVER_FILES:
+        follows = (
+            f"the page, metrics and control serve {CONNECTIONS} connections with {SERVER_FILES}; others have to wait"
+        )
+        return Finding(
+            "warning", "files", found, follows, "raise the hard limit (nofile in limits.conf, --ulimit in Docker)"
+        )
+    return Finding("ok", "files", found)
+
+
+def _count(number: int) -> str:
+    return "unlimited" if number == sys.maxsize else f"{number:,}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """Where the page, metrics and control are to be served."""
+
+    host: str
+    port: int
+    troubles: dict[int, str]  # why a port cannot be had
+    free: int | None = None  # the next that can, where some cannot
+
+
+def find_ports(host: str, port: int, count: int = 1) -> Ports:
+    """count: one for each process of this host, from `port` on; each is let go at once."""
+    wanted = range(port, port + count) if port else (0,)
+    troubles = {each: reason for each in wanted if (reason := _refused(host, each))}
+    free = None
+    if troubles:
+        starts = range(max(port, 1023) + 1, min(port + 100, 65535) - count + 1)
+        free = next((s for s in starts if not any(_refused(host, each) for each in range(s, s + count))), None)
+    return Ports(host=host, port=port, troubles=troubles, free=free)
+
+
+def _refused(host: str, port: int) -> str:
+    try:
+        listen(host, port).close()
+    except InputError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno and cause.errno > 0:  # negative: a name that is not found
+            return os.strerror(cause.errno)
+        return getattr(cause, "strerror", None) or str(cause)
+    return ""
+
+
+def judge_ports(there: Ports) -> Finding:
+    """A port that is taken ends a start."""
+    if not there.troubles:
+        found = f"{there.host} port {there.port} is free" if there.port else f"{there.host}, any free port"
+        return Finding("ok", "port", found)
+    port, reason = next(iter(there.troubles.items()))
+    found = f"{there.host} port {port} cannot be used ({reason})"
+    follows = "service.train does not start; whoever has the port may be another run"
+    if there.free is None:
+        flags = ("--host 127.0.0.1",) if there.host != "127.0.0.1" else ()
+        remedy = "use --host 127.0.0.1, or another address of this machine"
+        return Finding("failed", "port", found, "service.train does not start", remedy, flags)
+    return Finding("failed", "port", found, follows, f"use --port {there.free}", (f"--port {there.free}",))

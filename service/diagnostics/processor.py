@@ -1,0 +1,100 @@
+"""Checks of the processor: what it computes in, and how many cores this process gets."""
+
+import math
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from service.diagnostics.cgroup import Limits, limits
+from service.diagnostics.environment import variables
+from service.diagnostics.finding import Finding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processor:
+    """The processor, and what torch makes of it (empty where torch cannot say)."""
+
+    name: str
+    machine: str  # x86_64, aarch64
+    instructions: str = ""
+    bfloat16: str = ""
+    precision: str = ""
+
+
+def find_processor(torch: dict[str, Any], cpuinfo: Path = Path("/proc/cpuinfo")) -> Processor:
+    """torch: what probes.look_at_torch said."""
+    try:
+        lines = [line.partition(":") for line in cpuinfo.read_text().splitlines()]
+    except OSError:
+        lines = []
+    names = [value.strip() for key, _, value in lines if key.strip() == "model name"]
+    said = {name: torch.get(name, "") for name in ("instructions", "bfloat16", "precision")}
+    return Processor(name=names[0] if names else platform.machine(), machine=platform.machine(), **said)
+
+
+def judge_processor(there: Processor) -> Finding:
+    """What it computes in."""
+    words = [there.name]
+    if there.instructions and there.instructions != "DEFAULT":
+        words.append(there.instructions)
+    if there.precision:
+        words.append(there.bfloat16 or "no bfloat16 instructions")
+    found = ", ".join(words) + (f"; --model.precision auto is {there.precision}" if there.precision else "")
+    if there.machine == "x86_64" and there.instructions == "DEFAULT":
+        follows = "neither AVX2 nor AVX-512: training and decoding take several times as long"
+        return Finding(
+            "warning", "processor", found, follows, "choose another machine, or have the hypervisor pass AVX2"
+        )
+    return Finding("ok", "processor", found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cores:
+    """How much of the processor this process gets."""
+
+    cores: int  # that it may run on
+    machine: int  # that there are
+    quota: float | None  # seconds of processor time a second, by cgroups
+    omp_num_threads: str | None
+    torch_threads: int | None
+
+
+def find_cores(torch: dict[str, Any], allowed: Limits | None = None) -> Cores:
+    """allowed: by cgroups, if it is known already."""
+    return Cores(
+        cores=len(os.sched_getaffinity(0)),
+        machine=os.cpu_count() or 1,
+        quota=(allowed or limits()).cores,
+        omp_num_threads=variables().get("OMP_NUM_THREADS"),
+        torch_threads=torch.get("threads"),
+    )
+
+
+def judge_cores(there: Cores) -> Finding:
+    """Whether as many threads are started as there is processor time for."""
+    of = f"{there.cores} of {there.machine}" if there.cores != there.machine else f"{there.cores}"
+    found = of if there.torch_threads is None else f"{of}; torch computes in {there.torch_threads} threads"
+    if there.quota is not None and there.quota < there.cores:
+        share = max(1, math.ceil(there.quota))
+        found = f"{found}; a cgroup gives the time of {there.quota:g}"
+        flags = (f"OMP_NUM_THREADS={share}", f"--data.threads {share}")
+        if there.torch_threads is not None and there.torch_threads <= share:
+            return Finding("ok", "cores", found, "DALI starts a thread a core", f"use {flags[1]}", flags)
+        follows = f"torch and DALI start a thread for each of {there.cores} cores, and wait for one another"
+        remedy = f"use {' and '.join(flags)}; in Docker, --cpuset-cpus in place of --cpus"
+        return Finding("warning", "cores", found, follows, remedy, flags)
+    if there.torch_threads is None:
+        return Finding("ok", "cores", found)
+    if there.torch_threads > there.cores:
+        follows = "more threads than cores wait for one another"
+        flags = (f"OMP_NUM_THREADS={there.cores}",)
+        return Finding("warning", "cores", found, follows, f"use {flags[0]}", flags)
+    # torch takes one of two hardware threads of a core for its own, which is right.
+    if there.omp_num_threads and 2 * there.torch_threads < there.cores:
+        follows = (
+            f"OMP_NUM_THREADS is {there.omp_num_threads}, so other cores have nothing to do when training on the CPU"
+        )
+        return Finding("warning", "cores", found, follows, "unset OMP_NUM_THREADS")
+    return Finding("ok", "cores", found)
