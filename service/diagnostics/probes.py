@@ -204,7 +204,7 @@ def read_batches(shards: str, crop: str, device: str) -> dict[str, Any]:
 
 
 def load_library(library: str) -> dict[str, Any]:
-    """Load a shared object that `service.diagnostics.software` had compiled, and call it: the sum of 0 .. 999 by OpenMP."""
+    """Load a shared object that `service.diagnostics.software` had compiled, and call it: the sum of 0 .. 999."""
     import ctypes
 
     return {"sum": ctypes.CDLL(library).total(1000)}
