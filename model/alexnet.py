@@ -1,4 +1,4 @@
-"""AlexNet: two towers that talk only at conv3 and at the fully connected layers (Krizhevsky, Sutskever, Hinton 2012).
+"""AlexNet: two towers, connected only at conv3 and at the fully connected layers (Krizhevsky, Sutskever, Hinton 2012).
 
 A `Tower` is one GPU's half of the network. `AlexNet` runs the towers it holds and joins their outputs where the paper's
 GPUs exchange them; a process that holds one tower passes a `join` that gathers the other's. Sections are the paper's.
@@ -111,7 +111,7 @@ class FirstConv(nn.Conv2d):
 def _in_fours(x: Tensor, left: int) -> Tensor:
     """(N, 3, H, W) -> (N, 12, H, ceil((left + W) / 4)) bfloat16, `left` columns of zeros before and the rest after.
 
-    Only rows of pixels are copied: what is channels-last in threes is so in twelves.
+    Only whole rows of pixels are copied: in channels-last memory, four pixels of 3 channels are one of 12.
     """
     number, channels, height, width = x.shape
     rows = x.permute(0, 2, 3, 1).reshape(number, height, width * channels).bfloat16()
@@ -155,7 +155,7 @@ class Tower(nn.Module):
         x = self.activate(self.conv3(both))  # (B, 192, 13, 13)
         x = self.activate(self.conv4(x))  # (B, 192, 13, 13)
         x = self.conv5(x)  # (B, 128, 13, 13)
-        # The text has it the other way round: the largest value is the same one, and fewer are left to activate.
+        # The paper activates, then pools: the result is the same, but this way there are fewer values to activate.
         return self.activate(max_pool(x)).flatten(1)
 
     def normalise(self, x: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ class AlexNet(nn.Module):
         with _autocast(pictures, self.config.precision == "bfloat16"):
             parts = [tower.conv1_and_2(pictures) for tower in towers.values()]
         if self.config.precision == "mixed":
-            parts = [part.bfloat16() for part in parts]  # as conv3 would, but for half the bytes on the way to it
+            parts = [part.bfloat16() for part in parts]  # conv3 would cast too, but here it halves the bytes to join
         with _autocast(pictures, self.config.precision != "float32"):
             maps = join(parts)  # (B, 256, 13, 13): the GPUs talk
             x = self.place.spread(join([tower.conv3_to_5(maps) for tower in towers.values()]))  # (B, 9216)
@@ -213,7 +213,7 @@ class AlexNet(nn.Module):
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def _padded(self, logits: Tensor) -> Tensor:
-        """Both towers' logits are as wide, for those who join them: of an odd count, tower 1's last one is none."""
+        """Pad tower 1's logits by one if the count of classes is odd, since `join` needs both towers' equally wide."""
         missing = (self.classes + 1) // 2 - logits.shape[1]
         return F.pad(logits, (0, missing)) if missing else logits
 
@@ -222,7 +222,7 @@ class AlexNet(nn.Module):
         return {int(name): cast(Tower, tower) for name, tower in self.towers.items()}
 
     def _drop(self, tower: int, layer: int, x: Tensor, positions: Tensor | None) -> Tensor:
-        """Inverted dropout: the same function as 2012's halving at test time."""
+        """Inverted dropout: equivalent to the paper's halving of outputs at test time."""
         if positions is None or self.config.dropout == 0:
             return x
         keep = keep_mask(self.seed, layer, positions, tower * x.shape[1], x.shape[1], self.config.dropout)

@@ -20,9 +20,9 @@ def _mix(x: Bits) -> Bits:
 
 
 def _kept(x: Tensor) -> Tensor:
-    """x, which the compiler stores: else it would write out x's formula at each of its uses.
+    """x, which the compiler then stores; otherwise it would inline x's expression at each use.
 
-    `_mix` uses what it is given eight times, so two of them within each other are 64, and three 512.
+    `_mix` uses its argument eight times, so two nested calls would make 64 copies, and three 512.
     """
     return x.as_strided(x.shape, x.stride())
 

@@ -1,4 +1,4 @@
-"""How much arithmetic training is."""
+"""How many floating-point operations training takes."""
 
 from model.alexnet import CONV_PARTS, ModelConfig, map_sides
 
@@ -6,7 +6,8 @@ from model.alexnet import CONV_PARTS, ModelConfig, map_sides
 def training_flop(config: ModelConfig, classes: int, crop: int) -> int:
     """Floating-point operations of training on one picture, both towers: the products and sums of matrix products.
 
-    An operation forward, one for the gradient of its weights and one for that of its input, which conv1 does not need.
+    Each layer's products count three times: forward, for the gradient of its weights, and for that of its input, which
+    conv1 does not need.
     """
     (c1, c2, c3, c4, c5), (side1, side2, side3, side5) = CONV_PARTS, map_sides(crop)
     conv1 = 11**2 * 3 * c1 * side1**2

@@ -31,7 +31,7 @@ def _window_sum(x: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     """Sum over each channel's window, (B, C, H, W) channels-last; terms in `dtype`, added in float32 or better."""
     channels, reach = x.shape[1], size // 2
     terms = x.permute(0, 2, 3, 1).to(dtype)  # (B, H, W, C): for channels-last pictures a view
-    # Concatenated, because the compiler keeps what it concatenates; a padding it would mask anew at each of n reads.
+    # Concatenated, because the compiler stores the result of `cat`; a `pad` it would mask again at each of n reads.
     zeros = terms.new_zeros(*terms.shape[:3], reach)
     terms = torch.cat([zeros, terms, zeros], dim=3)  # (B, H, W, reach + C + reach)
     total = _accurate(terms[..., :channels])

@@ -98,7 +98,7 @@ class Momentum:
     def update(self, gradients: Sequence[Tensor], rates: Tensor, healthy: Tensor) -> None:
         """Apply the update rule where `healthy` (a bool scalar on the device), else keep everything as it was.
 
-        rates: (2,) tensor, the base rate and conv1's; a tensor, so that a new rate compiles nothing.
+        rates: (2,) tensor, the base rate and conv1's; a tensor, so that a new rate does not recompile the step.
         """
         config = self.config
         for gradient, (name, w) in zip(gradients, self.parameters.items(), strict=True):

@@ -2,9 +2,9 @@
 
 A replica is one whole network: a rank that holds both towers, or a pair of ranks with one tower each. Ranks are
 numbered replica by replica, so that a pair are neighbours. Every rank brings its own part of the global batch. A pair
-exchanges pictures, so that both towers see both parts, talks where the paper's GPUs talk, and each rank takes the loss
-of the pictures that it brought. So the loss of a step is one sum over all ranks, whatever the layout, and the gradient
-of an exchange is its plain transpose: a gather's is a reduce-scatter, and a weight's is summed over those who hold it.
+exchanges pictures, so that both towers see both parts, communicates where the paper's GPUs do, and each rank takes the
+loss of the pictures that it brought. So the loss of a step is one sum over all ranks in any layout, and the gradient of
+an exchange is its plain transpose: a gather's is a reduce-scatter, and a weight's is summed over its holders.
 
 In the scheme of 2014 ("One weird trick for parallelizing convolutional neural networks", arXiv 1404.5997) a pair shares
 only the fully connected layers, where the weights are: both ranks hold all convolutions and run them on their own
@@ -31,7 +31,7 @@ _collectives = torch.ops._c10d_functional
 
 
 class Group(NamedTuple):
-    """Ranks that talk: the process group's name, which a graph can hold, and how many they are."""
+    """Ranks that communicate: the process group's name, which a compiled graph can hold, and their number."""
 
     name: str
     size: int
@@ -39,7 +39,7 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Parallel:
-    """One rank's place; without arguments the only process, to which every exchange is nothing."""
+    """One rank's place in the layout; by default it is the only process, and every exchange does nothing."""
 
     rank: int = 0
     ranks: int = 1
@@ -75,7 +75,7 @@ class Parallel:
         return both.movedim(0, -2).flatten(-2).movedim(-1, 1)
 
     def exchange(self, *columns: Tensor) -> tuple[Tensor, ...]:
-        """What the convolutions run on, of each (b, ...) column: a pair's rows (2 b, ...), or this rank's own."""
+        """The convolutions' input, for each (b, ...) column: a pair's rows (2 b, ...), or only this rank's."""
         if not self.pair or not self.split_convolutions:
             return columns
         # One by one: gloo's coalesced gather garbles columns of different types (torch 2.13).
@@ -83,11 +83,11 @@ class Parallel:
         return tuple(_collectives.wait_tensor(column) for column in gathered)
 
     def rows(self, x: Tensor) -> Tensor:
-        """A pair's rows of (b, ...), (2 b, ...): the first rank's, then the second's."""
+        """Gather the rows of a pair, (b, ...) -> (2 b, ...): the first rank's, then the second's."""
         return _Gather.apply(x.contiguous(), *self.pair) if self.pair else x
 
     def spread(self, x: Tensor) -> Tensor:
-        """What the fully connected layers run on: a pair's rows of conv5's maps."""
+        """The fully connected layers' input: both ranks' rows of conv5's maps."""
         return x if self.split_convolutions else self.rows(x)
 
     def own(self, rows: Tensor) -> Tensor:
@@ -95,9 +95,9 @@ class Parallel:
         return rows.chunk(2)[self.rank % 2] if self.pair else rows
 
     def shared(self, model: nn.Module) -> Callable[..., Tensor]:
-        """The model with weights whose gradients are summed over their holders as soon as backward has made each.
+        """The model with weights whose gradients are all-reduced over their holders as soon as backward has made each.
 
-        The sums are under way when backward returns: `arrived` before use.
+        When backward returns the all-reduces may still be running: pass the gradients through `arrived` before use.
         """
         if not self.twins and not self.conv_twins:
             return model
@@ -108,7 +108,7 @@ class Parallel:
         return lambda *inputs: functional_call(model, weights, inputs)
 
     def arrived(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The gradients of `shared` weights by name, summed."""
+        """The gradients of `shared` weights by name, once their sums have arrived."""
         return {name: _collectives.wait_tensor(g) if self.holders(name) else g for name, g in gradients.items()}
 
     def squares(self, gradients: Mapping[str, Tensor]) -> Tensor:
@@ -123,9 +123,9 @@ class Parallel:
 
 
 def choose_layout(wanted: Literal["auto"] | Layout, ranks: int) -> Layout | None:
-    """How so many ranks share the work, None for one; ValueError where they cannot do so as wanted.
+    """The layout for this number of ranks, None for one; ValueError when the number does not fit the layout wanted.
 
-    auto: two ranks are the paper's GPUs; more are pairs of them where even.
+    auto: two ranks are the paper's two GPUs; more are pairs of these if their number is even, else replicas.
     """
     if wanted == "auto":
         return None if ranks == 1 else "tower" if ranks == 2 else "data" if ranks % 2 else "tower+data"
@@ -180,13 +180,13 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        # Each rank went on from all rows: what a row is worth is the sum of what it is worth to each.
+        # Each rank computed with all rows, so the gradient of a row is the sum of its gradients on all ranks.
         sums = _collectives.reduce_scatter_tensor(grads[0].contiguous(), "sum", ctx.size, ctx.group)
         return _collectives.wait_tensor(sums), None, None
 
 
 class _SumOfGradients(torch.autograd.Function):
-    """The weight as it is; its gradient summed over a group, not yet waited for."""
+    """The weight unchanged; its gradient all-reduced over a group, not yet waited for."""
 
     @staticmethod
     def forward(weight: Tensor, group: str) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 SIZE, STRIDE = 3, 2
 
 # Defined piece by piece: an operator of `torch.library.custom_op` imports the compiler when it is first called, which
-# takes a process that compiles nothing a second. The tag says, as that does, that the compiler may rely on the rest.
+# takes a process that compiles nothing a second. The tag says, as `custom_op` does, that the operator keeps the
+# compiler's rules.
 torch.library.define("alexnet::max_pool", "(Tensor x) -> (Tensor, Tensor)", tags=torch.Tag.pt2_compliant_tag)
 torch.library.define(
     "alexnet::max_pool_backward",

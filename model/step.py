@@ -23,11 +23,11 @@ class Examples(NamedTuple):
     scale: Tensor  # (B,) float32, multiplies the pictures after that
     labels: Tensor  # (B,) int64
     positions: Tensor  # (B,) int64 training positions
-    weights: Tensor  # (B,) float32, what each picture's loss counts: 1 / the global batch; 0 for one that fills a row
+    weights: Tensor  # (B,) float32, weight of each picture's loss: 1 / the global batch size; 0 for padding
 
 
 class StepControls(NamedTuple):
-    """What the host asks of a step, tensors on the device, so that another value compiles nothing."""
+    """What the host passes to a step: tensors on the device, so that a new value does not recompile it."""
 
     rates: Tensor  # (2,) float32: the base learning rate and conv1's
     # (2,) float32, 1 where this process has been asked: to end the run; to act for an operator.
@@ -50,7 +50,7 @@ class Training:
     model: AlexNet
     optimizer: Momentum
     mean: Tensor  # (crop, crop, 3), the central crop of the mean picture
-    healthy: Tensor  # bool scalar: every step so far was
+    healthy: Tensor  # bool scalar: whether every step so far had a finite loss and gradients
     parallel: Parallel = field(default_factory=Parallel)
 
 
@@ -88,7 +88,7 @@ def training_loss(training: Training, examples: Examples) -> Tensor:
 
 
 def gradients_of(loss: Tensor, training: Training) -> dict[str, Tensor]:
-    """By parameter; those of weights that several ranks hold are still on their way."""
+    """The gradients by parameter name; the all-reduces of weights that several ranks hold may still be running."""
     parameters = training.optimizer.parameters
     return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
 
@@ -120,8 +120,8 @@ def train_step(training: Training, controls: StepControls, examples: Examples) -
 
 def compiled_train_step(backend: str = "inductor") -> TrainStep:
     """`train_step` compiled: one graph where the compiler traces `torch.autograd.grad`, else two without breaks."""
-    # What is kept of it (TORCHINDUCTOR_CACHE_DIR) is for one kind of processor, which torch's own key does not name:
-    # another one that shares the folder, on a cluster or in a moved volume, would run the code of the first, and crash
+    # Cached code (TORCHINDUCTOR_CACHE_DIR) is for one kind of processor, which torch's own cache key does not include:
+    # another kind that shares the folder, on a cluster or in a moved volume, would run the code of the first, and crash
     # or compute other numbers.
     torch.compiler.config.cache_key_tag = processor_kind()
     if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
@@ -150,7 +150,7 @@ def eval_step(training: Training, local_flags: Tensor, examples: Examples) -> Te
     """
     logits = own_logits(training, examples, train=False)
     losses = F.cross_entropy(logits, examples.labels, reduction="none")
-    # The label's rank by counting: a tie counts against it, so a network that says nothing scores nothing.
+    # The label's rank by counting: ties count against it, so a network whose logits are all equal scores nothing.
     at_label = logits.gather(1, examples.labels[:, None])
     ahead = (~(logits < at_label)).sum(1) - 1  # so written, NaN counts against it too
     counted = torch.stack([losses.double(), (ahead >= 1).double(), (ahead >= 5).double()])

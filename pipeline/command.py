@@ -1,4 +1,4 @@
-"""The edge that every command shares: one line for a wrong call, and honest exit codes."""
+"""What every command shares: exit codes, one-line error messages, and how signals end it."""
 
 import os
 import signal
@@ -45,8 +45,8 @@ def _terminate(*_: object) -> NoReturn:
 
 
 def _unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
-    # A finaliser was running as the signal came, and Python would forget it: the command would go on. Its workers end
-    # with it, and what it leaves half-written the next run removes.
+    # The signal came while a finaliser was running: Python would ignore the exception, and the command would go on. Its
+    # workers end with it, and the next run removes files that are half-written.
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
         _exit_at_once(unraisable.exc_type)
     sys.__unraisablehook__(unraisable)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic, durable writes, and the SHA-256 that reading is held against."""
+"""Atomic, durable writes (a file is complete or absent), and the SHA-256 by which files are checked when read."""
 
 import hashlib
 import io
@@ -20,7 +20,8 @@ def write_atomic(path: Path, data: bytes) -> None:
 def replacing(path: Path) -> Iterator[io.BufferedRandom]:
     """A file to write and read under a temporary name beside `path`; fsynced and renamed if the block succeeds.
 
-    Writers of one file do not meet, even where another host still writes what it was thought to have lost.
+    Each writer has a temporary name of its own, so writers of one file do not disturb each other, even when a host that
+    was thought dead is still writing.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -35,7 +36,7 @@ def replacing(path: Path) -> Iterator[io.BufferedRandom]:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a path has a temporary name of `replacing`: what a process leaves that is killed meanwhile."""
+    """Whether a path is a temporary name of `replacing`; a process that is killed while writing leaves such a file."""
     last = name.rpartition("/")[2]
     return last.startswith(".") and last.endswith(".tmp")
 

@@ -28,7 +28,7 @@ class Folder:
 
     place: str  # as the user wrote it
     fs: Any  # fsspec's types are of no help
-    root: str  # the place in the file system's own words
+    root: str  # the place as `fs` writes its paths
 
     @property
     def local(self) -> Path | None:
@@ -37,11 +37,11 @@ class Folder:
 
     @property
     def address(self) -> str:
-        """What folder_at understands in any process, whatever its current folder."""
+        """A path or URL that folder_at opens in any process, whatever its current directory."""
         return self.root if self.local else self.place
 
     def sizes(self) -> dict[str, int]:
-        """Every file below with its bytes, sorted by name; nothing where there is no such folder."""
+        """The size in bytes of every file below, sorted by name; empty when the folder does not exist."""
         with _failures(self.root):
             self.fs.invalidate_cache()
             found = self.fs.find(self.root, detail=True)
@@ -55,7 +55,7 @@ class Folder:
             return False
 
     def size(self, name: str) -> int:
-        """A file's bytes."""
+        """A file's size in bytes."""
         with _failures(self._path(name)):
             self.fs.invalidate_cache(self.root)
             return self.fs.info(self._path(name))["size"]
@@ -84,7 +84,7 @@ class Folder:
             stream.write(data)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Make a file, whole, that must not be there before; whether it was made."""
+        """Create a complete file unless one of that name exists; returns whether it was created."""
         try:
             with _failures(self._path(name)):
                 self.fs.pipe_file(self._path(name), data, mode="create")
@@ -139,11 +139,11 @@ class _Remote(io.RawIOBase):
 
 
 def folder_at(place: str | os.PathLike[str]) -> Folder:
-    """The folder of a path or of an fsspec URL (s3://bucket/prefix); InputError for a URL that nobody here reads."""
+    """The folder of a path or of an fsspec URL (s3://bucket/prefix); InputError for a URL that cannot be opened."""
     place = os.fspath(place)
     protocol, separator, _ = place.partition("://")
     try:
-        # Cached instances keep listings, which other processes make stale.
+        # fsspec caches file systems and their listings; other processes make those stale: see `invalidate_cache` above.
         fs, root = fsspec.url_to_fs(place) if separator else (LocalFileSystem(), os.path.abspath(place))
     except ImportError as error:
         extra = f"; pip install -e '.[{_EXTRAS[protocol]}]'" if protocol in _EXTRAS else ""

@@ -1,7 +1,7 @@
-"""What a data set is: `dataset.json`, the sample tables, the mean image, and how files reach the disk whole.
+"""What a data set is: `dataset.json`, the sample tables and the mean image.
 
 `dataset.json` is written last, so a folder with it is finished. It holds the SHA-256 of every other file and of itself;
-what is read back is first held against them.
+this module checks what it reads against them first.
 """
 
 import hashlib
@@ -128,7 +128,7 @@ def parse_dataset(data: bytes, where: str) -> Dataset:
 
 
 def encode_dataset(dataset: Dataset) -> bytes:
-    """The bytes of `dataset.json`: JSON of the fields, and last of all the SHA-256 of what it would be without that."""
+    """The bytes of `dataset.json`: JSON of the fields, and as the last one the SHA-256 of the JSON without it."""
     fields = asdict(dataset)
     sha256 = hashlib.sha256(_json(fields)).hexdigest()
     return _json({**fields, "sha256": sha256})

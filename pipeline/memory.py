@@ -12,8 +12,8 @@ _MOST: Final = 2**31 - 1
 def keep_freed_memory() -> None:
     """Make glibc's malloc reuse freed blocks of any size; elsewhere nothing changes.
 
-    By default each block over 32 MB is mapped for its use alone and paged in, zeroed, again: a fifth of a training step
-    on a CPU. The process stays as large as it has ever been.
+    By default each allocation over 32 MB gets a new mapping, whose pages the kernel zeroes again: a fifth of a
+    training step on a CPU. The price is that the process keeps its peak size.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

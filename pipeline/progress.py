@@ -16,11 +16,11 @@ LINE_SECONDS: Final = 10.0
 
 
 class Advance(Protocol):
-    """Tell of more that is done."""
+    """Report progress."""
 
     def __call__(self, count: int, remark: str = "", *, size: int = 0, before: bool = False) -> None:
-        """`count` more units of `size` bytes in all; `before`: they were done by an earlier run, and say nothing of how
-        fast this one is.
+        """`count` more units are done, `size` bytes in all; `before`: an earlier run did them, so they do not count for
+        the speed.
         """
         ...
 
@@ -70,7 +70,7 @@ def progress(total: int, unit: str) -> Iterator[Advance]:
 
 @contextmanager
 def spinner(what: str) -> Iterator[None]:
-    """Show on a terminal that something goes on whose length nobody knows."""
+    """Show a spinner on a terminal during work of unknown length."""
     console = Console(stderr=True)
     with console.status(escape(what)) if console.is_terminal else nullcontext():
         yield

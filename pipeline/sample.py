@@ -1,7 +1,7 @@
 """Write a small ILSVRC-like tree of generated pictures: the data set for a first trial on a fresh machine.
 
-A picture is a pure function of (seed, split, class, index): the number of workers does not count, and a larger tree
-holds the smaller one's pictures.
+A picture is a pure function of (seed, split, class, index): the number of workers does not matter, and a larger tree
+contains the pictures of a smaller one.
 """
 
 import json
@@ -157,19 +157,19 @@ def already_made(config: SampleConfig) -> bool:
 
 @contextmanager
 def whole_or_nothing(target: Path) -> Iterator[Path]:
-    """A temporary folder beside target that takes its name at the end, or goes on any exception."""
+    """A temporary folder beside target; renamed to target on success, removed on any exception."""
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        temporary.rename(target)  # an empty folder gives way; a full one does not
+        temporary.rename(target)  # replaces an empty folder, fails on a full one
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)  # the exception matters more
         raise
 
 
 def make(config: SampleConfig) -> None:
-    """Make the tree of config, whole or not at all; InputError where the system does not let it."""
+    """Make the tree of config, complete or not at all; InputError when it cannot be written."""
     try:
         with whole_or_nothing(config.dir.resolve()) as temporary:
             write_tree(temporary, config)

@@ -114,7 +114,7 @@ def main() -> int:
 
 
 def shard(options: ShardOptions) -> int:
-    """Make the data set that `options` ask for, or find it made; InputError when the output folder is taken."""
+    """Make the data set that `options` ask for, unless it exists; InputError when the output folder is in use."""
     with spinner(f"listing {printable(str(options.source))}"):
         listed = subset(find_pictures(options.source), options.classes, options.limit, options.seed)
     sys.stdout.write(_found(listed))
@@ -125,7 +125,7 @@ def shard(options: ShardOptions) -> int:
         remove_leftovers(folder)
         return _already_sharded(folder)
     with lock_output(folder, identity) as check:
-        if _is_made(folder, identity):  # another run has ended meanwhile
+        if _is_made(folder, identity):  # another run has finished it since the check above
             return _already_sharded(folder)
         if folder.local:
             _require_room(folder.local, estimated_bytes(options.plan, source) - sum(folder.sizes().values()))
@@ -220,7 +220,7 @@ def _write_shards(options: ShardOptions, folder: Folder, source: Source, check: 
 
 
 def _remove_temporary_files(folder: Folder) -> None:
-    """Remove what only an unfinished data set needs, and what workers left that died."""
+    """Remove files that only an unfinished data set needs, and temporary files of workers that died."""
     for name in folder.sizes():
         if name.endswith(RECORD_SUFFIX) or is_temporary(name):
             folder.remove(name)

@@ -1,7 +1,7 @@
 """COMMAND python -m pipeline.verify: whether every byte of a data set is as it was written, and what is not.
 
-`dataset.json` holds the hash of itself and of all other files, so each change of a byte is found; that the files also
-agree with one another is checked on its own, and says which samples a damage has reached.
+`dataset.json` holds the hash of itself and of all other files, so each change of a byte is found. Whether the files
+agree with one another is checked separately, to report which samples are affected.
 """
 
 import json
@@ -141,7 +141,7 @@ def _description(folder: Folder, size: int) -> tuple[Dataset | None, tuple[Fault
 def _presence(dataset: Dataset, there: dict[str, int]) -> Iterator[Fault]:
     expected = expected_names(dataset)
     yield from first_faults("missing files", (Fault(name, "missing") for name in sorted(expected - there.keys())))
-    # A store's consoles make an object for a folder; its name ends as a folder's.
+    # Web consoles of object stores create an object for a folder; its name ends with a slash.
     others = sorted(name for name in there.keys() - expected if name and not name.endswith("/"))
     yield from first_faults(
         "unexpected files", (Fault(name, "unexpected; it is no file of the data set") for name in others)
@@ -172,7 +172,7 @@ def _tasks(
 def _check_shards(
     tasks: Iterator[ShardCheck], total: int, faults: int, workers: int
 ) -> Iterator[tuple[ShardCheck, ShardReport]]:
-    """Each shard's findings, with keys held against those of the shard before it."""
+    """Each shard's report; its keys are also compared with those of the shard before it."""
     last_key: dict[str, int] = {}
     with (
         progress(total, "pictures") as advance,

@@ -1,11 +1,11 @@
-"""What a verification finds wrong: a line each, and never a flood of them."""
+"""The faults that a verification reports: one line each, and at most MAX_FAULTS of one file."""
 
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from pipeline.command import printable
 
-MAX_FAULTS: Final = 20  # told of one file; a tar that lost a block may have thousands
+MAX_FAULTS: Final = 20  # reported of one file; a tar that lost a block may have thousands
 
 
 class Fault(NamedTuple):
@@ -46,13 +46,13 @@ class Faults:
             self._first.append(fault)
 
     def listed(self) -> tuple[Fault, ...]:
-        """The first MOST_FAULTS, and how many more there are."""
+        """The first MAX_FAULTS, and how many more there are."""
         more = self.count - len(self._first)
         return (*self._first, *([Fault(self.file, f"{more:,} more faults")] if more else []))
 
 
 def first_faults(file: str, faults: Iterable[Fault]) -> tuple[Fault, ...]:
-    """As many as one file may have; `file` is where the rest are said to be."""
+    """The first MAX_FAULTS of `faults`, and how many more there are, reported as a fault of `file`."""
     kept = Faults(file)
     for fault in faults:
         kept.add(fault)

@@ -1,4 +1,4 @@
-"""Check what a data set has beside its shards: dataset.json's own sense, the sample tables, and the other files."""
+"""Check all of a data set but its shards: whether dataset.json makes sense, the sample tables, and the other files."""
 
 import hashlib
 import io
@@ -115,7 +115,7 @@ def check_file(folder: Folder, name: str, dataset: Dataset) -> tuple[Fault, ...]
 def check_table(
     folder: Folder, dataset: Dataset, split: str, size: int
 ) -> tuple[NDArray[np.void] | None, tuple[Fault, ...]]:
-    """The sample table of a split, `size` bytes; None where it cannot tell what the shards should hold."""
+    """The sample table of a split, a file of `size` bytes, and its faults; None if it has any."""
     name = f"{split}/{SAMPLES_FILE}"
     faults = Faults(name)
     samples = dataset.splits[split].samples
@@ -138,7 +138,7 @@ def check_table(
 
 
 def _table(data: bytes, samples: int, faults: Faults) -> NDArray[np.void] | None:
-    """The rows of an .npy file; nothing of the size that its header claims is made before it is known to be right."""
+    """The rows of an .npy file; nothing of the size in its header is allocated before that size is checked."""
     stream = io.BytesIO(data)
     expected = ((samples,), False, SAMPLE_DTYPE)
     try:

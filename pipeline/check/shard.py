@@ -1,6 +1,6 @@
-"""Check one shard: the tar's hash, form and samples, the DALI index, and the rows of the sample table, in one reading.
+"""Check one shard: the tar's hash, form and samples, the DALI index, and the rows of the sample table, in one pass.
 
-A pure task in the sense of executors, as pipeline.archive is: its argument says everything, its result is small.
+A pure task for pipeline.executors, as pipeline.write.shard is: its argument says everything, its result is small.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ class ShardCheck:
     classes: int
     size: int  # pixels a side; 0 where each picture has its own
     decode: bool
-    indexed: bool  # whether the index is there to be read; one that is missing has been told of
+    indexed: bool  # whether the index exists; a missing one has been reported already
 
     @property
     def tar(self) -> str:
@@ -47,7 +47,7 @@ class ShardCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardReport:
-    """What came of a check; the keys of the first and the last sample order the shards among themselves."""
+    """The result of a check; the first and the last key are to compare with those of neighbouring shards."""
 
     faults: tuple[Fault, ...]
     bytes: int
@@ -57,14 +57,14 @@ class ShardReport:
 
 @dataclass
 class _ReadSamples:
-    """What the samples so far were; members are None where a damaged header has taken a name."""
+    """The samples read so far; members are None where a name is lost in a damaged header."""
 
     members: list[_Members | None] = field(default_factory=list)
     doubtful: set[int] = field(default_factory=set)  # samples that are not what the table says
     keys: list[int] = field(default_factory=list)
 
     def index(self, samples: int, sound: bool) -> list[_Members | None]:
-        """What the index should hold of each sample; None where a tar that is not sound leaves that open."""
+        """What the index should hold for each sample; None where a damaged tar does not tell."""
         if sound:
             return self.members
         known = [None if number in self.doubtful else each for number, each in enumerate(self.members[:samples])]
@@ -77,7 +77,7 @@ class _Sample(NamedTuple):
 
 
 def check_shard(task: ShardCheck) -> ShardReport:
-    """Read the tar and the index of `task` once, and tell all that is not as it should be."""
+    """Read the tar and the index of `task` once, and report all faults."""
     folder = folder_at(task.folder)
     whole, faults = Faults(task.tar), Faults(task.tar)
     walked = _ReadSamples()
@@ -121,7 +121,7 @@ def _samples(reader: HashingReader, task: ShardCheck, faults: Faults) -> Iterato
 
 
 def _expected_members(rows: NDArray[np.void] | None) -> dict[int, ExpectedMember]:
-    """What the sample table says should lie where."""
+    """The members that the sample table expects, by the offset of their data."""
     members: dict[int, ExpectedMember] = {}
     for _, offset, size, label, _ in [] if rows is None else rows.tolist():
         members[offset] = ExpectedMember(PICTURE, size)
@@ -187,7 +187,7 @@ def _decoding_fault(picture: FoundMember, size: int) -> tuple[str, str] | None:
 
 
 def _members(sample: _Sample) -> tuple[TarMember, ...] | None:
-    """What the index says of a sample; None where a damaged header has taken a name."""
+    """What the index should say of a sample; None where a name is lost in a damaged header."""
     found = [each for each in sample if each]
     if any(each.stem is None for each in found):
         return None
@@ -195,7 +195,7 @@ def _members(sample: _Sample) -> tuple[TarMember, ...] | None:
 
 
 def _check_index(folder: Folder, name: str, samples: Sequence[_Members | None]) -> tuple[Fault, ...]:
-    """The index has to be the one of the tar; of a sample without members nothing is expected."""
+    """Compare the index with the one that the tar should have, except for samples whose members are None."""
     faults = Faults(name)
     expected = index_bytes(members or () for members in samples)
     most = len(expected) + 1 + _MOST_INDEX_LINE * samples.count(None)  # no more can be right, whatever the file holds

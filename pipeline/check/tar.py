@@ -1,8 +1,8 @@
-"""A strict walk over a data set's own tar: one pass, every byte looked at, memory flat in the tar's size.
+"""A strict reader of the tars that pipeline.write makes: one pass, every byte checked, memory independent of size.
 
-`tarfile` is lenient where this must not be: it passes over a damaged header, and does not look at padding. What
-`pipeline.archive` writes is of one form only (POSIX.1-1988 ustar, a block of 512 bytes a header), so each header is
-held against the one that its own name and size would have, byte for byte.
+`tarfile` is too lenient for this: it skips a damaged header, and does not look at padding. pipeline.write makes tars of
+one form only (POSIX.1-1988 ustar, a block of 512 bytes a header), so each header is compared, byte for byte, with the
+one that its own name and size should give.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ _Header = tuple[str | None, str, int]  # stem, None where it is lost; suffix; si
 
 
 class ExpectedMember(NamedTuple):
-    """What should stand at some place of a tar: lets the walk go on behind a damaged header."""
+    """The member that should lie at some offset of a tar: lets the reader go on after a damaged header."""
 
     suffix: str
     size: int
@@ -117,10 +117,11 @@ class HashingReader:
 def check_members(
     reader: HashingReader, expected: Mapping[int, ExpectedMember], most: int, keep: int, faults: Faults
 ) -> Iterator[FoundMember]:
-    """The members of a tar, and what is wrong with its form.
+    """The members of a tar; what is wrong with its form goes into `faults`.
 
-    `expected` says what should have its first byte where, so that a damaged header costs only its own member; without
-    it the walk ends there, and behind `most` members. A picture of up to `keep` bytes is kept, a label of its few.
+    `expected` holds the expected members by the offset of their data, so that a damaged header costs only its own
+    member; without it reading ends there. Reading also ends after `most` members. The data of a picture of up to `keep`
+    bytes is kept, and that of a label of up to 20.
     """
     for _ in range(most + 1):
         start = reader.position
@@ -160,7 +161,7 @@ def _member(reader: HashingReader, header: _Header, keep: int) -> FoundMember:
 
 
 def _ends_well(reader: HashingReader, member: FoundMember, faults: Faults) -> bool:
-    """Whether the tar goes on behind a member's data, where only zeros fill its last block."""
+    """Whether the tar goes on after a member; only zeros may fill the last block of the member's data."""
     end = member.offset + member.size
     padding = reader.take(-end % BLOCK)
     if (other := _first_nonzero(padding)) is not None:
@@ -196,8 +197,8 @@ def _report_damaged_header(block: bytes, hint: ExpectedMember, start: int, fault
     starts = (0, *_FIELDS.values())
     fields = [(field, slice(first, end)) for first, (field, end) in zip(starts, _FIELDS.items(), strict=False)]
     differing = [(field, where) for field, where in fields if block[where] != expected[where]]
-    # The checksum follows from the others, so it says something only where it alone does not fit; then it may be the
-    # name that is another, and still is a name.
+    # The checksum follows from the other fields, so it is named only where it alone differs; then the name may have
+    # changed into another valid name.
     field, where = next((each for each in differing if each[0] != "checksum"), ("name or checksum", slice(148, 156)))
     named = name.decode("ascii") if name else f"a {hint.suffix}"
     faults.report(

@@ -1,4 +1,4 @@
-"""Who makes the shards: processes of this host, or the workers of a Dask cluster."""
+"""The worker pool that `--executor` names: processes of this host, or the workers of a Dask cluster."""
 
 import logging
 import sys
@@ -24,7 +24,7 @@ class DaskPool:
 
     client: Any
     size: int
-    waiting: bool = False  # for a worker, and has said so
+    waiting: bool = False  # for a worker to join, as a notice has said
 
     def give_up_reason(self, error: Exception) -> str:
         """Dask itself gives a dead worker's task to others, and cancels all of them when it loses the scheduler."""
@@ -35,9 +35,9 @@ class DaskPool:
         return ""
 
     def lost_reason(self) -> str:
-        """A client that was closed, since it did not find the scheduler again, never answers.
+        """A client that closed because it could not reconnect to the scheduler never answers.
 
-        A cluster may have no workers for a while; that is not the end, but its owner should know.
+        A cluster may have no workers for a while; that is no failure, but a notice says so.
         """
         if self.client.status in ("closing", "closed"):
             return _LOST
@@ -58,14 +58,14 @@ class DaskPool:
         return self.client.get_executor(pure=False)
 
     def stop(self, executor: Executor) -> None:
-        """Cancel what is not begun; what is begun ends without harm, since files appear whole and are the same ones."""
-        with suppress(Exception):  # a client that lost its scheduler can cancel nothing; why we stop matters more
+        """Cancel tasks not yet started; started ones do no harm, as files appear complete and with the same bytes."""
+        with suppress(Exception):  # a client without its scheduler cannot cancel; the reason to stop matters more
             executor.shutdown(wait=False)
 
 
 @contextmanager
 def open_pool(executor: str, workers: int) -> Iterator[WorkerPool]:
-    """The pool that `--executor` names; InputError when it cannot be had."""
+    """The pool that `--executor` names; InputError when it is not available."""
     if executor == LOCAL:
         yield LocalPool(workers)
         return
@@ -82,7 +82,7 @@ def open_pool(executor: str, workers: int) -> Iterator[WorkerPool]:
         raise InputError(
             f"no Dask scheduler answers at {address} within {_CONNECT_SECONDS} s, expected one; start: dask scheduler"
         ) from error
-    logging.disable(logging.ERROR)  # a lost scheduler is told in one line, not in tracebacks of several libraries
+    logging.disable(logging.ERROR)  # a lost scheduler is reported in one line, not in libraries' tracebacks
     try:
         with client:
             counted: Any = client.nthreads()  # typed as what its asynchronous form returns

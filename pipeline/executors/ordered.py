@@ -30,9 +30,10 @@ def results_in_order(
 ) -> Iterator[Iterator[tuple[Task, Result]]]:
     """Each task with the result of `function`, in the order of `tasks`; leaving early stops all work.
 
-    A task that fails, or whose worker dies, is tried again, ATTEMPTS times in all; then InputError tells its reason.
-    An InputError or a full disk is raised at once. `function` and `tasks` must pickle, unless the pool is one. Results
-    must be small, less than a pipe takes at once: of a worker killed meanwhile, half of one is waited for without end.
+    A task that fails, or whose worker dies, is tried again, ATTEMPTS times in all; then InputError gives the reason.
+    An InputError or a full disk is raised at once. `function` and `tasks` must pickle, unless the pool's size is 1.
+    Results must be small, less than a pipe takes at once: if a worker is killed while it sends a larger one, half of it
+    arrives and the rest is waited for without end.
     """
     work = _TaskQueue(function, iter(tasks), pool)
     try:
@@ -94,11 +95,11 @@ class _TaskQueue(Generic[Task, Result]):
             return future
 
     def _restart(self) -> None:
-        # The executor is gone with all that it had; which of its tasks killed the worker, nobody knows.
+        # The executor and all its tasks are lost; which of them killed the worker is unknown.
         self.pool.stop(self.executor)
         self.executor = self.pool.start()
         lost = [one for one in self.attempts if not one.future.done() or one.future.exception() is not None]
-        # Tasks begin in their order: those behind the first few had not begun, and are no less innocent than the rest.
+        # Tasks start in order: those after the first few had not started, so this does not count as one of their tries.
         begun, others = lost[: self.pool.size], lost[self.pool.size :]
         self._retry(begun, RuntimeError("a worker died; was there memory for all of them?"))
         for one in others:

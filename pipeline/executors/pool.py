@@ -1,4 +1,4 @@
-"""Who does the tasks: processes of this host, or this process itself."""
+"""Worker pools: what runs the tasks, here processes of this host, or this process itself."""
 
 import multiprocessing
 import os
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 
 class WorkerPool(Protocol):
-    """Who does the tasks."""
+    """What runs the tasks, through executors that it starts and stops."""
 
     @property
     def size(self) -> int:
@@ -19,7 +19,7 @@ class WorkerPool(Protocol):
         ...
 
     def give_up_reason(self, error: Exception) -> str:
-        """Why a task that failed so is not to be tried again; empty where it is."""
+        """Why a task that failed with `error` must not be tried again; empty if it may be."""
         ...
 
     def lost_reason(self) -> str:
@@ -37,7 +37,7 @@ class WorkerPool(Protocol):
 
 @dataclass(frozen=True)
 class LocalPool:
-    """Processes of this host; a pool of one is this process."""
+    """Processes of this host; with size 1 tasks run in this process."""
 
     size: int
 
@@ -56,7 +56,7 @@ class LocalPool:
         return ProcessPoolExecutor(self.size, multiprocessing.get_context("spawn"), initializer=_follow_parent)
 
     def stop(self, executor: Executor) -> None:
-        """Kill the workers. A worker may have died with a queue's lock: waiting could be for ever."""
+        """Kill the workers; a dead worker may hold a queue's lock, so waiting for them might never end."""
         for worker in multiprocessing.active_children():
             worker.kill()
         executor.shutdown(wait=False)
@@ -73,8 +73,8 @@ class _SameProcess(Executor):
 
 
 def _follow_parent() -> None:
-    # Ctrl-C reaches the whole group: the parent decides. A parent that is killed cannot, and its workers would wait for
-    # work for ever.
+    # Ctrl-C reaches the whole process group, but only the parent acts on it. A parent that is killed cannot stop its
+    # workers, which would wait for work for ever.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_after_parent, daemon=True).start()
 

@@ -44,7 +44,7 @@ class AugmentParameters(NamedTuple):
 def augment_parameters(
     config: AugmentConfig, colour: ColourStatistics, *, seed: int, border: int, samples: int, first: int, count: int
 ) -> AugmentParameters:
-    """Draws of the positions first .. first + count - 1 of a data set of `samples`; border: picture less crop."""
+    """Draws for positions first .. first + count - 1 of a data set of `samples`; border: picture side - crop side."""
     words = random_words(seed, AUGMENT, first, count, 8)  # two for the crop, one for the mirror, four for the colour
     crop = (uniform(words[:, 0:2]) * (border + 1)).astype(np.int64)
     mirror = (words[:, 2] >> np.uint64(63)).astype(bool) & config.mirror

@@ -1,4 +1,4 @@
-"""What a run of positions needs of the host, drawn before any byte is read: place, label, crop, mirror, shift."""
+"""What the host provides for a range of positions, before any byte is read: location, label, crop, mirror, shift."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -11,13 +11,13 @@ from pipeline.load.order import samples_at
 from pipeline.load.storage import Location, SampleStore
 from pipeline.manifest import ColourStatistics
 
-# Positions are drawn this many at a time. A numpy call on long arrays lets other Python threads in and may wait 5 ms
-# for its turn to come back (sys.getswitchinterval); a block spreads the few dozen of them over many batches.
+# Positions are drawn this many at a time. A numpy call on long arrays releases the GIL and may wait 5 ms to get it back
+# (sys.getswitchinterval); a block spreads the few dozen such calls over many batches.
 BLOCK = 1 << 15
 
 
 class SampleInputs(NamedTuple):
-    """One row a position, each column as its user takes it, so that a batch is slices and no arithmetic."""
+    """One row a position, each column in the form in which it is used, so that a batch is slices and no arithmetic."""
 
     locations: list[Location]
     corner: NDArray[np.float32]  # (n, 2): row and column of the crop's corner, pixels
@@ -27,7 +27,7 @@ class SampleInputs(NamedTuple):
     scale: NDArray[np.float32]  # (n,): multiplies the picture after that
     labels: NDArray[np.int64]  # (n,)
     positions: NDArray[np.int64]  # (n,)
-    weights: NDArray[np.float32]  # (n,): what each counts; 1 unless its user says otherwise
+    weights: NDArray[np.float32]  # (n,): weight of each sample's loss; 1 unless the caller sets another
 
     def part(self, start: int, stop: int) -> "SampleInputs":
         """The rows start .. stop - 1."""
@@ -45,9 +45,9 @@ def concatenate(parts: list[SampleInputs]) -> SampleInputs:
 
 
 class TrainInputs:
-    """Rows of training positions: the order, the augmentation, and where the bytes stand.
+    """Makes the SampleInputs of training positions: their order, augmentation, and where the bytes lie.
 
-    mean: (3,) RGB that the graph takes off together with the colour shift, or None where the step adds the shift.
+    mean: (3,) RGB that the graph subtracts together with the colour shift, or None where the step adds the shift.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class TrainInputs:
 
 
 def replace_damaged(store: SampleStore, rows: SampleInputs) -> tuple[SampleInputs, list[Location]]:
-    """The rows with another sample, label and all, for each whose bytes are damaged; and where those are."""
+    """The rows with each damaged sample replaced by another, label included; and the locations of the damaged ones."""
     damaged = [row for row, location in enumerate(rows.locations) if not store.is_intact(location)]
     if not damaged:
         return rows, []
@@ -111,7 +111,7 @@ def replace_damaged(store: SampleStore, rows: SampleInputs) -> tuple[SampleInput
 def split_shift(
     shift: NDArray[np.float32], mean: NDArray[np.float32] | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """What the graph takes off and what the step adds, (n, 3) each: together the shift, whoever applies it."""
+    """What the graph subtracts and what the step adds, (n, 3) each; in both cases the two together give the shift."""
     if mean is None:
         return np.zeros_like(shift), shift
     return mean - shift, np.tile(mean, (len(shift), 1))

@@ -70,9 +70,7 @@ class Batch(NamedTuple):
     scale: torch.Tensor  # (B,) float32
     labels: torch.Tensor  # (B,) int64
     positions: torch.Tensor  # (B,) int64: training positions, or sample indices in validation
-    weights: (
-        torch.Tensor
-    )  # (B,) float32: 1 / the global batch (in validation 1), and 0 for a picture that only fills up
+    weights: torch.Tensor  # (B,) float32: 1 / the global batch size (in validation 1), and 0 for padding
 
 
 def border(dataset: Dataset, config: DataConfig) -> int:
@@ -102,13 +100,13 @@ class Loader:
         self.decoder: Device = _decoder(config, device)
         # uint8 cannot hold a mean or a shift: the step adds the shift then.
         self.mean = None if self.output == "uint8" else np.array(self.dataset.colour.mean, np.float32)
-        self.damaged: list[str] = []  # where samples were that others stand in for; whoever reads it empties it
+        self.damaged: list[str] = []  # where damaged samples lie, which were replaced; its reader empties it
         self._copies: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
 
     def train(self, batch_size: int, first: int = 0) -> Iterator[Batch]:
-        """This rank's part of each global batch from position `first` on, without end.
+        """This rank's part of each global batch from position `first` on, endlessly.
 
-        All ranks' parts are as long: one that the division leaves a picture short fills up with its neighbour's next.
+        All ranks' parts have one length: a part that is one short is padded with the next picture, at weight 0.
         """
         store = SampleStore(self.config.shards, self.dataset, "train")
         rows = TrainInputs(
@@ -120,7 +118,7 @@ class Loader:
         return self._batches(store, (rows(start, rows_each)._replace(weights=weights) for start in starts), rows_each)
 
     def validation(self, batch_size: int) -> Iterator[Batch]:
-        """This rank's part of each batch of validation pictures, in order; the last batch is as short as it comes."""
+        """This rank's part of each batch of validation pictures, in order; the last batch may be shorter."""
         store = SampleStore(self.config.shards, self.dataset, "val")
         return self._batches(store, self._validation_rows(store, batch_size), self._part(batch_size)[1])
 
@@ -136,7 +134,7 @@ class Loader:
         return rank_slice(batch_size, self.rank, self.ranks), -(-batch_size // self.ranks)
 
     def _batches(self, store: SampleStore, rows: Iterator[SampleInputs], batch_size: int) -> Iterator[Batch]:
-        """Run the graph over rows; what the graph need not touch waits in a queue beside it."""
+        """Run the DALI graph over rows; columns that the graph does not need wait in a queue beside it."""
         waiting: deque[SampleInputs] = deque()
         ahead: deque[SampleInputs] = deque()
 
@@ -222,7 +220,7 @@ class Loader:
 
 
 def _weights(mine: slice, rows: int, each: float) -> NDArray[np.float32]:
-    """What each of a rank's rows counts: `each`, and the rows beyond its own part nothing."""
+    """The weight of each of a rank's rows: `each`, and 0 for the padding beyond its own part."""
     return np.where(np.arange(rows) < mine.stop - mine.start, each, 0).astype(np.float32)
 
 

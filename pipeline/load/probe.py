@@ -14,7 +14,7 @@ SECONDS = 120  # a first CUDA start can take a while
 
 
 def gpu_decoder_works() -> bool:
-    """Decode one picture on the GPU in a subprocess; a failure of any kind is a no, its last words go to stderr."""
+    """Decode one picture on the GPU in a subprocess; any failure means no, and its reason goes to stderr."""
     if not (why := decoder_failure("gpu")):
         return True
     sys.stderr.write(f"JPEG decoding on the GPU does not work here, decoding on the CPU: {why}\n")
@@ -22,7 +22,7 @@ def gpu_decoder_works() -> bool:
 
 
 def decoder_failure(device: Literal["cpu", "gpu"]) -> str:
-    """Why one picture is not decoded there in a subprocess, its last words; empty where it is."""
+    """Why a subprocess cannot decode one picture on `device`, its last line on stderr; empty when it can."""
     command = [sys.executable, "-m", __name__, device]
     try:
         trial = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SECONDS)

@@ -1,6 +1,6 @@
-"""Which way up a JPEG's camera was held.
+"""The EXIF orientation of a JPEG.
 
-Pillow knows it too, but warns of metadata that is none of our business and takes several times as long.
+Pillow reads it too, but warns about metadata that does not matter here and takes several times as long.
 """
 
 import struct

@@ -26,8 +26,8 @@ MOST_PIXELS: Final = 89_478_485  # what Pillow warns of; a third of a gigabyte i
 _JPEG: Final = b"\xff\xd8\xff"
 # Not every format Pillow knows: some start other programs (EPS), and no data set has them.
 _FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-# Behind the last block, and before the end mark: nothing of the picture is missing. ImageNet has such pictures
-# (apache/mxnet issue 1522), and everybody else trains on them.
+# Extra bytes between the last block and the end mark: nothing of the picture is missing. ImageNet has such pictures
+# (apache/mxnet issue 1522), and others train on them too.
 _BYTES_AT_THE_END: Final = re.compile("extraneous bytes before marker 0xd9")
 _BACKGROUND: Final = "white"  # what shows through transparent pixels, as on a page
 _SUBSAMPLING: Final = "420"  # what cameras and ImageNet have, and decoders are fastest at
@@ -47,13 +47,13 @@ class Header(NamedTuple):
 
 class _Decoded(NamedTuple):
     pixels: NDArray[np.uint8]  # (height, width, 3)
-    clean: bool  # whether there was nothing that a decoder might warn of
+    clean: bool  # whether it decoded without anything that a decoder might warn of
 
 
 def encoder_version() -> str:
-    """The names and versions of what decides the bytes: with others the same picture gives other ones.
+    """The names and versions of the libraries that determine the bytes: others give other bytes.
 
-    simplejpeg holds a libjpeg-turbo of its own that cannot be asked; a version of the one has one version of the other.
+    simplejpeg bundles a libjpeg-turbo that does not tell its version; each simplejpeg version has one of them.
     """
     return f"simplejpeg {simplejpeg.__version__}, {resizer_version()}, Pillow {PIL.__version__}"
 
@@ -117,7 +117,7 @@ def _jpeg_header(data: bytes) -> Header:
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         return Header(int(width), int(height), colours)
-    except KeyError:  # a layout of chroma that simplejpeg can decode but has no name for
+    except KeyError:  # a chroma subsampling that simplejpeg can decode but has no name for
         width, height = _open(data).size
         return Header(width, height, "unknown")
 
@@ -161,7 +161,7 @@ def _require_size(header: Header) -> Header:
     shorter, longer = sorted(header[:2])
     if shorter * longer > MOST_PIXELS:
         raise UnusablePicture(_TOO_LARGE)
-    # A loader that scales the shorter side to the usual size must not meet more either.
+    # A loader that scales the shorter side to STATISTICS_SIZE must not get more pixels than that either.
     if longer * STATISTICS_SIZE**2 > MOST_PIXELS * shorter:
         raise UnusablePicture(f"{header.width} x {header.height} pixels are too long for their width")
     return header

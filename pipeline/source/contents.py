@@ -1,6 +1,6 @@
 """What a folder or an archive of pictures holds: class folders, class archives, or the pictures themselves.
 
-Folders and archives answer alike, so whoever asks need not know which of the two a split comes in.
+Folders and archives give the same kind of answer, so callers need not know which of the two a split comes in.
 """
 
 import errno
@@ -49,7 +49,7 @@ def first_few(names: Iterable[str]) -> str:
 
 
 def list_contents(root: Path, path: str, *, excluding: Container[str] = ()) -> Contents:
-    """What lies in `root/path`, a folder or a tar, `but` for some names.
+    """What lies in `root/path`, a folder or a tar, except for the names in `excluding`.
 
     InputError when classes or pictures come in two ways at once, or the tar is unusable.
     """
@@ -146,9 +146,9 @@ def _files_below(folder: Path) -> Iterator[File]:
 
 
 def _visible(folder: str | Path) -> list[tuple[os.DirEntry[str], os.stat_result | None]]:
-    """Entries of a folder with what they are, links followed; None for links that lead nowhere.
+    """Visible entries of a folder with their stat results, links followed; None for broken links.
 
-    What pipeline.shard makes is passed over: who shards a folder into itself goes on as he began.
+    Output folders of pipeline.shard are skipped, so that a run that writes into its own source can be resumed.
     """
     with os.scandir(folder) as entries:
         found = [(entry, _stat(entry)) for entry in entries if not _is_hidden(entry.name)]
@@ -173,7 +173,7 @@ def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
 
 
 def _file(name: bytes, found: os.stat_result | None) -> File:
-    # A link that leads nowhere is listed, as an empty file: whoever reads it says so, and it is not lost silently.
+    # A broken link is listed as an empty file: reading it fails with a message, so it is not lost silently.
     return File(name, 0 if found is None else found.st_size, -1)
 
 

@@ -1,7 +1,7 @@
 """Labels and words that come beside the pictures: ILSVRC's development kits, Kaggle's tables, Caffe's list.
 
-The kits number classes by an ILSVRC id of their own, which follows no order that a folder has: it leads to a WordNet
-id ("n01440764") through `meta.mat`, and that is the class. Line k of a ground truth is the picture numbered k.
+The kits number classes by their own ILSVRC ids, which do not follow the order of the folders: `meta.mat` maps them to
+WordNet ids ("n01440764"), and these are the classes here. Line k of a ground truth labels picture number k.
 """
 
 import csv
@@ -22,7 +22,7 @@ WORDS_FILE: Final = "synset_words.txt"  # Caffe's, with the same lines
 SOLUTION_FILE: Final = "LOC_val_solution.csv"  # Kaggle's; a row is "ILSVRC2012_val_00048981,n03995372 85 1 499 272"
 KIT_NAMES: Final = ("ILSVRC2012_devkit_t12", "ILSVRC2010_devkit-1.0", "devkit-1.0")
 _ARCHIVES: Final = tuple(name + suffix for name in KIT_NAMES for suffix in (".tar.gz", ".tgz", ".tar"))
-_FOLDERS: Final = (*KIT_NAMES, "devkit", "data")  # what only `meta.mat` in it makes a kit comes last
+_FOLDERS: Final = (*KIT_NAMES, "devkit", "data")  # the last two are a kit only if they hold `meta.mat`
 
 _YEARS: Final = ("2012", "2010")
 _META: Final = "meta.mat"
@@ -46,7 +46,7 @@ class GroundTruth(NamedTuple):
     """What one source says of the pictures of a split."""
 
     source: str  # for messages
-    year: str  # of the pictures that are meant; "" where their names say it
+    year: str  # of the pictures it labels; "" where its keys are whole names, which include the year
     key: Callable[[str], str]  # from the stem of a picture's name to a key of `ids`
     ids: dict[str, str]  # to WordNet ids
 

@@ -1,4 +1,4 @@
-"""Find the pictures and classes of ImageNet in every form that people have it in, and draw parts of them.
+"""Find the pictures and classes of ImageNet, in all the forms in which people have it.
 
 Classes are numbered in the order of their sorted ids, as ILSVRC's own lists, torchvision and Keras do. The same
 pictures give the same Source whatever the form, but for where each lies.
@@ -111,7 +111,7 @@ def _by_class(root: Path, split: str, path: str, held: Contents) -> Listing:
     for label, (id, holder) in enumerate(held.classes.items()):
         files = class_files(root, holder, id)
         parts.append(make_listing(holder.path, files, [label] * len(files)))
-        # Where no train/ says that the folders are classes, pictures have to.
+        # Without train/ (path is empty) a folder is a class only if it holds pictures; in train/ any file will do.
         if not any(is_picture(os.fsdecode(file.name)) for file in files) if not path else not files:
             empty.append(id)
     if split == "train" and empty:

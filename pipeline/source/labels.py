@@ -13,7 +13,7 @@ _YEAR: Final = re.compile(r"ILSVRC([0-9]{4})_")
 
 
 def label_flat_folder(where: str, names: Sequence[bytes], truths: Sequence[GroundTruth]) -> tuple[list[str], list[str]]:
-    """The class id of each picture, and the sources that say so; both empty when none speaks of these pictures.
+    """The class id of each picture, and the sources that say so; both empty when none labels these pictures.
 
     InputError when a source does not fit the pictures, or two disagree.
     """

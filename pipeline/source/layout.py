@@ -31,7 +31,7 @@ EXPECTED: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where things lie."""
+    """Where a source's splits lie, and where its labels may lie."""
 
     root: Path
     splits: dict[str, str]  # "train", "val", "test", those there are -> folder or archive, relative; "" is root itself

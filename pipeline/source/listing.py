@@ -20,7 +20,7 @@ _CHUNK: Final = 1 << 16  # names that are Python objects at one time
 
 
 class Picture(NamedTuple):
-    """One picture, as who reads it needs it."""
+    """One picture, with all that is needed to read it."""
 
     name: str  # within its class: "n01440764_10026.JPEG"; in nested folders the path below the class folder
     label: int  # -1 where it has none
@@ -45,13 +45,13 @@ class UnreadablePicture(Exception):
         self.where, self.reason = where, reason
 
     def __str__(self) -> str:
-        """Which, and why."""
+        """Where it lies, and the reason."""
         return f"{self.where} {self.reason}"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Listing:
-    """An immutable sequence of n Pictures in columns; sorted by (label, name's bytes) as `pack` makes it."""
+    """An immutable sequence of n Pictures in columns; sorted by (label, name's bytes) as make_listing makes it."""
 
     labels: NDArray[np.int32]  # (n,)
     bytes: NDArray[np.int64]  # (n,)

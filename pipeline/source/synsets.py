@@ -1,4 +1,4 @@
-"""What `meta.mat` of a development kit says, read in a process of its own because a damaged one can end it.
+"""Read `meta.mat` of a development kit in a subprocess, because a damaged file can crash the reader.
 
 Bytes changed at random in such a file crash scipy 1.17's reader about once in forty times.
 """
@@ -25,7 +25,7 @@ class Synset(NamedTuple):
     words: str
 
 
-@lru_cache(maxsize=2)  # a kit often lies there twice, unpacked and as it came
+@lru_cache(maxsize=2)  # a kit is often there twice, packed and unpacked
 def read_synsets(data: bytes) -> tuple[str, tuple[Synset, ...]]:
     """The year and the classes of a `meta.mat`: the leaves of its hierarchy; ValueError, in a line, when unusable."""
     command = [sys.executable, "-W", "ignore", "-m", __name__]

@@ -1,7 +1,7 @@
-"""What lies where in a tar: a walk over its headers, so that members are read in place and nothing is unpacked.
+"""Where each member of a tar lies, found by reading the headers, so that members can be read without unpacking.
 
-`tarfile` does not make the walk because it ends quietly at a damaged header, as if the archive were whole; here only
-the end mark ends an archive. `tarfile.TarInfo` still parses each header.
+`tarfile`'s own iteration is not used because it stops silently at a damaged header, as if the archive were complete;
+here only the end mark ends an archive. `tarfile.TarInfo` still parses each header.
 """
 
 import os
@@ -33,7 +33,7 @@ _ABOUT_NEXT: Final = (_LONG_NAME, tarfile.GNUTYPE_LONGLINK, *_PAX)
 _MOST_EXTRA_BYTES: Final = 1 << 20  # of a long name or of pax records
 
 # tar pads its output to a multiple of its record, 10 KiB unless asked otherwise. More than this after the end mark are
-# the zeros of a file whose room was set aside, and whose download is not over.
+# the zeros of a preallocated file whose download is not finished.
 _MOST_PADDING: Final = 4 << 20
 
 
@@ -58,7 +58,7 @@ class _Entry(NamedTuple):
 
 
 def tar_members(path: Path, start: int = 0, size: int | None = None, within: str = "") -> Iterator[Member]:
-    """The files in the tar at `path`, in its order; or in the tar `within` it, `size` bytes from `start` on.
+    """The files in the tar at `path`, in its order; or in an inner tar, named `within`, `size` bytes from `start` on.
 
     Names are as written. InputError when it is damaged, cut short or compressed, or holds links or sparse files.
     """

@@ -22,7 +22,7 @@ from pipeline.synthetic.textures import (
     warped,
 )
 
-GENERATOR: Final = 1  # to be raised whenever a picture changes, so that an older tree is not taken for today's
+GENERATOR: Final = 1  # raise it whenever a picture changes, so that trees of an older version are recognised
 
 Canvas = NDArray[np.floating]  # (3, height, width) float32 RGB on 0..1, cut off at the end; a plain colour is (3, 1, 1)
 
@@ -81,7 +81,7 @@ def with_clutter(canvas: Canvas, at: Plane, dice: RandomDraws) -> Canvas:
 
 
 def slice_near(axis: NDArray[np.float32], middle: float, length: float) -> slice:
-    """Where a rising axis lies near enough to `middle` for a shape of that half-length, turned in any way."""
+    """The slice of an ascending axis that a shape of this half-length at `middle` can reach, at any rotation."""
     low, high = np.searchsorted(axis, [middle - 1.1 * length, middle + 1.1 * length])
     return slice(int(low), int(high))
 

@@ -1,7 +1,7 @@
 """The ten classes of generated pictures: textures that first-layer filters can learn.
 
-Stripes in three directions, diamonds, rings, rays, dots, a mosaic, a labyrinth and clouds, each with its phase, scale
-and turn drawn anew. No class is another one mirrored, because training flips pictures.
+Stripes in three directions, diamonds, rings, rays, dots, a mosaic, a labyrinth and clouds, with a random phase, scale
+and rotation in each picture. No class is the mirror image of another, because training mirrors pictures.
 """
 
 import math
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.randomness import SAMPLE, random_words, uniform
 
-# (height, width) float32; a type checker, unlike numpy, widens a product with a Python float.
+# (height, width) float32; not typed so, because type checkers, unlike numpy, widen a product with a Python float.
 Field = NDArray[np.floating]
 
 _DRAWS = 4096  # words for shapes and colours; no picture asks for more

@@ -34,7 +34,7 @@ from pipeline.write.stats import PixelSums, empty_sums, mean_and_colour, merge
 
 @dataclass(kw_only=True)
 class ShardResults:
-    """What came of the shards so far: 24 bytes a sample, whatever their number."""
+    """The results of all shards so far; they take 24 bytes a sample."""
 
     sums: PixelSums  # over the training pictures
     shards: dict[str, list[Shard]] = field(default_factory=dict)
@@ -44,13 +44,13 @@ class ShardResults:
 
 
 def no_results(size: int, splits: Iterable[str]) -> ShardResults:
-    """What is made of these splits before the first shard; `size` is that of the statistics."""
+    """Empty results for these splits; `size`: side of the pictures that the statistics are of, pixels."""
     names = list(splits)
     return ShardResults(sums=empty_sums(size), shards={name: [] for name in names}, rows={name: [] for name in names})
 
 
 def add_result(made: ShardResults, split: str, one: ShardResult, before: bool) -> None:
-    """Add what came of the next shard of a split, in place; `before`: of an earlier run."""
+    """Add the result of a split's next shard, in place; `before`: an earlier run made it."""
     made.rejects.extend((split, reject) for reject in one.rejects)
     made.resumed_pictures += before * (len(one.rows) + len(one.rejects))
     made.sums = merge(made.sums, one.sums)

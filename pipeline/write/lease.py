@@ -1,6 +1,6 @@
-"""A lease on a prefix of an object store: an object that its owner writes anew again and again.
+"""A lease on a prefix of an object store: an object that its owner rewrites every RENEW_SECONDS.
 
-No clocks are compared: a lease that somebody watches for EXPIRY_SECONDS without seeing it change is dead.
+Clocks are not compared: a lease has expired when another run has watched it for EXPIRY_SECONDS without a change.
 """
 
 import json
@@ -19,14 +19,14 @@ from pipeline.folder import Folder
 
 LEASE_FILE: Final = "unfinished.lease"
 RENEW_SECONDS: float = 10.0
-EXPIRY_SECONDS: float = 60.0  # several renewals may fail, and a run is not yet thought dead
+EXPIRY_SECONDS: float = 60.0  # long enough that a few failed renewals do not lose the lease
 
 
 @contextmanager
 def hold_lease(folder: Folder) -> Iterator[Callable[[], None]]:
-    """Hold the lease of `folder`; yields a check that raises InputError once it is another's.
+    """Hold the lease of `folder`; yields a check that raises InputError once another run has it.
 
-    InputError when another run holds it. One that was killed has lost it after EXPIRY_SECONDS, which are waited for.
+    InputError when another run holds it. The lease of a killed run expires: this waits EXPIRY_SECONDS to see that.
     """
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "token": secrets.token_hex(8)}
     _acquire(folder, owner)
@@ -52,7 +52,7 @@ def _acquire(folder: Folder, owner: dict[str, object]) -> None:
         return
     if _is_expired(folder):
         folder.write(LEASE_FILE, _content(owner, 0))
-        time.sleep(RENEW_SECONDS / 5)  # another may have watched as long: the last to write has it
+        time.sleep(RENEW_SECONDS / 5)  # another run may have done the same: the last to write has the lease
     elif folder.create(LEASE_FILE, _content(owner, 0)):  # it was given back
         return
     if _read(folder).get("token") != owner["token"]:
@@ -60,7 +60,7 @@ def _acquire(folder: Folder, owner: dict[str, object]) -> None:
 
 
 def _is_expired(folder: Folder) -> bool:
-    """Whether the lease there is dead; False where it went, InputError where it lives."""
+    """Whether the present lease has expired; False if it is released, InputError if it is renewed."""
     first = _read(folder)
     described = f"{folder.place} is held by process {first.get('pid')} of {first.get('host')}"
     sys.stderr.write(f"notice: {described}; watching for {EXPIRY_SECONDS:.0f} s whether it still runs\n")

@@ -1,7 +1,8 @@
-"""Hold an output folder that is made in place: refuse what is not ours, say what an interrupted run left.
+"""The output lock: one run at a time writes an output folder, which is new, empty, or left by an interrupted run.
 
-A marker file says that the folder is ours, unfinished, and what it will be. On disk its lock says that a run is at it,
-and goes with the process, however that ends; in a store, which has no locks, a lease does (lease.py).
+A marker file says that the folder is an unfinished data set, and of which identity. On disk a file lock on the marker
+says that a run is writing; the system releases it when the process ends, however that happens. In a store, which has no
+locks, a lease does the same (lease.py).
 """
 
 import fcntl
@@ -23,10 +24,10 @@ StillOwner = Callable[[], None]  # raises InputError when the folder is no longe
 
 @contextmanager
 def lock_output(folder: Folder, identity: Mapping[str, Any]) -> Iterator[StillOwner]:
-    """Make `folder` this run's own: empty, or with what an earlier run of the same identity left; release on success.
+    """Lock `folder`, empty or with what an earlier run of the same identity left; release it on success.
 
-    InputError, with nothing touched, when it holds something else or another run is at it. It may hold a finished data
-    set, where another run was at it until now: that is left as it is.
+    InputError, with nothing changed, when it holds something else or another run is writing it. If another run has just
+    finished it, it holds a complete data set, which is not changed.
     """
     with _hold(folder) as (check, previous):
         if folder.exists(DATASET_FILE):
@@ -47,7 +48,7 @@ def lock_output(folder: Folder, identity: Mapping[str, Any]) -> Iterator[StillOw
 
 
 def remove_leftovers(folder: Folder) -> None:
-    """Take off a finished folder what a run left on it that ended right after its last act."""
+    """Remove marker and lease from a finished folder, left by a run that ended before it could."""
     _release(folder)
     if folder.local is None:
         folder.remove(LEASE_FILE)
@@ -71,7 +72,7 @@ def require_same(folder: Folder, there: Mapping[str, Any], identity: Mapping[str
 
 
 def _difference(name: str, there: object, here: object) -> str:
-    if name == "source_sha256":  # the hashes themselves tell nobody anything
+    if name == "source_sha256":  # the hashes themselves would not help the user
         return "source_sha256: other pictures, or another part of them by --classes or --limit"
     return f"{name} {there} there, {here} here"
 
@@ -115,7 +116,7 @@ def _read_marker(data: bytes) -> dict[str, Any]:
     try:
         read = json.loads(data)
     except ValueError:
-        return {}  # the run before ended as it began: there is nothing of it but this
+        return {}  # the earlier run ended before it wrote the marker: it left nothing else
     return read if isinstance(read, dict) else {}
 
 

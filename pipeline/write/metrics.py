@@ -1,4 +1,4 @@
-"""What Prometheus can ask of a sharding run: every metric's name, unit and help."""
+"""Prometheus metrics of a sharding run: every metric's name, unit and help."""
 
 import socket
 import sys

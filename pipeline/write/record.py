@@ -1,7 +1,7 @@
-"""What came of a shard, in a file beside its tar until the data set is finished.
+"""The result of a shard, kept in a file beside its tar until the data set is finished.
 
-The run goes by it, and so does the next one. It names what the shard was made of and how: it is never taken for that of
-another one.
+The run reads it, and so does a run that resumes. It holds a digest of the shard's pictures and options, so that it is
+never taken for the record of another shard.
 """
 
 import io
@@ -32,7 +32,7 @@ class Reject(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
-    """What came of a task; `shard` is None, and no file is there, when every picture was rejected."""
+    """The result of a task; `shard` is None, and there is no tar, when every picture was rejected."""
 
     digest: str  # of the task
     shard: Shard | None
@@ -49,7 +49,7 @@ def record_name(tar: str) -> str:
 
 
 def write_record(folder: Folder, tar: str, made: ShardResult) -> None:
-    """Write down what came of a task, durably; its tar and index must be there."""
+    """Write the result of a task, durably; its tar and index must exist already."""
     facts = {
         "digest": made.digest,
         "shard": made.shard and asdict(made.shard),
@@ -70,7 +70,7 @@ def write_record(folder: Folder, tar: str, made: ShardResult) -> None:
 
 
 def read_record(folder: Folder, tar: str) -> ShardResult:
-    """What came of a shard; OSError where its record is not there, or damaged."""
+    """The result of a shard; OSError when its record is missing or damaged."""
     data = folder.read(record_name(tar))
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
@@ -88,7 +88,7 @@ def read_record(folder: Folder, tar: str) -> ShardResult:
 
 
 def is_done(folder: Folder, tar: str, digest: str) -> bool:
-    """Whether the task with this digest is done, its files are sound, and doing it again would not find more."""
+    """Whether the task of this digest is done, its files are intact, and no unreadable picture is to be tried again."""
     try:
         made = read_record(folder, tar)
         if made.digest != digest or any(reject.unreadable for reject in made.rejects):
@@ -102,6 +102,6 @@ def _is_intact(folder: Folder, tar: str, shard: Shard, index: bytes) -> bool:
     if folder.size(tar) != shard.bytes or folder.read(index_name(tar)) != index:
         return False
     if folder.local is None:
-        return True  # a store checks what comes; to read it all again would cost as much as to make it
+        return True  # a store checks uploads; reading the tar again would cost as much as making it
     with folder.reading(tar) as stream:
         return sha256_of_stream(stream) == shard.sha256

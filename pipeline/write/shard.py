@@ -1,7 +1,7 @@
 """Make one shard: pictures in, a WebDataset tar and its DALI index out.
 
-A pure task in the sense of executors: everything it needs is in its argument, and making it again writes the same
-bytes. A shard that is there, sound, is not made again.
+A pure task for pipeline.executors: everything it needs is in its argument, and making it again writes the same bytes.
+A shard that exists and is intact is not made again.
 """
 
 import hashlib
@@ -78,18 +78,18 @@ class _Sample(NamedTuple):
 
 
 def write_shard(task: ShardTask) -> bool:
-    """Write tar, index and record of `task`, or find that done; whether it was done before.
+    """Write tar, index and record of `task`, unless that was done before; returns whether it was.
 
-    InputError when this process would write other bytes than the task's owner; UnreadablePicture; OSError when writing
-    fails. What was found lies in the record (record.py): a large answer of a worker that is killed meanwhile would
-    leave who waits for it with half of it, for ever.
+    InputError when this process's encoder is not the task's, and would write other bytes; UnreadablePicture; OSError
+    when writing fails. The result goes into the record (record.py) and is not returned: if a worker were killed while
+    it returns something large, the process that waits for it would get half of it and wait for ever.
     """
     if encoder_version() != task.encoder:
         raise InputError(
             f"{socket.gethostname()} has the encoder {encoder_version()}, "
             f"expected {task.encoder} as the run's own host; install the same versions on every worker"
         )
-    warnings.filterwarnings("ignore", module="PIL")  # remarks on odd files; what is wrong with them is told as rejects
+    warnings.filterwarnings("ignore", module="PIL")  # remarks on odd files; real faults are reported as rejects
     folder, digest = folder_at(task.out), task.digest()
     if is_done(folder, task.name, digest):
         return True

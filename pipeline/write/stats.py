@@ -32,7 +32,7 @@ def empty_sums(size: int) -> PixelSums:
 
 
 def restore_sums(pictures: int, pixels: NDArray[np.int64], moments: NDArray[np.int64]) -> PixelSums:
-    """The sums whose `pictures`, `place_sums` and `moments` were kept."""
+    """The sums whose `pictures`, `pixels` and `moments` were stored."""
     size = len(pixels)
     recent = np.zeros((3, size * size), np.uint16)
     return PixelSums(pictures=pictures, pixels=pixels, moments=moments, recent_pictures=0, recent=recent)

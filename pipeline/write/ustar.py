@@ -24,11 +24,11 @@ def ustar_header(name: bytes, size: int) -> bytes:
 
 
 def padding(size: int) -> bytes:
-    """What follows the data of a file of so many bytes."""
+    """The zeros that follow the data of a file of `size` bytes."""
     return bytes(-size % BLOCK)
 
 
 def end_of_archive(size: int) -> bytes:
-    """What follows so many bytes of files: an end mark, and room up to a whole record."""
+    """What follows members of `size` bytes in all: the end mark, and zeros up to a whole record."""
     mark = END_BLOCKS * BLOCK
     return bytes(mark + -(size + mark) % RECORD)
