@@ -1,6 +1,6 @@
 """COMMAND  What this machine gives, what would break training on it, and the flags to use."""
 
-# What is imported here comes with Python: that anything else is missing is what this command is to say.
+# What is imported here needs only the standard library: this command must be able to say that a package is missing.
 import json
 import sys
 import textwrap
@@ -21,7 +21,7 @@ INDENT: Final = 18  # columns before what was found
 
 
 def lines_of(finding: "Finding", width: int | None) -> list[str]:
-    """A finding as text after its mark: what was found, what follows, and what to do; None: as wide as it comes."""
+    """A finding as text after its mark: what was found, what follows, and what to do; width None: unwrapped."""
     paragraphs = [finding.found, finding.follows, finding.remedy and f"-> {finding.remedy}"]
     lines = []
     for text in filter(None, paragraphs):
@@ -49,14 +49,14 @@ def report(checked: "list[CheckResult]", status: "Status", line: str) -> dict[st
 
 
 def plain(facts: Any) -> Any:
-    """Facts as JSON has them."""
+    """A check's facts as plain values for JSON."""
     if is_dataclass(facts) and not isinstance(facts, type):
         return asdict(facts)
     return facts._asdict() if isinstance(facts, tuple) else facts  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def write_report(place: str, value: dict[str, Any]) -> None:
-    """To a file, or to stdout; ASCII, whatever paths hold."""
+    """Write the report to a file, or to stdout for -; ASCII, whatever characters paths have."""
     from pipeline.files import write_atomic
 
     text = json.dumps(value, indent=1) + "\n"
@@ -70,7 +70,7 @@ def write_report(place: str, value: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    """Look at everything, a line as soon as it is known."""
+    """Run every check, and print each finding as soon as it is known."""
     try:
         import tyro
         from rich.console import Console

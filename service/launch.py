@@ -38,12 +38,12 @@ def nothing_lost(out: Path) -> bool:
 
 
 def launched(count: int, arguments: list[str], out: Path) -> int:
-    """Run so many workers under torchrun, whose own status is 1 for whatever was not 0.
+    """Run `count` workers under torchrun; returns an exit status, because torchrun's own is 1 for every failure.
 
-    Told to stop by a signal it is 128 + that where nothing is lost, as a worker's own; else that of the first worker
-    that failed.
+    After a signal: 128 + its number, as for a single worker, or FAULTS where steps are lost. Otherwise: that of the
+    first worker that failed.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's own choice, which it would warn of
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's own default; set here, torchrun prints no warning
     try:
         torchrun(["--standalone", "--nproc-per-node", str(count), "-m", "service.train", *arguments])
     except SignalException as told:
@@ -61,7 +61,7 @@ def main() -> int:
     count, arguments = processes(sys.argv[1:])
     run = parse_run(
         arguments, "python -m service.launch [--nproc-per-node N]"
-    )  # a wrong call is said once, and --help answered, before anything starts
+    )  # before any process starts: a wrong option is reported once, and --help works
     if count is None:
         count = 1 if run.device == "cpu" else max(1, torch.cuda.device_count())
     if count == 1:

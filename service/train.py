@@ -28,12 +28,12 @@ from service.web.responses import Responses
 from service.web.server_process import ServerProcess, check_tls
 from service.web.tokens import read_tokens
 
-# What a worker that torchrun has just replaced, perhaps on another host, may take to let go of the run's folder.
+# How long a worker that torchrun has just replaced, perhaps on another host, may take to release the run's folder.
 REPLACED_SECONDS: Final = 60.0
 
 
 def train(worker: Worker) -> int:
-    """The training loop; the process's exit status."""
+    """Run the training loop; returns the process's exit status."""
     try:
         worker.validate_if_due()
         worker.announce_compiling()
@@ -65,7 +65,7 @@ def train(worker: Worker) -> int:
 
 
 def layout_of(run: Run, ranks: Ranks) -> Layout | None:
-    """How the ranks share the work; InputError where they cannot as wanted."""
+    """How the ranks share the work; InputError where they cannot as --parallel asks."""
     try:
         return choose_layout(run.parallel, ranks.world_size)
     except ValueError as error:
@@ -73,9 +73,9 @@ def layout_of(run: Run, ranks: Ranks) -> Layout | None:
 
 
 def start(run: Run, device: Device, ranks: Ranks, stop: GracefulStop, stack: ExitStack) -> tuple[Worker, Responses]:
-    """A worker ready to train, and what it responses; what it holds open is let go with the stack."""
+    """A worker ready to train, and its HTTP responses; what they hold open is closed with the stack."""
     metrics, heartbeat, control_queue = Metrics(CollectorRegistry()), Heartbeat(run.stall_seconds), ControlQueue()
-    gpu = torch.cuda.current_device() if device == "gpu" else None  # asked here: it is another one in other threads
+    gpu = torch.cuda.current_device() if device == "gpu" else None  # read here: torch's current device is per thread
     metrics.watch(heartbeat, run.out if ranks.is_leader else None, gpu)
 
     def claim() -> tuple[Layout | None, socket]:
@@ -86,7 +86,7 @@ def start(run: Run, device: Device, ranks: Ranks, stop: GracefulStop, stack: Exi
         return layout, listen(run.host, run.port + ranks.local_rank if run.port else 0)
 
     mine, listener = ranks.on_all_ranks(claim)
-    # Rank 0's, or ranks that were called otherwise would wait for one another before they find it out.
+    # Rank 0's on all ranks: ranks started with other options would otherwise wait for each other before that is found.
     layout: Layout | None = ranks.broadcast(mine)
     responses = Responses(run, ranks, layout, device, metrics, heartbeat)
     server = serve(run, ranks, listener, responses, control_queue)
@@ -106,12 +106,12 @@ def start(run: Run, device: Device, ranks: Ranks, stop: GracefulStop, stack: Exi
     stop.listen()
     worker = Worker(display, metrics, heartbeat, stop, control_queue, setup)
     responses.worker = worker
-    stack.callback(worker.saver.close)  # before the folder is let go, whatever happens
+    stack.callback(worker.saver.close)  # before the folder's lock is released, whatever happens
     return worker, responses
 
 
 def device_of(run: Run) -> Device:
-    """Where it trains; InputError when that is not there."""
+    """The device to train on; InputError when it is not there."""
     try:
         return choose_device(run.device)
     except InputError as error:
@@ -119,8 +119,8 @@ def device_of(run: Run) -> Device:
 
 
 def compile_fault(error: RuntimeError) -> str:
-    """One line of a compiler's many; empty where it is not the compiler that fails."""
-    # As torch's BackendCompilerFailed has it; to import that takes a second, and most runs never need it.
+    """The compiler's error in one line, of many; empty where it is not the compiler that failed."""
+    # An attribute of torch's BackendCompilerFailed, whose import takes a second that most runs need not spend.
     inner = getattr(error, "inner_exception", None)
     if inner is None or ("compile" not in str(inner) and not isinstance(inner, OSError)):
         return ""
@@ -131,7 +131,7 @@ def compile_fault(error: RuntimeError) -> str:
 
 
 def check_access(run: Run, ranks: Ranks) -> None:
-    """InputError where the files that say who may connect and act are not as they must be."""
+    """InputError where the token file or the TLS files cannot be used."""
     if run.token_file and ranks.is_leader:
         read_tokens(run.token_file)
     if run.tls_certificate and run.tls_key:
@@ -164,7 +164,7 @@ def main() -> int:
     run = parse_run(sys.argv[1:])
     keep_freed_memory()
     stop = GracefulStop()
-    if not is_torchelastic_launched():  # a rank that others leave waiting must end when told, until there are steps
+    if not is_torchelastic_launched():  # until training starts, SIGTERM must end a rank that waits for others
         stop.listen()
     device = device_of(run)
     try:
@@ -176,7 +176,7 @@ def main() -> int:
                 remedy = f"use --device cpu; {DOCTOR}"
                 raise InputError(f"the GPU does not start ({reason}), expected it to compute; {remedy}") from error
             status = train(worker)
-            if stop.signal is None:  # else there is somebody who waits
+            if stop.signal is None:  # after a signal, its sender waits for this process to end
                 responses.wait_for_last_scrape()
     except RanksLost as error:
         say(f"error: {error}")

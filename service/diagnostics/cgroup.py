@@ -18,7 +18,7 @@ class Limits(NamedTuple):
 
 
 def limits(root: Path = ROOT, membership: Path = MEMBERSHIP) -> Limits:
-    """The tightest of all the groups that this process is in, each of which counts."""
+    """The tightest limits of all the cgroups that this process is in, because each of them applies."""
     cores = [quota for folder in _groups(root, membership, "cpu") if (quota := _quota(folder)) is not None]
     rooms = [room for folder in _groups(root, membership, "memory") if (room := _room(folder)) is not None]
     tightest = min(rooms, key=lambda room: room[1], default=(None, None))
@@ -28,7 +28,7 @@ def limits(root: Path = ROOT, membership: Path = MEMBERSHIP) -> Limits:
 def _groups(root: Path, membership: Path, controller: str) -> Iterator[Path]:
     """Folders of this process's groups, the innermost first.
 
-    In a container the path may be the host's, and what is mounted its last part only: what is not there is skipped.
+    In a container the path may be the host's, with only its last part mounted: folders that are not there are skipped.
     """
     lines = [line.split(":", 2) for line in (_read(membership) or "").splitlines()]
     first = {names: path for _, names, path in lines}

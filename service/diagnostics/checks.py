@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 STDOUT: Final = "-"
 PLACEHOLDER: Final = "SHARDS"
-DEMO_CROP: Final = 80  # pixels, of recipe demo, whose module needs all that may be missing
+DEMO_CROP: Final = 80  # pixels, as of recipe demo, whose module imports packages that may be missing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +79,13 @@ class Options:
 
 
 class CheckResult(NamedTuple):
-    """A finding, and what it was judged from."""
+    """A finding, and the facts that it was judged from."""
 
     finding: Finding
     facts: Any
 
 
-Tell = Callable[[str], None]  # what is being looked at, for whoever waits
+Tell = Callable[[str], None]  # shows what is being checked now
 Checks = Generator[CheckResult, None, T]
 
 
@@ -102,7 +102,7 @@ def run_checks(options: Options, tell: Tell) -> Iterator[CheckResult]:
 
 
 def _check_python_and_torch(tell: Tell) -> Checks[Outcome]:
-    """Of torch: what the probe said of it."""
+    """Returns the outcome of torch's probe."""
     with Probe("torch", seconds=TORCH_SECONDS) as probe:
         tell("torch")
         yield CheckResult(judge_python(sys.version_info[:3], sys.executable), None)
@@ -122,7 +122,7 @@ def _check_processor_and_memory(torch: dict[str, Any]) -> Checks[None]:
 
 
 def _check_gpus(options: Options, torch: dict[str, Any], tell: Tell) -> Checks[tuple[Driver, int]]:
-    """The driver, and how many GPUs there are to train on."""
+    """Returns the driver, and how many GPUs there are to train on."""
     driver = find_driver()
     found = judge_driver(driver, torch.get("cuda"), options.device)
     if options.device == "cpu" and (driver.gpus or driver.on_bus):
@@ -137,7 +137,7 @@ def _check_gpus(options: Options, torch: dict[str, Any], tell: Tell) -> Checks[t
 
 
 def _check_libraries(torch: Outcome, gpus: int, tell: Tell) -> Checks[str]:
-    """Why DALI does not decode on the CPU; empty where it does."""
+    """Returns why DALI does not decode on the CPU; empty where it does."""
     if not torch.why:
         tell("the compiler")
         compiler = find_compiler(torch.value)
@@ -215,7 +215,7 @@ def gpus_of(checked: list[CheckResult]) -> int:
 
 
 def python() -> str:
-    """This interpreter as one would call it."""
+    """This interpreter as one would type it."""
     if (named := shutil.which("python")) and Path(named).absolute() == Path(sys.executable).absolute():
         return "python"
     here = Path.cwd()
@@ -225,7 +225,7 @@ def python() -> str:
 
 
 def verdict(options: Options, checked: list[CheckResult]) -> tuple[list[str], str]:
-    """The last lines, and the command in them; empty where none trains here."""
+    """The last lines of the report, and the command in them; that is empty where no command would train here."""
     findings = [each.finding for each in checked]
     if mend := unmendable(findings):
         return [f"Training would fail here. Mend first: {', '.join(mend)}."], ""

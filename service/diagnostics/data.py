@@ -19,7 +19,7 @@ class DataFiles:
     """A data set on disk."""
 
     shards: str
-    trouble: str = ""  # why it is none, with what to do
+    trouble: str = ""  # why it is not a data set, with what to do
     faults: tuple[str, ...] = field(default=())  # files that are missing or of another size
     pictures: int = 0  # to train on
     classes: int = 0
@@ -28,7 +28,7 @@ class DataFiles:
 
 
 def find_data(shards: Path, full_side: int = 256) -> DataFiles:
-    """By names and sizes alone. full_side: what pictures of original size are resized to."""
+    """Look at names and sizes of files alone. full_side: what pictures of original size are resized to."""
     try:
         dataset = load_dataset(shards)
         there = folder_at(shards).sizes()
@@ -59,7 +59,7 @@ def find_data(shards: Path, full_side: int = 256) -> DataFiles:
 
 
 def judge_data(there: DataFiles) -> Finding:
-    """At a glance."""
+    """Whether its files look right, by names and sizes."""
     if there.trouble:
         found, _, remedy = there.trouble.rpartition("; ")
         return Finding("failed", "data set", found, "there is nothing to train on", remedy)
@@ -78,7 +78,7 @@ def judge_data(there: DataFiles) -> Finding:
 
 
 def judge_reading(tried: Outcome, shards: str) -> Finding:
-    """tried: probes.read."""
+    """tried: the outcome of probes.read_batches."""
     if tried.why:
         return Finding(
             "failed",

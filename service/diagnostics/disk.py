@@ -30,9 +30,9 @@ class Disk:
     """A folder, or where it would be made. Troubles are empty where there are none."""
 
     out: str
-    tried: str  # where: the folder, or its nearest parent
+    tried: str  # the folder that was tested: out, or its nearest parent that is there
     trouble: str = ""  # why nothing can be written there
-    full: bool = False  # that there is no room is why
+    full: bool = False  # whether the reason is that there is no room
     unlockable: str = ""  # why files cannot be locked
     unsyncable: str = ""  # why a folder cannot be flushed
     busy: bool = False  # another worker holds the folder
@@ -42,7 +42,7 @@ class Disk:
 
 
 def find_disk(out: Path) -> Disk:
-    """Write, flush, lock and rename in a folder of its own, which goes again; `out` is not made."""
+    """Write, flush, lock and rename in a temporary folder, which is removed; `out` is not made."""
     tried = existing_parent(out)
     there = partial(Disk, out=str(out), tried=str(tried))
     if not tried.is_dir():
@@ -56,7 +56,7 @@ def find_disk(out: Path) -> Disk:
     try:
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=tried) as place:
             file, renamed = Path(place) / "written", Path(place) / "renamed"
-            block = os.urandom(2**20)  # else a disk that compresses is too fast
+            block = os.urandom(2**20)  # random, or a disk that compresses would look too fast
             start = time.monotonic()
             with open(file, "wb") as stream:
                 unlockable = _lock_failure(stream.fileno())
@@ -93,7 +93,7 @@ def _lock_failure(descriptor: int) -> str:
 
 
 def _held(lock: Path) -> bool:
-    """Whether a worker holds a run's folder; a shared lock, let go at once, so that none that starts now is refused."""
+    """Whether a worker holds a run's lock; tried shared, and released at once, so that no new worker is refused."""
     try:
         with open(lock, "rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -105,7 +105,7 @@ def _held(lock: Path) -> bool:
 
 
 def judge_disk(there: Disk, parameters: int = 0) -> Finding:
-    """parameters: of the network, for the size of a checkpoint; 0 where nobody knows."""
+    """parameters: of the network, for the size of a checkpoint; 0 where that is unknown."""
     another = "let --out name a folder elsewhere"
     if there.trouble:
         follows = "no checkpoint can be written" if there.full else "service.train does not start"

@@ -10,7 +10,7 @@ VARIABLES: Final = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "TORCHINDUCTOR_CA
 
 
 def variables() -> dict[str, str]:
-    """The few environment variables that decide what is found; nothing else of the doctor reads any."""
+    """The few environment variables that affect the checks; no other code of the doctor reads any."""
     return {name: os.environ[name] for name in VARIABLES if name in os.environ}
 
 

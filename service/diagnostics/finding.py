@@ -1,4 +1,4 @@
-"""What service.doctor says of one thing: whether it is well, what was found, what follows, and what to do."""
+"""The result of one check of service.doctor: its status, what was found, what follows, and what to do."""
 
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
@@ -10,7 +10,7 @@ class Finding(NamedTuple):
     """failed: training as asked for would fail. Plain ASCII, so that any terminal and any pipe can take it."""
 
     status: Status
-    check: str  # a word
+    check: str  # its short name
     found: str
     follows: str = ""
     remedy: str = ""  # the flag or the command to use
@@ -24,12 +24,12 @@ def worst(findings: Iterable[Finding]) -> Status:
 
 
 def unmendable(findings: Iterable[Finding]) -> list[str]:
-    """What no flag helps against."""
+    """The failed checks that no flag gets around."""
     return [finding.check for finding in findings if finding.status == "failed" and not finding.flags]
 
 
 def with_flags(command: list[str], findings: Iterable[Finding]) -> list[str]:
-    """A command with what the findings want of it, the environment first; each thing once."""
+    """A command with the flags that the findings want, each once; environment variables come first."""
     wanted = list(dict.fromkeys(flag for finding in findings for flag in finding.flags))
     before = [each for each in wanted if not each.startswith("-")]
     after = [word for each in wanted if each.startswith("-") for word in each.split(" ", 1)]

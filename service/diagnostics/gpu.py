@@ -17,7 +17,7 @@ from service.diagnostics.probes import Outcome
 DOCKER_SECONDS: Final = 10.0
 NVIDIA: Final = "0x10de"  # PCI vendor
 DISPLAY: Final = "0x03"  # PCI class
-# The oldest driver of each CUDA's first release; later ones of the same number run on it too (minor version
+# The oldest driver for each major version of CUDA; all its later releases run on it too (minor version
 # compatibility, CUDA's release notes).
 DRIVERS: Final = {12: 525, 13: 580}
 OTHER_BUILD: Final = "make clean, then make demo PIP_ARGS='--extra-index-url ...'"
@@ -38,7 +38,7 @@ class Driver:
 
 
 def find_driver(pci: Path = Path("/sys/bus/pci/devices")) -> Driver:
-    """Without CUDA, which a wrong driver does not start."""
+    """Ask NVML, not CUDA, which does not start with a wrong driver."""
     on_bus = sum(_is_gpu(device) for device in pci.glob("*"))
     try:
         pynvml.nvmlInit()
@@ -80,7 +80,7 @@ def _free(handle: Any) -> int:
 
 
 def judge_driver(there: Driver, torch_cuda: str | None, wanted: Wanted) -> Finding:
-    """torch_cuda: what torch is built for, None for no CUDA. A GPU of no use fails only where asked for."""
+    """torch_cuda: what torch is built for, None for no CUDA. A GPU that cannot be used fails only where asked for."""
     bad = "failed" if wanted == "gpu" else "warning"
     flags = ("--device cpu",) if wanted == "gpu" else ()
     cpu = "trains on the processor, which takes many times as long"
@@ -115,8 +115,8 @@ def judge_driver(there: Driver, torch_cuda: str | None, wanted: Wanted) -> Findi
 def runs_on(capability: tuple[int, int], built_for: list[str]) -> bool:
     """Whether kernels for these architectures (sm_80, sm_90a, compute_90) run on a GPU of this compute capability.
 
-    Code for one runs on later ones of the same major number; PTX (compute_...) is compiled for any later one; of a
-    letter only the very same.
+    sm_ code runs on later GPUs of the same major version; PTX (compute_...) is compiled for any later one; with a
+    letter at its end, either runs on the very same capability only.
     """
     for kind, major, minor, letter in re.findall(r"(sm|compute)_(\d+)(\d)([af]?)", " ".join(built_for)):
         built = int(major), int(minor)
@@ -154,7 +154,7 @@ def judge_cuda(tried: Outcome, wanted: Wanted, hidden: str | None = None) -> Fin
 
 
 def judge_decoding(failure: str) -> Finding:
-    """failure: of pipeline.probe on the GPU."""
+    """failure: what find_decoder returned for the GPU."""
     if failure:
         remedy = (
             "use --data.decoder cpu, which skips the trial at each start; a newer driver or nvImageCodec may mend it"
@@ -165,7 +165,7 @@ def judge_decoding(failure: str) -> Finding:
 
 
 def judge_nccl(tried: Outcome, gpus: int) -> Finding:
-    """tried: probes.exchange over all GPUs."""
+    """tried: the outcome of probes.all_reduce over all GPUs."""
     if tried.why:
         remedy = "NCCL_DEBUG=INFO says why, NCCL_P2P_DISABLE=1 avoids a broken link; one GPU trains without"
         follows = "service.launch on several GPUs fails at its start"
@@ -176,7 +176,7 @@ def judge_nccl(tried: Outcome, gpus: int) -> Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Docker:
-    """What a docker client says of its engine."""
+    """What docker info says of the Docker engine."""
 
     complaint: str = ""  # why the engine does not answer
     version: str = ""

@@ -34,7 +34,7 @@ class Memory:
 
 
 def find_memory(torch: dict[str, Any], allowed: Limits | None = None, meminfo: Path = Path("/proc/meminfo")) -> Memory:
-    """torch: what probes.look_at_torch said; allowed: by cgroups, if it is known already."""
+    """torch: what probes.look_at_torch returned; allowed: the cgroups' limits, if known already."""
     try:
         pairs = [line.split()[:2] for line in meminfo.read_text().splitlines()]
     except OSError:
@@ -90,7 +90,7 @@ class SharedMemory:
 
 
 def find_shared_memory(path: Path = Path("/dev/shm")) -> SharedMemory:
-    """By a file without a name, which goes by itself."""
+    """Tried with a temporary file without a name, which vanishes by itself."""
     if not path.is_dir():
         return SharedMemory(path=str(path), trouble="is not there")
     try:

@@ -11,7 +11,7 @@ from service.diagnostics.finding import Finding
 from service.web.listener import listen
 from service.web.uvicorn_limits import CONNECTIONS
 
-# Pipes, sockets, a few of each library; shards are mapped and their files closed. On a CPU a run does with 64.
+# Pipes, sockets, a few of each library; shards are mapped and their files closed. On a CPU 64 are enough for a run.
 LEAST_FILES: Final = 64
 WORKER_FILES: Final = 256  # with room for CUDA, NCCL and compilers
 SERVER_FILES: Final = CONNECTIONS + 64  # the server raises its own soft limit to the hard one
@@ -59,12 +59,12 @@ class Ports:
 
     host: str
     port: int
-    troubles: dict[int, str]  # why a port cannot be had
-    free: int | None = None  # the next that can, where some cannot
+    troubles: dict[int, str]  # why a port cannot be used
+    free: int | None = None  # the next port that can be, where one cannot
 
 
 def find_ports(host: str, port: int, count: int = 1) -> Ports:
-    """count: one for each process of this host, from `port` on; each is let go at once."""
+    """count: of ports, one for each process of this host, from `port` on; each is opened and closed at once."""
     wanted = range(port, port + count) if port else (0,)
     troubles = {each: reason for each in wanted if (reason := _refused(host, each))}
     free = None
@@ -79,14 +79,14 @@ def _refused(host: str, port: int) -> str:
         listen(host, port).close()
     except InputError as error:
         cause = error.__cause__
-        if isinstance(cause, OSError) and cause.errno and cause.errno > 0:  # negative: a name that is not found
+        if isinstance(cause, OSError) and cause.errno and cause.errno > 0:  # negative: the host name is not found
             return os.strerror(cause.errno)
         return getattr(cause, "strerror", None) or str(cause)
     return ""
 
 
 def judge_ports(there: Ports) -> Finding:
-    """A port that is taken ends a start."""
+    """A port that cannot be used is a failure, because the worker would not start."""
     if not there.troubles:
         found = f"{there.host} port {there.port} is free" if there.port else f"{there.host}, any free port"
         return Finding("ok", "port", found)

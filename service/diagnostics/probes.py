@@ -1,6 +1,7 @@
-"""What may crash or hang, or need what is missing, tried in a process of its own with a time limit.
+"""Probes: what may crash, hang or lack a package, tried in a process of its own with a time limit.
 
-`Trial` is the asking side; the functions below it run in that process, import what they try, and say it in JSON.
+`Probe` starts that process; the functions below it run in it, import what they try, and their result is printed as
+JSON.
 """
 
 import json
@@ -22,14 +23,14 @@ LOAD_SECONDS: Final = 20.0
 
 
 class Outcome(NamedTuple):
-    """What a probe said; or why it said nothing, its last words."""
+    """What a probe returned; or, where it failed, why: the last line that it wrote."""
 
     value: dict[str, Any]
     why: str = ""
 
 
 class Probe:
-    """A probe under way; leaving the block ends it, and removes what it kept of what it compiled or found out."""
+    """A running probe; leaving the block ends it, and removes the compiler caches that it wrote."""
 
     def __init__(self, name: str, *arguments: str, seconds: float):
         self.seconds = seconds
@@ -37,7 +38,7 @@ class Probe:
         command = [sys.executable, "-m", __name__, str(int(seconds) + 5), name, *arguments]
         try:
             folder = self._left.enter_context(tempfile.TemporaryDirectory(prefix="doctor-"))
-            # Importing Inductor makes its folder already.
+            # Importing Inductor already makes its cache folder.
             environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder, "TRITON_CACHE_DIR": folder}
             self._process = subprocess.Popen(
                 command,
@@ -61,7 +62,7 @@ class Probe:
         self._left.close()
 
     def outcome(self) -> Outcome:
-        """Wait for it."""
+        """Wait for the probe to end."""
         if not self._process:
             return Outcome({}, self._why)
         try:
@@ -76,7 +77,7 @@ class Probe:
 
 
 def run_probe(name: str, *arguments: str, seconds: float) -> Outcome:
-    """Try something, and wait for what it says."""
+    """Run a probe, and wait for its outcome."""
     with Probe(name, *arguments, seconds=seconds) as probe:
         return probe.outcome()
 
@@ -90,7 +91,7 @@ def last_words(complaints: str, status: int) -> str:
 
 
 def look_at_torch() -> dict[str, Any]:
-    """What torch is, what it makes of the processor, what compiles for it, and how large the networks are."""
+    """torch's version, what it finds of the processor, the compiler it takes, and how large the networks are."""
     import torch
 
     from model.alexnet import AlexNet, ModelConfig
@@ -112,13 +113,13 @@ def look_at_torch() -> dict[str, Any]:
 
 
 def inductors_choice() -> dict[str, Any]:
-    """The compiler that Inductor takes, and where it keeps what it compiles unless told otherwise."""
+    """The C++ compiler that Inductor takes, and its default cache folder."""
     try:
         from torch._inductor import config
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler
         from torch._inductor.runtime.cache_dir_utils import default_cache_dir
-    except ImportError as error:  # private, so another torch may not have them
+    except ImportError as error:  # private modules, which another version of torch may not have
         return {"compiler": "", "complaint": f"this torch does not say which it takes ({error})", "cache": ""}
     try:
         return {"compiler": get_cpp_compiler(), "complaint": "", "cache": default_cache_dir()}
@@ -158,7 +159,7 @@ def compute_on_gpus() -> dict[str, Any]:
 
 
 def all_reduce(device: str, ranks: str) -> dict[str, Any]:
-    """Sum a tensor over a process for each GPU by NCCL; on `cpu`, by gloo."""
+    """Sum a tensor over one process for each GPU, with NCCL; on `cpu`, with gloo."""
     from torch.multiprocessing.spawn import spawn
 
     left = signal.alarm(0)
@@ -172,7 +173,7 @@ def _exchanging(rank: int, device: str, ranks: int, meeting: str, seconds: int) 
     import torch
     from torch import distributed
 
-    signal.alarm(seconds)  # the process that started this one may be killed
+    signal.alarm(seconds)  # ends this process even if the one that started it is killed
     if device == "cuda":
         torch.cuda.set_device(rank)
     distributed.init_process_group(
@@ -220,11 +221,11 @@ PROBES: Final[dict[str, Callable[..., dict[str, Any]]]] = {
 
 
 def _main(seconds: str, name: str, *arguments: str) -> None:
-    signal.alarm(int(seconds))  # the process ends then, whoever has started it and wherever it hangs
+    signal.alarm(int(seconds))  # ends this process then, even if its parent is gone, and wherever it hangs
     value = PROBES[name](*arguments)
     sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
-    os._exit(0)  # what was tried is over: no finaliser of a library may make a failure of it
+    os._exit(0)  # the probe has succeeded: no finaliser of a library may turn that into a failure
 
 
 if __name__ == "__main__":

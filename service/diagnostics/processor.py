@@ -24,7 +24,7 @@ class Processor:
 
 
 def find_processor(torch: dict[str, Any], cpuinfo: Path = Path("/proc/cpuinfo")) -> Processor:
-    """torch: what probes.look_at_torch said."""
+    """torch: what probes.look_at_torch returned."""
     try:
         lines = [line.partition(":") for line in cpuinfo.read_text().splitlines()]
     except OSError:
@@ -35,7 +35,7 @@ def find_processor(torch: dict[str, Any], cpuinfo: Path = Path("/proc/cpuinfo"))
 
 
 def judge_processor(there: Processor) -> Finding:
-    """What it computes in."""
+    """Which instructions and precision it computes with."""
     words = [there.name]
     if there.instructions and there.instructions != "DEFAULT":
         words.append(there.instructions)
@@ -62,7 +62,7 @@ class Cores:
 
 
 def find_cores(torch: dict[str, Any], allowed: Limits | None = None) -> Cores:
-    """allowed: by cgroups, if it is known already."""
+    """allowed: the cgroups' limits, if known already."""
     return Cores(
         cores=len(os.sched_getaffinity(0)),
         machine=os.cpu_count() or 1,
@@ -91,7 +91,7 @@ def judge_cores(there: Cores) -> Finding:
         follows = "more threads than cores wait for one another"
         flags = (f"OMP_NUM_THREADS={there.cores}",)
         return Finding("warning", "cores", found, follows, f"use {flags[0]}", flags)
-    # torch takes one of two hardware threads of a core for its own, which is right.
+    # By default torch uses one of the two hardware threads of a core, which is right.
     if there.omp_num_threads and 2 * there.torch_threads < there.cores:
         follows = (
             f"OMP_NUM_THREADS is {there.omp_num_threads}, so other cores have nothing to do when training on the CPU"

@@ -21,7 +21,7 @@ OLDEST_TORCH: Final = (2, 11)
 COMPILE_SECONDS: Final = 60.0
 REINSTALL: Final = "make clean, then make demo; or pip install -c constraints.txt -e ."
 
-# As what Inductor generates: Python's headers, OpenMP, a shared object.
+# Like what Inductor generates: Python's headers, OpenMP, a shared object.
 SOURCE: Final = """\
 #include <Python.h>
 #include <omp.h>
@@ -37,7 +37,7 @@ extern "C" long total(long n) {
 
 
 def judge_torch(tried: Outcome) -> Finding:
-    """tried: probes.look_at_torch."""
+    """tried: the outcome of probes.look_at_torch."""
     if tried.why:
         return Finding("failed", "torch", f"cannot be used ({tried.why})", "nothing trains without it", REINSTALL)
     version, cuda = tried.value["version"], tried.value["cuda"]
@@ -50,17 +50,17 @@ def judge_torch(tried: Outcome) -> Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Compiler:
-    """What torch.compile would compile with; empty where all is well, or there is none."""
+    """The compilers that torch.compile would use; empty where there is none, or no complaint."""
 
     cpp: str  # the command that Inductor takes
     version: str = ""
-    folder: str = ""  # where what is compiled is kept
+    folder: str = ""  # the cache of what is compiled
     complaint: str = ""  # why it does not compile, or what it compiled does not load
     c: str = ""  # the command that Triton takes, for GPUs
 
 
 def find_compiler(torch: dict[str, Any]) -> Compiler:
-    """Compile and load a few lines where Inductor would. torch: what probes.look_at_torch said."""
+    """Compile and load a few lines where Inductor would. torch: what probes.look_at_torch returned."""
     cpp, complaint = torch.get("compiler", ""), torch.get("complaint", "torch does not answer")
     folder = Path(variables().get("TORCHINDUCTOR_CACHE_DIR") or torch.get("cache") or tempfile.gettempdir())
     named = variables().get("CC")
@@ -83,7 +83,7 @@ def version_of(cpp: str) -> str:
 
 
 def compile_failure(cpp: str, folder: Path) -> str:
-    """Why a few lines do not compile or load in a folder that need not be there; empty if they do. Nothing is left."""
+    """Why a few lines do not compile or load in a folder, which need not exist; empty if they do. Leaves no files."""
     try:
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=existing_parent(folder)) as place:
             source, library = Path(place) / "trial.cpp", Path(place) / "trial.so"
@@ -103,7 +103,7 @@ def compile_failure(cpp: str, folder: Path) -> str:
 
 
 def judge_compiler(there: Compiler, on_gpu: bool = False) -> Finding:
-    """on_gpu: Triton's kernels train then, whose launchers are C."""
+    """on_gpu: training uses Triton's kernels, whose launchers need a C compiler."""
     flags = ("--no-compile",)
     remedy = f"{_compilers_remedy(there)}; or use --no-compile"
     if on_gpu and not there.c:
@@ -131,7 +131,7 @@ def _compilers_remedy(there: Compiler) -> str:
 
 
 def judge_dali(version: str, failure: str) -> Finding:
-    """failure: of pipeline.probe on the CPU."""
+    """failure: what find_decoder returned for the CPU."""
     if failure:
         found = f"{version or 'not installed'}: a picture is not decoded ({failure})"
         return Finding("failed", "DALI", found, "no batch is read", REINSTALL)
@@ -139,7 +139,7 @@ def judge_dali(version: str, failure: str) -> Finding:
 
 
 def dali_version() -> str:
-    """Of the package that is installed, for whichever CUDA; empty where there is none."""
+    """The version of the installed package, for CUDA 13 or 12; empty where there is none."""
     for name in ("nvidia-dali-cuda130", "nvidia-dali-cuda120"):
         try:
             return metadata.version(name)

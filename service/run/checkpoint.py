@@ -1,4 +1,4 @@
-"""Checkpoints that lose nothing: written beside, fsynced, listed with their hashes, renamed; verified when read.
+"""Crash-safe checkpoints: written aside, fsynced, listed with their hashes, then renamed; verified when read.
 
 RUN/checkpoints/step-00001000/  towers-0.safetensors towers-1.safetensors state.json run.json manifest.json
 RUN/checkpoints/LATEST          a hint for people and scripts; loading trusts only a manifest that verifies
@@ -87,7 +87,7 @@ def read_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def restore(tensors: Iterable[tuple[str, Tensor]], model: AlexNet, optimizer: Momentum) -> None:
-    """Copy named weights and velocities into the towers that this process holds; those of others pass by."""
+    """Copy named weights and velocities into the towers that this process holds; those of other towers are skipped."""
     held: dict[str, Tensor] = dict(model.named_parameters())
     held |= {MOMENTUM + name: velocity for name, velocity in optimizer.velocities.items()}
     for name, tensor in tensors:
@@ -97,7 +97,7 @@ def restore(tensors: Iterable[tuple[str, Tensor]], model: AlexNet, optimizer: Mo
 
 
 def save_checkpoint(run_folder: Path, state: RunState, tensors: Tensors, run: dict[str, Any]) -> Path:
-    """Write a checkpoint; until the rename it has a name that no loading looks at, and after it is durable."""
+    """Write a checkpoint: until the rename its name is one that loading ignores; after it the checkpoint is durable."""
     parent = run_folder / FOLDER
     final = parent / f"step-{state.step:08d}"
     temporary = parent / f".tmp-{final.name}"
@@ -111,7 +111,7 @@ def save_checkpoint(run_folder: Path, state: RunState, tensors: Tensors, run: di
         files = {path.name: [path.stat().st_size, sha256_of(path)] for path in sorted(temporary.iterdir())}
         _write_json(temporary / MANIFEST, {"schema_version": SCHEMA_VERSION, "files": files})
         fsync_folder(temporary)
-        # The same step again: its checkpoint did not verify, or lacks a validation that was made up for since.
+        # The same step again: its checkpoint did not verify, or lacks a validation that was done since.
         replaced = parent / f".replaced-{final.name}"
         if final.exists():
             final.rename(replaced)
@@ -167,9 +167,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def newest_checkpoint(run_folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that verifies, or None where there is none; `warn` hears of those that do not.
+    """The newest checkpoint that verifies, or None where there is none; `warn` is called for each that does not.
 
-    InputError when there are some and none verifies: to start afresh would then lose what could be mended.
+    InputError when there are some and none verifies: a fresh start would then lose what could be repaired.
     """
     paths = checkpoints(run_folder)
     for path in paths:
@@ -183,7 +183,7 @@ def newest_checkpoint(run_folder: Path, warn: Callable[[str], None]) -> Checkpoi
 
 
 def find_checkpoint(path: Path) -> Checkpoint:
-    """The verified checkpoint that `path` is, or the newest of the run that it is; InputError where there is none."""
+    """The verified checkpoint at `path`, or the newest one of the run at `path`; InputError where there is none."""
     if (path / MANIFEST).exists():
         return read_checkpoint(path)
     checkpoint = newest_checkpoint(path, say)
@@ -193,10 +193,10 @@ def find_checkpoint(path: Path) -> Checkpoint:
 
 
 def clear_unfinished(run_folder: Path) -> None:
-    """Remove what saves that were cut off left behind; for the one worker that holds the run's folder."""
+    """Remove what interrupted saves left behind; only for the worker that holds the lock on the run's folder."""
     for path in (run_folder / FOLDER).glob(".*"):
         if path.name.startswith(".replaced-") and not path.with_name(path.name.removeprefix(".replaced-")).exists():
-            path.rename(path.with_name(path.name.removeprefix(".replaced-")))  # cut off between two renames
+            path.rename(path.with_name(path.name.removeprefix(".replaced-")))  # interrupted between two renames
         elif path.is_dir():
             shutil.rmtree(path)
 

@@ -1,4 +1,4 @@
-"""What a run is: its parts composed, the recipes, and `run.json`, which a resume must agree with."""
+"""Configuration of a run: its options, the recipes, and `run.json`, which a resume must agree with."""
 
 import json
 from dataclasses import asdict, dataclass, field

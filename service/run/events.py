@@ -1,4 +1,4 @@
-"""Acts upon a run, an operator's or its own: what they are, the events that record them, and what follows from those.
+"""Acts on a run, by an operator or by its schedule: their kinds, the events that record them, and their effects.
 
 The paper's learning rate was lowered by hand when the validation error stopped improving; so the operator is part of
 the method. An event is a plain record: kind, step, epoch, time, author, reason, and what was changed.
@@ -14,7 +14,7 @@ from service.run.checkpoint import RunState, Validation
 from service.run.limits import HIGHEST_RATE
 
 Kind = Literal["learning-rate", "checkpoint", "pause", "resume", "stop"]
-KINDS: Final[tuple[str, ...]] = (*get_args(Kind), "precision")  # of events: an act's, or what a resume changed
+KINDS: Final[tuple[str, ...]] = (*get_args(Kind), "precision")  # of events: acts, and a precision changed at a resume
 
 Event = dict[str, Any]
 
@@ -31,7 +31,7 @@ class Act:
 
 
 def event_of(kind: str, state: RunState, samples: int, author: str, reason: str = "") -> Event:
-    """An act upon the run as it stands; samples: an epoch's."""
+    """An event at the run's current step; samples: in an epoch."""
     epoch = state.position / samples
     return {"kind": kind, "step": state.step, "epoch": epoch, "time": time.time(), "author": author, "reason": reason}
 
@@ -39,13 +39,13 @@ def event_of(kind: str, state: RunState, samples: int, author: str, reason: str 
 def rate_event(
     state: RunState, samples: int, old: Rates, new: Rates, author: str, reason: str = "", manual: bool = False
 ) -> Event:
-    """A change of the learning rate, from what to what; manual: by hand, and so it holds."""
+    """A change of the learning rate from `old` to `new`; manual: by an operator, so that the schedule keeps off it."""
     event = event_of("learning-rate", state, samples, author, reason)
     return {**event, "manual": manual, "old": asdict(old), "new": asdict(new)}
 
 
 def precision_event(state: RunState, samples: int, old: str, new: str, author: str) -> Event:
-    """A change of the precision at a resume, from what to what."""
+    """A change of the precision at a resume, from `old` to `new`."""
     return {**event_of("precision", state, samples, author), "old": old, "new": new}
 
 
@@ -66,7 +66,7 @@ def requested_rate(act: Act, rates: Rates) -> float:
 
 
 def act_event(act: Act, state: RunState, samples: int, rates: Rates) -> Event:
-    """The event that an operator's act is; rates: the current ones."""
+    """The event that records an operator's act; rates: the current ones."""
     if act.kind != "learning-rate":
         return event_of(act.kind, state, samples, act.author, act.reason)
     new = with_base(rates, requested_rate(act, rates))
@@ -79,7 +79,7 @@ def rate_changes(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]
 
 
 def set_by_hand(events: Iterable[Mapping[str, Any]]) -> float | None:
-    """The base rate that an operator has set last, which takes it out of the schedule's hands; None where none has."""
+    """The base rate that an operator has set last, which overrides the schedule; None where none has."""
     rates = [event["new"]["base"] for event in rate_changes(events) if event.get("manual")]
     return rates[-1] if rates else None
 
@@ -92,7 +92,7 @@ def rates_of(config: OptimConfig, state: RunState, samples: int) -> Rates:
 
 
 def with_base(rates: Rates, base: float) -> Rates:
-    """The rates with another base; conv1's goes with it unless it was another already."""
+    """The rates with another base; conv1's follows it unless it already had its own."""
     return Rates(base, base if rates.conv1 == rates.base else rates.conv1)
 
 
@@ -111,7 +111,7 @@ def epochs_waited(config: OptimConfig, history: Sequence[Validation], changes: S
 
 
 def proposed_drop(config: OptimConfig, state: RunState, rate: float) -> dict[str, Any] | None:
-    """The paper's heuristic where the rate is the operator's: what to lower it to, and why; None where not yet.
+    """The paper's heuristic where an operator sets the rate: what to lower it to, and why; None where not yet.
 
     rate: the current one. Schedule plateau does the same by itself.
     """

@@ -2,4 +2,4 @@
 
 from typing import Final
 
-HIGHEST_RATE: Final = 100.0  # of learning: beyond any use, and far from overflow
+HIGHEST_RATE: Final = 100.0  # learning rate: beyond any use, and far from overflow

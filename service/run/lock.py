@@ -10,14 +10,14 @@ from typing import Final, TextIO
 from pipeline.command import InputError, say
 from service.run.checkpoint import clear_unfinished
 
-DOCTOR: Final = "python -m service.doctor says more"  # where it is the machine that a start fails for
+DOCTOR: Final = "python -m service.doctor says more"  # added to errors whose cause is the machine
 
 
 @contextmanager
 def lock_run(folder: Path, patience_seconds: float = 0.0) -> Iterator[None]:
-    """Hold the run's folder alone; InputError when another worker does, or when it cannot be written.
+    """Hold the lock on the run's folder; InputError when another worker does, or when it cannot be written.
 
-    patience_seconds: how long another worker may take to let go.
+    patience_seconds: how long another worker may take to release it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -9,13 +9,13 @@ from typing import Any, Final
 
 from pipeline.files import write_atomic
 
-NOWHERE: Final = Path(os.devnull)  # what a process writes that does not lead
-SAMPLED: Final = 500  # lines, of a log with a million
+NOWHERE: Final = Path(os.devnull)  # where ranks other than 0 write their logs
+SAMPLED: Final = 500  # lines that are read of a log, which may have a million
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """A step as log.jsonl has it; of all ranks together."""
+    """A step's line of log.jsonl; its figures are of all ranks together."""
 
     step: int
     epoch: float
@@ -50,12 +50,12 @@ class JsonLog:
         self._file.write(_line(record).decode())
 
     def close(self) -> None:
-        """No more records."""
+        """Close the file."""
         self._file.close()
 
 
 def sample_steps(path: Path, most: int = SAMPLED) -> list[dict[str, Any]]:
-    """Evenly spaced records of a log's training steps, at most so many."""
+    """Evenly spaced records of a log's training steps, at most `most`."""
     lines = [line for line in _lines(path) if b'"validation"' not in line]
     return [json.loads(line) for line in lines[:: -(-len(lines) // most) or 1]]
 

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar on a terminal, a line now and then anywhere else."""
+"""Console output of a run: a progress bar on a terminal, a line about every ten seconds anywhere else."""
 
 import time
 from collections import deque
@@ -17,7 +17,7 @@ class Throughput:
         self._steps: deque[tuple[float, int, float]] = deque()  # (end, pictures, seconds waited)
 
     def add(self, end: float, pictures: int, waited: float) -> None:
-        """A step ended at `end` (monotonic seconds)."""
+        """Add a step that ended at `end` (monotonic seconds)."""
         self._steps.append((end, pictures, waited))
         while len(self._steps) > 2 and end - self._steps[0][0] > WINDOW_SECONDS:
             self._steps.popleft()
@@ -27,7 +27,7 @@ class Throughput:
         seconds = self._steps[-1][0] - self._steps[0][0] if self._steps else 0.0
         if seconds <= 0:
             return 0.0, 0.0
-        counted = list(self._steps)[1:]  # the first only says when the window began
+        counted = list(self._steps)[1:]  # the first only marks the start of the time
         return sum(n for _, n, _ in counted) / seconds, sum(w for _, _, w in counted) / seconds
 
 
@@ -45,18 +45,18 @@ class ProgressDisplay:
             self._bar.start()
 
     def say(self, message: str) -> None:
-        """A line that stays."""
+        """Print a line that stays, above the bar if there is one."""
         self.console.print(message, markup=False, soft_wrap=True)
 
     def show_waiting(self, what: str) -> None:
-        """Show what the next thing is that takes a while: on the bar until there is news, elsewhere as a line."""
+        """Show that something slow comes next: on the bar until the next update, elsewhere as a line."""
         if self._bar:
             self._bar.update(self._task, description=what)
         else:
             self.say(what)
 
     def update(self, step: int, loss: float, pictures_per_second: float, wait_share: float, batch_size: int) -> None:
-        """Show where the run is."""
+        """Show the run's progress."""
         left = (self._total - step) * batch_size / pictures_per_second if pictures_per_second else float("nan")
         text = (
             f"{pictures_per_second:,.0f} images/s, loss {loss:.4f}, data wait {wait_share:.0%}, {_duration(left)} left"

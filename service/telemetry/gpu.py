@@ -1,4 +1,4 @@
-"""What NVML says of this process's GPU."""
+"""Utilisation and temperature of this process's GPU, from NVML."""
 
 from functools import cache
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ class GpuState(NamedTuple):
 
 
 def gpu_state(gpu: int | None) -> GpuState:
-    """Of a GPU, by torch's number of it; None: there is none."""
+    """The state of a GPU. gpu: torch's device index; None: there is no GPU."""
     if gpu is None:
         return GpuState()
     try:
@@ -28,6 +28,6 @@ def gpu_state(gpu: int | None) -> GpuState:
 
 @cache
 def _handle(uuid: str) -> Any:
-    """By UUID, because CUDA_VISIBLE_DEVICES numbers GPUs anew and NVML does not."""
+    """Found by UUID, because CUDA_VISIBLE_DEVICES renumbers GPUs for torch but not for NVML."""
     pynvml.nvmlInit()
     return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")

@@ -1,4 +1,4 @@
-"""Liveness by progress: how long ago the worker last got something done, and how long the next thing may take."""
+"""Liveness by progress: how long ago the worker last got something done, and how long the next may take."""
 
 import time
 from collections.abc import Callable
@@ -8,19 +8,19 @@ COMPILE_FACTOR: Final = 5  # compiling may take this many times as long as any o
 
 
 class Heartbeat:
-    """Beats when something was done; one that has not beaten for longer than it may has stalled."""
+    """Beats whenever something was done; a worker without a beat for longer than the limit has stalled."""
 
     def __init__(self, limit_seconds: float, clock: Callable[[], float] = time.monotonic):
         self._clock, self._limit = clock, limit_seconds
         self.beat("starting", COMPILE_FACTOR)
 
     def beat(self, phase: str, patience: float = 1.0) -> None:
-        """Something was done; the next thing may take `patience` times the usual limit."""
+        """Record that something was done; the next beat may take `patience` times the usual limit."""
         self._last = (self._clock(), phase, self._limit * patience)
 
     @property
     def phase(self) -> str:
-        """What the worker is about."""
+        """What the worker is doing, such as training or validating."""
         return self._last[1]
 
     @property
@@ -30,7 +30,7 @@ class Heartbeat:
 
     @property
     def limit_seconds(self) -> float:
-        """How long the next thing may take, seconds."""
+        """How long the next beat may take, seconds."""
         return self._last[2]
 
     def health(self) -> dict[str, Any]:

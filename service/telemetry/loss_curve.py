@@ -1,4 +1,4 @@
-"""The training loss of a whole run in so few points that a page can draw them."""
+"""The training loss of a whole run, in few enough points for the status page to draw."""
 
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -7,7 +7,7 @@ MAX_POINTS: Final = 1000  # points
 
 
 class Point(NamedTuple):
-    """The mean of some steps, and the last of them."""
+    """The mean loss of some steps, at the step and epoch of the last of them."""
 
     step: int
     epoch: float
@@ -15,7 +15,7 @@ class Point(NamedTuple):
 
 
 class LossCurve:
-    """Adds up equally many steps to a point; when there are too many points, neighbours become one."""
+    """Averages equally many steps into each point; when there are too many points, merges them in pairs."""
 
     def __init__(self, most: int = MAX_POINTS):
         self._most, self._each = most, 1
@@ -24,7 +24,7 @@ class LossCurve:
 
     @classmethod
     def resumed(cls, points: Sequence[Point], most: int = MAX_POINTS) -> "LossCurve":
-        """A curve that goes on from points, each of which stands for as many steps as lie between them."""
+        """A curve that continues from `points`; how many steps each stands for is the mean distance between them."""
         curve = cls(most)
         curve._points = list(points)
         if len(points) > 1:
@@ -32,7 +32,7 @@ class LossCurve:
         return curve
 
     def add(self, step: int, epoch: float, loss: float) -> None:
-        """Another step."""
+        """Add a step."""
         self._pending.append(Point(step, epoch, loss))
         if len(self._pending) < self._each:
             return
@@ -43,7 +43,7 @@ class LossCurve:
             self._each *= 2
 
     def columns(self) -> dict[str, list[float]]:
-        """Steps, epochs and losses, as long as each other."""
+        """Steps, epochs and losses, as lists of equal length."""
         points = list(self._points)
         return {name: [getattr(point, name) for point in points] for name in Point._fields}
 

@@ -20,7 +20,7 @@ from service.telemetry.heartbeat import Heartbeat
 STEP_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 PHASES: Final = ("data_wait", "compute", "checkpoint_copy")
 REPLACED: Final = ("damaged",)  # why a sample may be replaced
-LATEST_EVENTS: Final = 20  # that have a series of their own: few, because each is a new one
+LATEST_EVENTS: Final = 20  # events with a series of their own; few, because each adds a new series
 
 
 class Metrics:
@@ -65,7 +65,7 @@ class Metrics:
         )
         at_first = (self.epoch, self.progress, self.loss, self.gradient_norm, self.learning_rate, self.mfu)
         for unknown in (*at_first, *(self.error.labels(top) for top in ("1", "5"))):
-            unknown.set(float("nan"))  # 0 would be taken for a value
+            unknown.set(float("nan"))  # 0 would look like a measured value
 
     def _of_the_run(self, registry: CollectorRegistry) -> None:
         self.checkpoint_attempts = Counter("trainer_checkpoint_attempts", "Checkpoints begun.", registry=registry)
@@ -135,13 +135,13 @@ class Metrics:
         ProcessCollector(registry=registry)  # the host's side: resident memory, processor time, open files
 
     def watch(self, heartbeat: Heartbeat, folder: Path | None, gpu: int | None) -> None:
-        """What to look at when somebody asks: the heartbeat, the run's folder, and the GPU by torch's number of it."""
+        """Set what each scrape reads: the heartbeat, the run's folder, and the GPU (torch's device index)."""
         self.progress_time.set_function(lambda: heartbeat.last_time)
         self.progress_limit.set_function(lambda: heartbeat.limit_seconds)
         self._folder, self._gpu = folder, gpu
 
     def observe_step(self, record: StepRecord, pictures: int) -> None:
-        """A step was done; pictures: those of this process."""
+        """Record a finished step; pictures: how many of its pictures this process trained on."""
         self.steps.inc()
         self.samples.inc(pictures)
         self.epoch.set(record.epoch)
@@ -151,7 +151,7 @@ class Metrics:
         self.data_wait.set(record.data_wait_ratio)
 
     def refresh(self) -> None:
-        """Set what only changes outside of the loop."""
+        """Update the gauges that the training loop does not set: device memory, disk and GPU."""
         for state, size in device_memory(self._gpu).items():
             self.device_memory.labels(state).set(size)
         for state, size in disk_space(self._folder).items():
@@ -166,14 +166,14 @@ class Metrics:
         return generate_latest(self.registry), CONTENT_TYPE_LATEST
 
     def values(self) -> dict[str, float]:
-        """The values by name and labels' values, as "trainer_disk_bytes free"."""
+        """Current values by metric name and label values, such as "trainer_disk_bytes free"."""
         self.refresh()
         samples = (sample for family in self.registry.collect() for sample in family.samples)
         return {" ".join([sample.name, *sample.labels.values()]): sample.value for sample in samples}
 
 
 class _EventTimes(Collector):
-    """When the latest events happened, with who and why as labels: what a dashboard's annotations are made of."""
+    """Times of the latest events, with author and reason as labels, for the annotations of a Grafana dashboard."""
 
     def __init__(self, metrics: Metrics):
         self._metrics = metrics
@@ -184,7 +184,7 @@ class _EventTimes(Collector):
             f"When the latest {LATEST_EVENTS} acts upon the run happened.",
             labels=["kind", "step", "author", "reason", "change"],
         )
-        times = {}  # of acts that are alike in all but that, the last
+        times = {}  # of events that differ only in time, the last one
         for event in list(self._metrics.latest_events)[-LATEST_EVENTS:]:
             labels = event["kind"], event["step"], event["author"], event.get("reason", ""), describe_change(event)
             times[tuple(map(str, labels))] = event.get("time", 0)
@@ -203,7 +203,7 @@ def disk_space(folder: Path | None) -> dict[str, float]:
 
 
 def device_memory(gpu: int | None) -> dict[str, int]:
-    """Bytes of this process on a GPU by state."""
+    """Bytes that this process has on a GPU, by state; zeros without one."""
     if gpu is None:
         return {"allocated": 0, "peak": 0, "reserved": 0}
     return {

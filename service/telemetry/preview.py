@@ -1,4 +1,4 @@
-"""A few of the pictures that the network is being trained on, for whoever wants to see them."""
+"""A few of the pictures that the network is being trained on, for the status page."""
 
 import base64
 import io
@@ -18,7 +18,7 @@ QUALITY: Final = 85  # of JPEG
 
 
 class PreviewPictures(NamedTuple):
-    """Pictures of a step as the network got them, but for the mean picture."""
+    """Pictures of a step as the network got them, before the mean picture is subtracted."""
 
     step: int
     pictures: NDArray[np.uint8]  # (n, crop, crop, 3)
@@ -26,7 +26,7 @@ class PreviewPictures(NamedTuple):
 
 
 class Preview:
-    """Copies pictures from the loop only after somebody has looked."""
+    """The latest copied pictures; the training loop copies new ones only after a client has fetched these."""
 
     def __init__(self) -> None:
         self.requested = True

@@ -1,4 +1,4 @@
-"""Checkpoints written beside the training loop, which pays only for the copy off the device."""
+"""Checkpoints written in the background; the training loop pays only for the copy off the device."""
 
 import time
 from collections.abc import Callable
@@ -13,10 +13,10 @@ from service.training.ranks import Ranks
 
 
 class BackgroundSaver:
-    """One thread that `write`s checkpoints; one that is asked for while another is under way waits for it."""
+    """One thread that writes checkpoints; to submit one while another is being written waits for that."""
 
     def __init__(self, write: Callable[[RunState, Tensors], bool]):
-        """write: says whether it succeeded."""
+        """write: writes a checkpoint and returns whether it succeeded."""
         self._write = write
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._pending: Future[bool] | None = None
@@ -27,23 +27,23 @@ class BackgroundSaver:
         self._pending = self._executor.submit(self._write, state, tensors)
 
     def wait(self) -> bool:
-        """Wait for the writer; whether its last save succeeded."""
+        """Wait for the last save; returns whether it succeeded."""
         return self._pending.result() if self._pending else True
 
     def when_done(self, tell: Callable[[Future[bool]], None]) -> None:
-        """Call `tell` with the last save, from the saver's thread or at once, when it is done."""
+        """Call `tell` with the last save's future once it is done: from the saver's thread, or at once."""
         assert self._pending, "nothing was submitted"
         self._pending.add_done_callback(tell)
 
     def close(self) -> bool:
-        """Wait and end the thread; whether the last save succeeded."""
+        """Wait and end the thread; returns whether the last save succeeded."""
         succeeded = self.wait()
         self._executor.shutdown()
         return succeeded
 
 
 class CheckpointWriter:
-    """Writes the whole network's checkpoints into a run's folder, and removes old ones; rank 0's alone."""
+    """Writes the whole network's checkpoints into a run's folder, and removes old ones; on rank 0 alone."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class CheckpointWriter:
         self._verified: set[Path] = set()
 
     def __call__(self, state: RunState, tensors: Tensors) -> bool:
-        """A full disk or a failing one ends no training: it is counted, said, and the last good checkpoint stays."""
+        """Write one. A full or failing disk ends no training: it is counted and printed; the last good one stays."""
         self._metrics.checkpoint_attempts.inc()
         start = time.monotonic()
         try:
@@ -84,19 +84,19 @@ class CheckpointWriter:
 
 
 def collect_towers(ranks: Ranks, parallel: Parallel, tensors: Tensors) -> Tensors:
-    """On rank 0: the files of both towers; the other one's come from rank 1 where a pair shares the network."""
+    """On rank 0: the files of both towers; tower 1's comes from rank 1 where a pair shares the network."""
     if not parallel.pair:
         return tensors
     return tensors | {tower_file(1): ranks.receive_from(1)}
 
 
 def needs_tensors_of(ranks: Ranks, parallel: Parallel) -> bool:
-    """Whether a checkpoint needs this rank's tensors: rank 0 writes them, and lacks what the other of a pair holds."""
+    """Whether a checkpoint needs this rank's tensors: rank 0 writes, and may lack the tower that rank 1 holds."""
     return ranks.is_leader or (parallel.pair is not None and ranks.rank == 1)
 
 
 def send_tower(ranks: Ranks, tensors: Tensors) -> bool:
-    """On the other ranks: give rank 0 the tower that it lacks; those that are not needed have no tensors."""
+    """On the other ranks: send rank 0 the tower that it lacks; ranks whose tensors are not needed send nothing."""
     if tensors:
         ranks.send_to_leader(tensors[tower_file(1)])
     return True

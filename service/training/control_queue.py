@@ -1,4 +1,4 @@
-"""Where operators' acts wait for the training loop, and the loop's answers for the operators."""
+"""The queue of operators' acts that wait for the training loop; a future for each carries the response back."""
 
 import threading
 from concurrent.futures import Future
@@ -10,7 +10,7 @@ MAX_PENDING: Final = 16  # acts that may wait
 
 
 class Refused(Exception):
-    """An act that is not done; status: HTTP's word for why."""
+    """An act was refused, or failed; status: the HTTP status code."""
 
     def __init__(self, status: int, message: str):
         super().__init__(message)
@@ -18,14 +18,14 @@ class Refused(Exception):
 
 
 class ControlRequest(NamedTuple):
-    """An act and where its answer goes; the answer has none on ranks that nobody asked."""
+    """An act, and the future for its response; only on rank 0 does a client wait for that."""
 
     act: Act
     answer: Future[dict[str, Any]]
 
 
 class ControlQueue:
-    """Takes acts from any thread, and hands them to the loop's."""
+    """Takes acts from any thread, and hands them to the training loop's thread."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -39,7 +39,7 @@ class ControlQueue:
         return bool(self._waiting)
 
     def submit(self, act: Act) -> Future[dict[str, Any]]:
-        """Leave an act for the loop; the future is its answer, or Refused."""
+        """Queue an act; the future has its response, or Refused. Refused at once when the queue is full or closed."""
         request = ControlRequest(act, Future())
         with self._changed:
             if self._closed:
@@ -53,14 +53,14 @@ class ControlQueue:
         return request.answer
 
     def take(self, patience_seconds: float = 0.0) -> list[ControlRequest]:
-        """The acts that wait; where there are none, those that come within the patience."""
+        """Remove and return the acts that wait; where there are none, wait so long for one."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting, patience_seconds)
             taken, self._waiting = self._waiting, []
             return taken
 
     def close(self, why: str) -> None:
-        """Refuse what is not answered yet, and all that is to come."""
+        """Refuse all acts that are not answered yet, and all later ones."""
         with self._changed:
             self._closed = self._closed or why
             left, self._open, self._waiting = self._open, [], []

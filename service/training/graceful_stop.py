@@ -23,9 +23,10 @@ class GracefulStop:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def ignore(self) -> None:
-        """The run is over, so that a signal would only blur its exit status: torchrun sends one when a rank ends early.
+        """Ignore signals from now on: the run is over, and one would only change its exit status.
 
-        Ignored, because Python gives signals that it handles their default action, death, while it shuts down.
+        torchrun sends one when a rank ends early, and Python restores the default action of signals that it handles,
+        which is to kill the process, while it shuts down.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""What all ranks have agreed to: to end the run, or to act for an operator; the same step on each of them."""
+"""How all ranks agree to end the run, or to do an operator's act, after the same step."""
 
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -12,19 +12,19 @@ from service.training.ranks import Ranks
 
 
 class RankAgreement:
-    """What this process was told by a signal or at the control_queue, and what all ranks know of each other."""
+    """This rank's local flags, set by a signal or an act in the control queue, and what all ranks have agreed on."""
 
     def __init__(self, ranks: Ranks, stop: GracefulStop, control_queue: ControlQueue, device: torch.device):
         self._ranks, self._stop, self._control_queue = ranks, stop, control_queue
         self._words = torch.tensor([[[0, 0], [0, 1]], [[1, 0], [1, 1]]], dtype=torch.float32, device=device)
-        self._end = self._act = False  # agreed
+        self._end = self._act = False  # agreed on by all ranks
 
     def local_flags(self) -> Tensor:
-        """(2,) float32 on the device, 1 where this process was told to end the run; to act for an operator."""
+        """(2,) float32 on the device, 1 where a signal asks this rank to end the run; where an act waits."""
         return self._words[int(self._stop.signal is not None), int(self._control_queue.waiting)]
 
     def update(self, flags: Sequence[float]) -> None:
-        """How many ranks were told so, as a step or a validation batch found."""
+        """Take in the sums of all ranks' local flags, as a step or a validation batch returned them."""
         end, act = flags
         if self._ranks.world_size > 1:
             self._end |= end > 0
@@ -45,7 +45,7 @@ class RankAgreement:
         return self._act or (self._ranks.world_size == 1 and self._control_queue.waiting)
 
     def requests(self, patience_seconds: float = 0.0) -> list[ControlRequest]:
-        """Operators' acts, the same on all ranks, which call it together; the leader waits so long for one to come."""
+        """Operators' acts, the same on all ranks, which call it together; rank 0 waits so long for one to come."""
         self._act = False
         mine = self._control_queue.take(patience_seconds) if self._ranks.is_leader else []
         found = self._ranks.all_gather((self._stop.signal is not None, [request.act for request in mine]))

@@ -1,4 +1,4 @@
-"""torchrun's processes: who this one is, and what all must agree on; a process on its own is the same case."""
+"""The ranks that torchrun starts, and what they exchange; a process on its own is the case of one rank."""
 
 import os
 import sys
@@ -25,13 +25,13 @@ NamedTensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which of all processes this is; rank 0 leads: it alone reads and writes the run's folder."""
+    """Which of all ranks this process is; rank 0 is the leader: it alone reads and writes the run's folder."""
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
     local_ranks: int = 1
-    files: dist.ProcessGroup | None = None  # for checkpoints, which travel beside the loop's own exchanges
+    files: dist.ProcessGroup | None = None  # for checkpoints, sent beside the training loop's own collectives
 
     @property
     def is_leader(self) -> bool:
@@ -48,7 +48,7 @@ class Ranks:
         return max(1, len(os.sched_getaffinity(0)) // self.local_ranks)
 
     def on_all_ranks(self, action: Callable[[], T]) -> T:
-        """Do what may find the call wrong; where it does on one rank all end, and the first of them says why."""
+        """Run an action that may raise InputError; if it does on any rank, all end, and the first says why."""
         if self.world_size == 1:
             return action()
         result = error = None
@@ -65,7 +65,7 @@ class Ranks:
         return cast(T, result)
 
     def all_gather(self, value: T) -> list[T]:
-        """Every rank's value by rank, on every rank; all wait for each other."""
+        """Every rank's value, in rank order, on every rank; all wait for each other."""
         values = [value] * self.world_size
         if self.world_size > 1:
             dist.all_gather_object(values, value)
@@ -88,13 +88,13 @@ class Ranks:
             yield name, tensor
 
     def send_to_leader(self, tensors: NamedTensors) -> None:
-        """Hand host tensors to rank 0, which receives them from this rank."""
+        """Send host tensors to rank 0, which calls receive_from for this rank."""
         dist.send_object_list([{name: (t.shape, t.dtype) for name, t in tensors.items()}], dst=0, group=self.files)
         for tensor in tensors.values():
             dist.send(tensor, dst=0, group=self.files)
 
     def receive_from(self, rank: int) -> NamedTensors:
-        """On rank 0: what `rank` hands over."""
+        """On rank 0: the tensors that `rank` sends."""
         shapes: list[dict] = [{}]
         dist.recv_object_list(shapes, src=rank, group=self.files)
         tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in shapes[0].items()}
@@ -109,10 +109,10 @@ class RanksLost(Exception):
 
 @contextmanager
 def join_ranks(device: Device, patience_seconds: float) -> Iterator[Ranks]:
-    """The place that torchrun's environment gives this process, connected to the others while the block runs.
+    """This process's rank, from torchrun's environment variables, connected to the others while the block runs.
 
-    patience_seconds: an exchange among all ranks that takes longer fails; one within a pair or among replicas has
-    torch's default. RanksLost when one does, or when another rank is gone.
+    patience_seconds: timeout of collectives among all ranks; those within a pair or among replicas have torch's
+    default. RanksLost when one fails, or when another rank is gone.
     """
     if not dist.is_torchelastic_launched():
         yield Ranks()
@@ -124,11 +124,11 @@ def join_ranks(device: Device, patience_seconds: float) -> Iterator[Ranks]:
         files = init_process_groups(device, local_rank, timedelta(seconds=patience_seconds))
         place = Ranks(rank, ranks, local_rank, local_ranks, files)
         if device == "cpu":
-            torch.set_num_threads(place.threads)  # torchrun's choice is one
+            torch.set_num_threads(place.threads)  # torchrun's default is one
         yield place
-    except (InputError, SystemExit):  # of all ranks, as `together` has it
+    except (InputError, SystemExit):  # on all ranks alike: see on_all_ranks
         if dist.is_initialized():
-            dist.destroy_process_group()  # else a thread that is left may abort this process at its end
+            dist.destroy_process_group()  # else a thread that still runs may abort this process at exit
         raise
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
@@ -136,11 +136,11 @@ def join_ranks(device: Device, patience_seconds: float) -> Iterator[Ranks]:
         cause = str(error).partition("\n")[0]
         remedy = "start them again, as torchrun --max-restarts does"
         raise RanksLost(f"rank {rank} lost another ({cause}), expected all {ranks}; {remedy}") from error
-    dist.destroy_process_group()  # not after a failure: there is nobody to part from
+    dist.destroy_process_group()  # not after a failure: the other ranks are gone
 
 
 def init_process_groups(device: Device, local_rank: int, patience: timedelta) -> dist.ProcessGroup:
-    """Meet the other ranks; a second group for what travels beside the loop's exchanges."""
+    """Connect to the other ranks; returns a second group, for checkpoints beside the training loop's collectives."""
     store, rank, ranks = next(rendezvous("env://", timeout=patience))
     if device == "gpu":
         if local_rank >= (gpus := torch.cuda.device_count()):
@@ -160,16 +160,16 @@ def init_process_groups(device: Device, local_rank: int, patience: timedelta) ->
 
 
 def fresh_store(store: Store, rank: int, ranks: int, patience: timedelta) -> Store:
-    """A part of torchrun's store that no earlier start of these ranks has written to; all ranks get the same.
+    """A prefix of torchrun's store that no earlier start of these ranks has written to; all ranks get the same.
 
-    torchrun keeps its store over restarts, with the addresses of ranks that are gone (pytorch issue 135712), and no
-    number of the restart that all its hosts agree on. So rank 0 names a new part and answers each rank's own question,
-    of which it cannot know whether it is an old one, until all have said that they are there.
+    torchrun keeps its store over restarts, with the addresses of ranks that are gone (pytorch issue 135712), and has no
+    restart count that all its hosts agree on. So rank 0 picks a random prefix and answers each rank's question with it.
+    It cannot tell a new question from an old one, so it goes on until all ranks have written under the prefix.
     """
     mine = uuid4().hex
     if rank > 0:
         store.set(f"question/{rank}", mine)
-        name = store.get(f"answer/{mine}").decode()  # waits for it
+        name = store.get(f"answer/{mine}").decode()  # blocks until it is set
         store.set(f"{name}/here/{rank}", "")
         return PrefixStore(name, store)
     missing, deadline = set(range(1, ranks)), time.monotonic() + patience.total_seconds()

@@ -1,4 +1,4 @@
-"""A run made ready: its data opened, its network built, new or as its newest sound checkpoint has it."""
+"""Set-up of a run: opens its data and builds its network, new or restored from its newest sound checkpoint."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ from service.training.ranks import Ranks
 class Setup:
     """What a process of a run holds before the first step."""
 
-    run: Run  # with the precision that it computes in
+    run: Run  # with the precision that was chosen, not auto
     ranks: Ranks
     loader: Loader
     training: Training
@@ -76,7 +76,7 @@ def open_loader(run: Run, device: Device, ranks: Ranks, parallel: Parallel) -> L
 
 
 def decide_precision(wanted: PrecisionOption, so_far: Precision | None, device: torch.device) -> ChosenPrecision:
-    """What to compute in, and why: what the call names, else what a resumed run has so far, else what suits."""
+    """The precision, and why: the one asked for, else a resumed run's so far, else what suits the device."""
     if wanted != "auto":
         chosen = ChosenPrecision(wanted, f"as asked, {so_far} before" if so_far not in (None, wanted) else "as asked")
     elif so_far:
@@ -92,7 +92,7 @@ def decide_precision(wanted: PrecisionOption, so_far: Precision | None, device: 
 
 
 def build_training(run: Run, loader: Loader, device: torch.device, parallel: Parallel) -> Training:
-    """The network as it starts."""
+    """The network and its optimiser, with their initial values."""
     try:
         model = AlexNet(
             run.model,
@@ -118,7 +118,7 @@ def find_resumable(run: Run, asked: dict[str, Any], say: Callable[[str], None]) 
 
 
 def resumed_state(checkpoint: Checkpoint, run: Run, samples: int) -> RunState:
-    """The checkpoint's state, once more restarted; a precision or rate that was changed by hand since is an event."""
+    """The checkpoint's state, one restart more, and an event for a precision or rate that the command line changes."""
     state = replace(checkpoint.state, restarts=checkpoint.state.restarts + 1)
     old, new = checkpoint.run["model"]["precision"], run.model.precision
     if old != new:

@@ -10,12 +10,12 @@ from model.step import StepResult
 
 
 class PendingResult(NamedTuple):
-    """A step's result on its way to the host."""
+    """A step's result while it is copied to the host."""
 
     step: int
     position: int
     rates: Rates
-    values: Tensor  # (5,) on the host: loss, gradient norm, healthy, and how many ranks were told what
+    values: Tensor  # (5,) on the host: loss, gradient norm, healthy, and the two local flags summed over ranks
     arrived: "torch.cuda.Event | None"
 
 

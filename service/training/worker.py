@@ -1,4 +1,4 @@
-"""A run in progress: stepped, validated, saved, and everyone told."""
+"""A run in progress: it trains, validates, saves, does operators' acts, and reports to log, metrics and console."""
 
 import gc
 import time
@@ -49,7 +49,7 @@ from service.training.step_result import PendingResult, start_copy
 
 # As measured: docs/benchmarks.md.
 COMPILING: Final = "compiling the step, usually half a minute to two minutes; a few seconds the next time"
-PAUSE_SECONDS: Final = 0.5  # between looks for a signal, and signs of life, while the run pauses
+PAUSE_SECONDS: Final = 0.5  # between checks for a signal or an act, and between heartbeats, while the run is paused
 
 
 class NonFinite(Exception):
@@ -57,9 +57,9 @@ class NonFinite(Exception):
 
 
 class Worker:
-    """A run in progress: the network, its data, its state and everyone who hears of it."""
+    """A run in progress: the network, its data and state, and the checkpoints, log, metrics and console of it."""
 
-    LAG = 2  # steps that may be under way on the device before the host looks at a result
+    LAG = 2  # steps that may be under way on the device before the host reads a result
 
     def __init__(
         self,
@@ -80,12 +80,12 @@ class Worker:
         self.total_steps = setup.total_steps
         self.ranks = ranks = setup.ranks
         self.agreement = RankAgreement(ranks, stop, control_queue, self.device)
-        self.paused, self.ended_by = False, ""  # by which operator
+        self.paused, self.ended_by = False, ""  # ended_by: the operator who stopped the run
         parallel = setup.training.parallel
         mine = rank_slice(run.batch_size, ranks.rank, ranks.world_size)
         self.own_pictures = mine.stop - mine.start
         flop = training_flop(run.model, len(self.loader.dataset.classes), run.data.crop)
-        # Of all ranks' devices together; NaN where no peak is stated, and so is what is divided by it.
+        # Of all ranks' devices together; NaN where no peak is stated, which makes the MFU NaN too.
         self.peak_pictures_per_second = ranks.world_size * run.peak_tflops * 1e12 / flop or float("nan")
         self.log = JsonLog.cut_back(run.out / "log.jsonl" if ranks.is_leader else NOWHERE, self.state.step)
         self.events = JsonLog.holding(run.out / "events.jsonl" if ranks.is_leader else NOWHERE, self.state.events)
@@ -122,13 +122,13 @@ class Worker:
         return self.state.step >= self.total_steps and not self.validation_due
 
     def announce_compiling(self) -> None:
-        """Let the first step take its time, and say so."""
+        """Allow more time for the first step, which compiles, and say so."""
         self.heartbeat.beat("compiling", COMPILE_FACTOR)
         if self.run.compile and self.state.step < self.total_steps:
             self.display.show_waiting(COMPILING)
 
     def batches(self) -> Iterator[Batch]:
-        """Batches from where the run stands, until it is done or a rank was told to stop."""
+        """Batches from where the run stands, until it is done or the ranks have agreed to end it."""
         batches = self.loader.train(self.run.batch_size, self.state.position)
         while self.state.step < self.total_steps and not self.agreement.ending:
             start = time.monotonic()
@@ -156,7 +156,7 @@ class Worker:
         self.heartbeat.beat("training")
 
     def next_rates(self) -> Rates:
-        """The learning rates of the next step; a change that is not an event yet is one."""
+        """The learning rates of the next step; a change without an event, which the schedule made, gets one."""
         rates = rates_of(self.run.optim, self.state, self.samples)
         changes = rate_changes(self.state.events)
         old = Rates(**changes[-1]["new"]) if changes else Rates(self.run.optim.lr, self.run.optim.lr)
@@ -166,7 +166,7 @@ class Worker:
         return rates
 
     def record_event(self, event: Event) -> None:
-        """Record an event, and tell everyone."""
+        """Add an event to the state, events.jsonl and the metrics, and print it."""
         self.state = replace(self.state, events=(*self.state.events, event))
         self.rates = rates_of(self.run.optim, self.state, self.samples)
         self.events.append(event)
@@ -181,7 +181,7 @@ class Worker:
         self.display.say(f"step {self.state.step}: {' '.join(word for word in words if word)}")
 
     def update_run_metrics(self) -> None:
-        """Metrics of where the run stands, which a resume knows before its first step."""
+        """Set the metrics of the run's progress, which are known before the first step of a resume."""
         self.metrics.epoch.set(self.state.position / self.samples)
         self.metrics.progress.set(self.state.step / self.total_steps)
         self.metrics.learning_rate.set(self.rates.base)
@@ -199,18 +199,18 @@ class Worker:
         return self.rates_sent[1]
 
     def report_damage(self) -> None:
-        """Count the samples that others stood in for since the last look, and say where they are."""
+        """Count the damaged samples that were replaced since the last call, and print where they are."""
         found, self.loader.damaged = self.loader.damaged, []
         for place in found:
             self.metrics.replaced.labels("damaged").inc()
             self.display.say(f"damaged sample ({place}): another stands in; shard the data set again")
 
     def act(self) -> None:
-        """Do what operators have asked for, on all ranks after the same step; a pause lasts until one ends it."""
+        """Do operators' acts, on all ranks after the same step; a pause lasts until an act or a signal ends it."""
         if not self.agreement.acting:
             return
         self.read_results(0)
-        self.speed = Throughput()  # the time that this takes is not the steps'
+        self.speed = Throughput()  # the time that acts take must not count as the steps'
         for request in self.agreement.requests():
             self.perform(request)
         while self.paused and not self.agreement.ending:
@@ -234,7 +234,7 @@ class Worker:
         self.saver.when_done(partial(self.answer, request, event))
 
     def answer(self, request: ControlRequest, event: Event, saved: Future[bool]) -> None:
-        """Tell the operator that the act is done, and on disk."""
+        """Answer the operator: the act's event and its checkpoint, or Refused where the save failed."""
         if not saved.exception() and saved.result():
             good = self.writer.last_good
             request.answer.set_result({"event": event, "checkpoint": good and good.name})
@@ -278,7 +278,7 @@ class Worker:
         self.display.update(result.step, loss, pictures_per_second, wait_share, self.run.batch_size)
 
     def validate_if_due(self) -> None:
-        """Measure the error after each epoch; a stop meanwhile leaves it to the resume."""
+        """Measure the error after each epoch; if the run is ended meanwhile, a resume does it."""
         if not self.validation_due:
             return
         self.read_results(0)
@@ -306,10 +306,10 @@ class Worker:
             self.save()
 
     def save(self) -> None:
-        """Copy the state off the device and hand it to the writer."""
+        """Copy the state off the device and hand it to the BackgroundSaver."""
         if self.state == self.saved:
             return
-        self.read_results(0)  # nothing that a NaN has touched is ever saved
+        self.read_results(0)  # raises NonFinite first, so that no NaN is ever saved
         start = time.monotonic()
         needed = needs_tensors_of(self.ranks, self.training.parallel)
         tensors = copy_tensors(self.training.model, self.training.optimizer) if needed else {}
@@ -318,7 +318,7 @@ class Worker:
         self.saved = self.state
 
     def close(self) -> bool:
-        """Wait for the writer, on every rank for rank 0's; whether the last checkpoint was written."""
+        """Wait for the BackgroundSaver; returns, on every rank, whether rank 0 wrote the last checkpoint."""
         self.heartbeat.beat("ended")
         saved = self.saver.close()
         self.log.close()

@@ -1,8 +1,8 @@
 """The worker's HTTP server: page, metrics, health, status and control, in a process of its own.
 
 What clients do here, however many and however slow, never takes time from the training loop: this process asks the
-worker over a pipe, at most a few times a second for each page, and answers everyone from that. `service.server`
-starts it, and starts it again if it dies.
+worker over a pipe, at most a few times a second for each path, and serves all clients from those responses.
+`service.web.server_process` starts it, and starts it again if it dies.
 """
 
 import asyncio
@@ -35,9 +35,9 @@ from service.web.tokens import author_of
 from service.web.uvicorn_limits import LimitsMiddleware, serve
 from service.web.worker_client import ENDPOINTS, Endpoint, WorkerClient
 
-ACT_SECONDS: Final = 60.0  # after these an act is still pending, and its client is told so
-FAILURES_PER_SECOND: Final = 10  # wrong tokens; more are told to wait
-# No control characters, and none that are invisible or turn the direction of writing: the text goes into logs.
+ACT_SECONDS: Final = 60.0  # longest wait for an act; after it the client gets 202 and the act stays pending
+FAILURES_PER_SECOND: Final = 10  # wrong tokens; more get 429
+# No control characters, and none that are invisible or change the direction of writing: the text goes into logs.
 PRINTED: Final = r"^[^\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]*$"
 PAGE: Final = Path(__file__).with_name("page.html")
 
@@ -63,7 +63,7 @@ class Factor(Reason):
 
 @dataclass
 class Authenticator:
-    """Who may act: bearers of a token in the file, which is read anew for each act."""
+    """Checks bearer tokens against the token file, which is read again for each act."""
 
     token_file: Path | None
     leads: bool = True
@@ -86,7 +86,7 @@ class Authenticator:
             what = "the token file is not as it must be"
             raise HTTPException(503, f"{what}, expected tokens with mode 600; see the worker's log") from error
         if name is not None:
-            return name  # however many others guess
+            return name  # not limited, however many wrong tokens others send
         now = time.monotonic()
         self.failures = [at for at in self.failures if now - at < 1.0]
         if len(self.failures) >= FAILURES_PER_SECOND:
@@ -98,12 +98,12 @@ class Authenticator:
 
 @cache
 def say(message: str) -> None:
-    """A line in the worker's log, once."""
+    """Print an error into the worker's log (stderr), each message once."""
     sys.stderr.write(f"error: {message}\n")
 
 
 def unauthorized(what: str) -> HTTPException:
-    """Nobody who may act."""
+    """HTTP 401, with what to send instead."""
     remedy = "send Authorization: Bearer TOKEN with a token of the worker's --token-file"
     return HTTPException(401, f"{what}, expected a known one; {remedy}", {"WWW-Authenticate": "Bearer"})
 
@@ -135,14 +135,14 @@ class Problem(BaseModel):
 
 
 def error_response(status: int, message: str, headers: Any = None) -> JSONResponse:
-    """An error's one line."""
+    """An error response: one line, as JSON."""
     return JSONResponse({"error": message}, status, headers)
 
 
 async def operator(
     request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
 ) -> str:
-    """The name of whoever asks."""
+    """Dependency of the routes for acts: the name of the operator whose token the request has."""
     return request.app.state.guard.author(given)
 
 
@@ -150,7 +150,7 @@ Author = Annotated[str, Depends(operator)]
 
 
 def create_app(worker: WorkerClient, guard: Authenticator) -> FastAPI:
-    """The routes."""
+    """The application with all its routes."""
     app = FastAPI(title="AlexNet trainer", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.guard = guard
     for resource in ENDPOINTS:
@@ -188,7 +188,7 @@ def create_app(worker: WorkerClient, guard: Authenticator) -> FastAPI:
 
 
 def add_resource(app: FastAPI, worker: WorkerClient, resource: Endpoint) -> None:
-    """A GET that the worker answers."""
+    """Add a GET route that the worker answers."""
 
     async def handler() -> Response:
         return await worker.get(resource)
@@ -207,7 +207,7 @@ def add_resource(app: FastAPI, worker: WorkerClient, resource: Endpoint) -> None
 
 
 def add_page(app: FastAPI) -> None:
-    """The status page at /, which may run its own script and style alone."""
+    """Add the status page at /; its Content-Security-Policy allows only its own script and style."""
     html = PAGE.read_text()
 
     def allowed(tag: str) -> str:
@@ -228,7 +228,7 @@ def add_page(app: FastAPI) -> None:
 
 
 def add_errors(app: FastAPI) -> None:
-    """Every error is {"error": one line}."""
+    """Make every error response {"error": one line}."""
 
     @app.exception_handler(StarletteHTTPException)
     async def of_http(request: Request, error: StarletteHTTPException) -> Response:
@@ -243,10 +243,10 @@ def add_errors(app: FastAPI) -> None:
 
 
 def main() -> None:
-    """Serve as the worker says: file descriptors of the listening sockets and of the pipe, and files."""
-    for number in (signal.SIGTERM, signal.SIGINT):  # meant for the worker, after which this ends
+    """Serve with the worker's settings (JSON): file descriptors of the listening socket and the pipe, and paths."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # meant for the worker; this process ends after it
         signal.signal(number, signal.SIG_IGN)
-    os.nice(10)  # the processor is the training's first
+    os.nice(10)  # training has priority on the processor
     settings = json.loads(sys.argv[1])
     worker = WorkerClient(Connection(settings["channel"]))
     token_file = settings["token_file"]

@@ -1,4 +1,4 @@
-"""What the worker answers to whoever looks at it, in any phase and from any thread."""
+"""The worker's response to each GET, in any phase and from any thread."""
 
 import threading
 import time
@@ -19,16 +19,16 @@ from service.training.worker import Worker
 from service.web.server_process import HttpResponse, json_response
 from service.web.status import run_facts, status
 
-LAST_SCRAPE_SECONDS: Final = 20.0  # that a run which is over may wait to be seen so
+LAST_SCRAPE_SECONDS: Final = 20.0  # that a finished run waits at most for its last scrape
 
 
 def not_yet(what: str) -> HttpResponse:
-    """Not there yet."""
+    """404 for what is not there yet."""
     return json_response({"error": f"there are no {what} yet, expected some soon; ask again later"}, 404)
 
 
 class Responses:
-    """The resources of a worker; `worker` is None until it is set up."""
+    """The responses of a worker, by path; `worker` is None until it is set up."""
 
     def __init__(
         self, run: Run, ranks: Ranks, layout: Layout | None, device: str, metrics: Metrics, heartbeat: Heartbeat
@@ -52,7 +52,7 @@ class Responses:
         }
 
     def __call__(self, path: str) -> HttpResponse:
-        """The answer to GET path."""
+        """The response to GET path."""
         return self._resources[path]()
 
     def _exposition(self) -> HttpResponse:
@@ -62,7 +62,7 @@ class Responses:
         return HttpResponse(200, kind, body)
 
     def wait_for_last_scrape(self) -> None:
-        """Let whoever scrapes regularly see how the run has ended: wait for it, two of its intervals at most."""
+        """Let Prometheus see how the run has ended: wait for its next scrape, two of its intervals at most."""
         if len(self._scrapes) < 2:
             return
         self._scraped.clear()
@@ -88,7 +88,7 @@ class Responses:
         return json_response(self.worker.curve.columns()) if self.worker else not_yet("losses")
 
     def _pictures(self) -> HttpResponse:
-        """Those of the last look; this one makes the loop show new ones."""
+        """The pictures captured after the last request; this request makes the training loop capture new ones."""
         if not self.worker or not (latest := self.worker.preview.latest):
             return not_yet("pictures")
         self.worker.preview.requested = True
@@ -101,6 +101,6 @@ class Responses:
         if not self._filters or self._filters[0] != good:
             try:
                 self._filters = good, filters_png(good)
-            except OSError:  # of another host's rank 0
+            except OSError:  # it is on the disk of rank 0's host
                 return not_yet("filters")
         return HttpResponse(200, "image/png", self._filters[1])

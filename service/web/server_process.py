@@ -1,4 +1,4 @@
-"""Starts the HTTP server's process, keeps it alive, and answers its questions beside the training loop."""
+"""Starts the HTTP server's process, keeps it alive, and answers its requests beside the training loop."""
 
 import json
 import ssl
@@ -19,13 +19,13 @@ from pipeline.command import InputError
 from service.run.events import Act
 from service.training.control_queue import ControlQueue, Refused
 
-RESTART_SECONDS: Final = 0.5  # before a server that died is started again; twice as many each time that it dies soon
-MAX_RESTART_SECONDS: Final = 60.0  # of those
+RESTART_SECONDS: Final = 0.5  # delay before a server that died is started again; doubled each time that it dies soon
+MAX_RESTART_SECONDS: Final = 60.0  # the longest such delay
 CLOSE_SECONDS: Final = 5.0
 
 
 class HttpResponse(NamedTuple):
-    """What a client gets."""
+    """The response that a client gets."""
 
     status: int
     type: str  # of the body
@@ -33,7 +33,7 @@ class HttpResponse(NamedTuple):
 
 
 def json_response(value: Any, status: int = 200) -> HttpResponse:
-    """A JSON body; numbers are finite."""
+    """A response with a JSON body; its numbers must be finite."""
     return HttpResponse(status, "application/json", json.dumps(value, allow_nan=False).encode())
 
 
@@ -50,7 +50,7 @@ def check_tls(certificate: Path, key: Path) -> None:
 
 
 class ServerProcess:
-    """The HTTP server of a worker: the process, a thread that answers its questions, and one that sends the answers."""
+    """A worker's HTTP server: its process, a thread that answers its requests, and one that sends the responses."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class ServerProcess:
         tls: tuple[Path, Path] | None,
         say: Callable[[str], None],
     ):
-        """get: answers the GET of a path; any thread may call it. leads: whether acts are taken here."""
+        """get: answers the GET of a path; any thread may call it. leads: whether this is rank 0, which takes acts."""
         self._listener, self._get, self._control_queue, self._say = listener, get, control_queue, say
         self._settings = {
             "listener": listener.fileno(),
@@ -82,7 +82,7 @@ class ServerProcess:
         self._channel, theirs = Pipe()
         inherited = self._listener.fileno(), theirs.fileno()
         settings = json.dumps({**self._settings, "channel": theirs.fileno()})
-        # A session of its own: a terminal's Ctrl-C is meant for the worker, which may still be asked how it ends.
+        # A session of its own: a terminal's Ctrl-C is meant for the worker, which clients may still ask how it ends.
         arguments = [sys.executable, "-m", "service.web.api", settings]
         try:
             self._process = subprocess.Popen(
@@ -112,7 +112,7 @@ class ServerProcess:
                 self._start()
             except (
                 OSError
-            ) as error:  # no memory, perhaps, which is why it ended; the channel is closed, so it is tried again
+            ) as error:  # perhaps no memory, which ended the last one too; the channel is closed, so it is tried again
                 self._say(f"the HTTP server cannot be started ({error}), expected it to; it is tried again")
 
     def _answer(self, channel: Connection, question: dict[str, Any]) -> None:
@@ -131,22 +131,22 @@ class ServerProcess:
     def _get_response(self, path: str) -> HttpResponse:
         try:
             return self._get(path)
-        except Exception as error:  # one resource's fault must not take the others with it, nor the training
+        except Exception as error:  # an error in one resource must not end the others, nor training
             self._say(f"GET {path} failed ({error!r}), expected an answer; report this")
             return json_response({"error": f"{path} failed ({error!r}), expected an answer; see the worker's log"}, 500)
 
     def _send(self) -> None:
-        """Send what is there to send: whoever answers, the loop too, never waits for a server that does not read."""
+        """Send queued responses, so that no other thread, the training loop's included, waits for a slow server."""
         while item := self._answers.get():
             channel, *parts = item
             try:
                 for part in parts:
                     channel.send_bytes(part)
             except OSError:
-                pass  # it has died; whoever asked has lost the connection
+                pass  # the server has died, and its clients have lost their connections
 
     def close(self) -> None:
-        """Let answers that are under way arrive, and end the process."""
+        """Send the responses that are queued, and end the process."""
         self._closing.set()
         self._answers.put((self._channel, b"null", b""))
         self._answers.put(None)
@@ -162,8 +162,8 @@ class ServerProcess:
 
 
 def act_response(done: "Future[dict[str, Any]]") -> HttpResponse:
-    """What the loop has made of an act."""
+    """The response to an act that is done or refused."""
     try:
         return json_response(done.result())
-    except Exception as error:  # whatever it is, somebody waits for an answer
+    except Exception as error:  # whatever the error, a client waits for a response
         return json_response({"error": str(error)}, error.status if isinstance(error, Refused) else 500)

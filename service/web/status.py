@@ -1,4 +1,4 @@
-"""What the page and its JSON say of a run: plain values, null where a number is not known."""
+"""The content of /api/status, which the page shows: plain values, null where a number is not known."""
 
 import math
 import platform
@@ -28,7 +28,7 @@ def finite_or_none(value: float | None) -> float | None:
 
 
 def run_facts(run: Run, ranks: int, layout: Layout | None, device: str) -> dict[str, Any]:
-    """What a run is, and does not change."""
+    """The facts about a run that do not change."""
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     sizes = {"batch_size": run.batch_size, "epochs": run.epochs, "ranks": ranks}
     return {
@@ -85,7 +85,7 @@ def kept_checkpoints(folder: Path) -> list[dict[str, Any]]:
 
 
 def checkpoint_status(values: Mapping[str, float], folder: Path) -> dict[str, Any]:
-    """How checkpoints fare; rank 0 alone writes them."""
+    """Attempts, failures and sizes of checkpoints, and those kept; rank 0 alone writes them."""
     return {
         "attempts": int(values["trainer_checkpoint_attempts_total"]),
         "failures": int(values["trainer_checkpoint_failures_total"]),
@@ -96,7 +96,7 @@ def checkpoint_status(values: Mapping[str, float], folder: Path) -> dict[str, An
 
 
 def alert(name: str, severity: str, summary: str) -> dict[str, str]:
-    """As Prometheus's rules name and grade it."""
+    """An alert, with the name and severity that it has in Prometheus's rules."""
     return {"name": name, "severity": severity, "summary": summary}
 
 
@@ -136,7 +136,7 @@ def status(
     control: bool,
     started: float,
 ) -> dict[str, Any]:
-    """All of it; worker: None while it is being set up."""
+    """All of /api/status; worker: None while it is being set up."""
     health, values = heartbeat.health(), metrics.values()
     stands = run_progress(worker) if worker else {"paused": False}
     failed = worker.writer.failed if worker else ""

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from pipeline.command import InputError
 
-SHORTEST = 16  # characters: of 16 random ones of hexadecimal digits nobody guesses the right ones
+SHORTEST = 16  # characters: 16 random hexadecimal digits cannot be guessed
 DEFAULT_AUTHOR = "operator"
 
 
 def read_tokens(path: Path) -> dict[str, str]:
-    """Operators' names by token, of a file with lines TOKEN or NAME:TOKEN; InputError where it is not as it must be."""
+    """Operators' names by token, of a file with lines TOKEN or NAME:TOKEN; InputError where mode or line is wrong."""
     try:
         mode, text = path.stat().st_mode, path.read_text()
     except (OSError, UnicodeError) as error:
@@ -32,9 +32,9 @@ def read_tokens(path: Path) -> dict[str, str]:
 
 
 def author_of(path: Path, given: str) -> str | None:
-    """The name of the operator whose token this is, or None; as slow for a wrong one as for a right one.
+    """The name of the operator whose token this is, or None; a wrong one takes as long as a right one.
 
-    InputError where the file is not as it must be.
+    InputError as of read_tokens.
     """
     tokens = read_tokens(path)
     matches = [name for token, name in tokens.items() if hmac.compare_digest(token.encode(), given.encode())]

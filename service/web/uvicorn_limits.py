@@ -15,10 +15,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 REQUEST_SECONDS: Final = 10.0  # from a connection's start to the last byte of its request
-ANSWER_SECONDS: Final = 75.0  # until the answer is ready, more than an act is waited for
-READ_SECONDS: Final = 10.0  # for the client to take what it is sent
+ANSWER_SECONDS: Final = 75.0  # until the response is ready; more than api.py's wait for an act
+READ_SECONDS: Final = 10.0  # for the client to read what it is sent
 HANDSHAKE_SECONDS: Final = 5.0
-CONNECTIONS: Final = 512  # of more than these the oldest goes, first of those that have not asked
+CONNECTIONS: Final = 512  # beyond these the oldest is dropped, first of those that have sent no whole request
 BODY_BYTES: Final = 16 * 1024
 
 
@@ -35,11 +35,11 @@ class LimitedProtocol(H11Protocol):
         if len(self.connections) > CONNECTIONS:
             others = [each for each in self.connections if isinstance(each, LimitedProtocol) and each is not self]
             oldest = min(others, key=lambda each: (each.asked, each.made))
-            self.connections.discard(oldest)  # now, because its end is told in the loop's next turn
+            self.connections.discard(oldest)  # now: connection_lost is called only in the event loop's next turn
             oldest.transport.abort()
 
     def _within(self, seconds: float) -> None:
-        """Something has to happen within so many seconds."""
+        """Set the deadline anew: the connection is dropped after so many seconds unless this is called again."""
         if self._deadline:
             self._deadline.cancel()
         self._deadline = self.loop.call_later(seconds, self.transport.abort)
@@ -69,9 +69,9 @@ class LimitedProtocol(H11Protocol):
 
 
 class LimitsMiddleware:
-    """Refuses bodies over BODY_BYTES, announced or not, before the application sees them.
+    """Refuses bodies over BODY_BYTES, with Content-Length or without, before the application sees them.
 
-    Every answer is the last of its connection, so that each has its deadlines, and is not to be kept.
+    Every response closes its connection, so that each request has its deadlines, and must not be cached.
     """
 
     def __init__(self, app: ASGIApp):
@@ -95,7 +95,7 @@ class LimitsMiddleware:
         while more and len(body) <= BODY_BYTES:
             message = await receive()
             if message["type"] != "http.request":
-                return  # gone
+                return  # the client is gone
             body, more = body + message.get("body", b""), message.get("more_body", False)
         if len(body) > BODY_BYTES:
             error = f"the body is over {BODY_BYTES} bytes, expected fewer; shorten it"
@@ -109,7 +109,7 @@ class LimitsMiddleware:
 
 
 class LimitedServer(uvicorn.Server):
-    """uvicorn's, on a socket that is there, with a bound on TLS handshakes; signals are left alone."""
+    """uvicorn's server on an existing socket, with a time limit on TLS handshakes and without signal handlers."""
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -125,7 +125,7 @@ class LimitedServer(uvicorn.Server):
 
 
 def ignore_accept_errors(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Tell of what went wrong, but not of each try when a flood has taken all files: accepting waits then."""
+    """Log the event loop's errors, but not each failed accept when a flood has taken all files: those are retried."""
     if "socket.accept()" not in context["message"]:
         loop.default_exception_handler(context)
 
@@ -133,7 +133,7 @@ def ignore_accept_errors(loop: asyncio.AbstractEventLoop, context: dict[str, Any
 async def serve(
     app: ASGIApp, listener: socket.socket, tls: list[str] | None, begin: Callable[[Callable[[], None]], None]
 ) -> None:
-    """Serve until told to end; begin: called in the loop, with what to call then."""
+    """Serve until ended; begin: called once in the event loop, with the function that ends it."""
     certificate, key = tls or (None, None)
     config = uvicorn.Config(
         app,

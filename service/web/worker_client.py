@@ -1,4 +1,4 @@
-"""Asks the worker over the pipe from its HTTP server, and keeps the answers a moment for all who want to know."""
+"""The HTTP server's client of the worker: sends requests over a pipe, and caches the responses for all clients."""
 
 import asyncio
 import json
@@ -12,13 +12,13 @@ from typing import Any, Final
 
 from fastapi.responses import JSONResponse, Response
 
-WORKER_SECONDS: Final = 5.0  # that the worker may take to answer what needs no act
-MAX_PENDING: Final = 64  # questions that may wait for it
+WORKER_SECONDS: Final = 5.0  # that the worker may take to answer a GET
+MAX_PENDING: Final = 64  # requests that may wait for the worker
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """What a GET answers, and for how many seconds the same to everyone."""
+    """A path to GET, and for how many seconds its response is cached for all clients."""
 
     path: str
     cache_seconds: float
@@ -48,7 +48,7 @@ class WorkerClient:
         self._locks: dict[str, asyncio.Lock] = {}
 
     def listen(self, ended: Callable[[], None]) -> None:
-        """Take the worker's answers from now on; `ended` is called when it wants no more questions."""
+        """Receive the worker's responses from now on; `ended` is called when it takes no more requests."""
         loop = asyncio.get_running_loop()
         threading.Thread(target=self._receive, args=(loop, ended), name="worker", daemon=True).start()
 
@@ -58,7 +58,7 @@ class WorkerClient:
                 response = Response(self._channel.recv_bytes(), head["status"], media_type=head["type"])
                 loop.call_soon_threadsafe(self._answered, head["id"], response)
         except (EOFError, OSError):
-            os._exit(0)  # it is gone; its port is wanted by whoever takes its place
+            os._exit(0)  # the worker is gone, and the worker that replaces it needs its port
         loop.call_soon_threadsafe(ended)
 
     def _answered(self, number: int, response: Response) -> None:
@@ -73,15 +73,15 @@ class WorkerClient:
         return future
 
     async def act(self, act: dict[str, Any], seconds: float) -> Response:
-        """The worker's answer to an act; TimeoutError where it takes longer, OSError where it is gone."""
+        """The worker's response to an act; TimeoutError where it takes longer, OSError where it is gone."""
         if (
             len(self._waiting) >= MAX_PENDING
-        ):  # it does not answer at all: the pipe must not fill, or nobody were answered
+        ):  # the worker does not answer: the pipe must not fill, or no client would get a response
             return JSONResponse({"error": f"{MAX_PENDING} questions are waiting, expected fewer; try again later"}, 429)
         return await asyncio.wait_for(asyncio.shield(self._question({"act": act})), seconds)
 
     async def get(self, resource: Endpoint) -> Response:
-        """A resource, asked for anew when it is too old; never asked again before the last answer is there."""
+        """A resource, from the cache unless that is too old; asks the worker only once at a time for each."""
         async with self._locks.setdefault(resource.path, asyncio.Lock()):
             at, response = self._kept.get(resource.path, (0.0, Response()))
             if time.monotonic() - at >= resource.cache_seconds:
