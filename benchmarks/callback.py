@@ -143,7 +143,9 @@ def batches(root: Path, batch_size: int, output: Any = "uint8") -> Iterator[list
     loader = Loader(DataConfig(shards=root, output=output))
     store = SampleStore(root, loader.dataset, "train")
     augment = loader.config.augment
-    rows = TrainInputs(store, augment, loader.dataset.colour, seed=loader.seed, border=loader.border, mean=loader.mean)
+    rows = TrainInputs(
+        store, augment, loader.dataset.colour, seed=loader.seed, border=loader.crop_margin, mean=loader.mean
+    )
     ahead: deque[Any] = deque()
     first = 0
     while True:

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from pipeline.command import DONE, InputError, run_command
+from pipeline.command import EXIT_DONE, InputError, run_command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ def main() -> int:
         train = error(train_rows, train_labels, *model)
         print(f"weight decay {weight_decay:<8g} top-1 error: train {train:6.1%}  val {val_errors[-1]:6.1%}", flush=True)
     print(f"best val top-1 error: {min(val_errors):.1%}")
-    return DONE
+    return EXIT_DONE
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ def pillow(loader: Loader, batch_size: int) -> Iterator[torch.Tensor]:
 def picture(jpeg: bytes, dataset: Dataset, loader: Loader, generator: np.random.Generator) -> NDArray[Any]:
     """One picture decoded, cropped, mirrored and, as float32, normalised."""
     crop = loader.config.crop
-    y, x = generator.integers(0, loader.border, 2, endpoint=True)
+    y, x = generator.integers(0, loader.crop_margin, 2, endpoint=True)
     pixels = np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))[y : y + crop, x : x + crop]
     pixels = pixels[:, ::-1] if generator.integers(2) else pixels
     if loader.output == "uint8":

@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.alexnet import AlexNet, ModelConfig, Tower
-from model.step import Examples
+from model.step import StepInputs
 
 Work = Callable[[], Tensor]
 
 
-def plain(examples: Examples, device: str) -> Work:
+def plain(examples: StepInputs, device: str) -> Work:
     """The same network in plain eager fp32."""
     model = AlexNet(ModelConfig(precision="float32")).to(device)
     for parameter in model.parameters():
@@ -38,7 +38,7 @@ def plain(examples: Examples, device: str) -> Work:
     return trained(loss_of, model, fused=False)
 
 
-def torchvision(examples: Examples, device: str, compiled: bool) -> Work:
+def torchvision(examples: StepInputs, device: str, compiled: bool) -> Work:
     """torchvision.models.alexnet's layers (0.20 and many before), bfloat16 by autocast, channels-last."""
     convolutions = (
         (3, 64, 11, 4, 2),

@@ -24,9 +24,9 @@ import torch.distributed as dist
 import tyro
 
 from model.alexnet import AlexNet, ModelConfig, Precision
-from model.optim import Momentum, OptimConfig
-from model.parallel import Layout, arrange
-from model.step import Examples, StepControls, Training, compiled_train_step
+from model.optim import MomentumSGD, OptimConfig
+from model.parallel import Layout, make_parallel
+from model.step import StepControls, StepInputs, TrainingState, compiled_train_step
 from pipeline.load.loader import DataConfig, Loader, mean_crop
 from pipeline.memory import keep_freed_memory
 
@@ -61,18 +61,18 @@ def work_of(side: str, rank: int, options: Options) -> Callable[[], object]:
     ranks = 2 if layout else 1
     torch.set_num_threads(options.threads // ranks)
     config = DataConfig(shards=options.shards, threads=options.threads // ranks)
-    parallel = arrange(layout, rank, ranks, "cpu")
+    parallel = make_parallel(layout, rank, ranks, "cpu")
     loader = Loader(config) if side == TWICE else Loader(config, rank=rank, ranks=ranks)
     batches = loader.train(options.batch_size)
     if side == TWICE:
         return lambda: next(batches)
     if side == EXCHANGED:
-        return lambda: parallel.exchange(*next(batches))
-    model = AlexNet(ModelConfig(precision=options.precision), place=parallel.place)
-    optimizer = Momentum(OptimConfig(), dict(model.named_parameters()))
-    training = Training(model, optimizer, mean_crop(loader.dataset, config), torch.tensor(True), parallel)
+        return lambda: parallel.gather_conv_inputs(*next(batches))
+    model = AlexNet(ModelConfig(precision=options.precision), place=parallel.placement)
+    optimizer = MomentumSGD(OptimConfig(), dict(model.named_parameters()))
+    training = TrainingState(model, optimizer, mean_crop(loader.dataset, config), torch.tensor(True), parallel)
     controls, step = StepControls(torch.full((2,), 0.001), torch.zeros(2)), compiled_train_step()
-    return lambda: step(training, controls, Examples(*next(batches)))
+    return lambda: step(training, controls, StepInputs(*next(batches)))
 
 
 def serve(connection: Connection, side: str, rank: int, ranks: int, meeting: str, options: Options) -> None:

@@ -25,9 +25,9 @@ import torch
 import tyro
 
 from model.alexnet import AlexNet, Precision
-from model.flop import training_flop
-from model.optim import Momentum, OptimConfig
-from model.step import Examples, StepControls, Training, compiled_train_step
+from model.flop import training_flops_per_picture
+from model.optim import MomentumSGD, OptimConfig
+from model.step import StepControls, StepInputs, TrainingState, compiled_train_step
 from peers import Work, plain, torchvision
 from pipeline.memory import keep_freed_memory
 from roofline import least_bytes, parts_of, peaks, seconds_of
@@ -71,9 +71,9 @@ def classes_of(recipe: str) -> int:
     return 10 if recipe == "demo" else 1000
 
 
-def synthetic(batch_size: int, device: Device, crop: int, classes: int) -> Examples:
+def synthetic(batch_size: int, device: Device, crop: int, classes: int) -> StepInputs:
     generator = torch.Generator().manual_seed(0)
-    examples = Examples(
+    examples = StepInputs(
         torch.randint(0, 256, (batch_size, crop, crop, 3), dtype=torch.uint8, generator=generator),
         torch.zeros(batch_size, 3),
         torch.ones(batch_size),
@@ -81,7 +81,7 @@ def synthetic(batch_size: int, device: Device, crop: int, classes: int) -> Examp
         torch.arange(batch_size),
         torch.full((batch_size,), 1 / batch_size),
     )
-    return Examples(*(tensor.to(device) for tensor in examples))
+    return StepInputs(*(tensor.to(device) for tensor in examples))
 
 
 def ours(recipe: str, precision: Precision, batch_size: int, device: Device) -> Work:
@@ -90,9 +90,9 @@ def ours(recipe: str, precision: Precision, batch_size: int, device: Device) -> 
     config, crop = replace(run.model, precision=precision), run.data.crop
     examples = synthetic(batch_size, device, crop, classes)
     model = AlexNet(config, classes=classes, crop=crop).to(device)
-    optimizer = Momentum(OptimConfig(), dict(model.named_parameters()))
+    optimizer = MomentumSGD(OptimConfig(), dict(model.named_parameters()))
     mean = torch.full((crop, crop, 3), 110.0, device=device)
-    training = Training(model, optimizer, mean, torch.tensor(True, device=device))
+    training = TrainingState(model, optimizer, mean, torch.tensor(True, device=device))
     controls = StepControls(torch.full((2,), 0.001, device=device), torch.zeros(2, device=device))
     step = compiled_train_step()
     return lambda: step(training, controls, examples).loss
@@ -168,7 +168,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     device: Device = "cuda" if torch.cuda.is_available() else "cpu"
     run = run_of(options.recipe)
-    flop, peak = training_flop(run.model, classes_of(options.recipe), run.data.crop), peaks(device)
+    flop, peak = training_flops_per_picture(run.model, classes_of(options.recipe), run.data.crop), peaks(device)
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"torch {torch.__version__}, {name}, n = {options.rounds}, {flop / 1e9:.2f} GFLOP an image")
     print(f"peaks: {peak[0] / 1e12:.2f} TFLOP/s (large product), {peak[1] / 1e9:.1f} GB/s (copy)", flush=True)

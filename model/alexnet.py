@@ -1,7 +1,7 @@
 """AlexNet: two towers, connected only at conv3 and at the fully connected layers (Krizhevsky, Sutskever, Hinton 2012).
 
 A `Tower` is one GPU's half of the network. `AlexNet` runs the towers it holds and joins their outputs where the paper's
-GPUs exchange them; a process that holds one tower passes a `join` that gathers the other's. Sections are the paper's.
+GPUs exchange them; a process that holds one tower passes a `gather_channels` for the other's. Sections are the paper's.
 """
 
 import zlib
@@ -17,8 +17,8 @@ from model.dropout import keep_mask
 from model.lrn import LRNConfig, local_response_norm
 from model.pool import max_pool
 
-BIAS_OF_ONE = ("conv2", "conv4", "conv5", "fc6", "fc7")  # section 5: gives the ReLUs positive inputs early on
-CONV_PARTS = (48, 128, 192, 192, 128)  # kernels of one tower, figure 2
+LAYERS_WITH_BIAS_ONE = ("conv2", "conv4", "conv5", "fc6", "fc7")  # section 5: gives the ReLUs positive inputs early on
+TOWER_CHANNELS = (48, 128, 192, 192, 128)  # kernels of one tower, figure 2
 
 PICTURE_STD = 58.0  # of the RGB values of ImageNet's pictures about their mean, on 0..255
 
@@ -63,20 +63,20 @@ def concatenate(parts: list[Tensor]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Place:
+class Placement:
     """What of the network a process holds, and how it gets the rest; by default it holds all."""
 
     towers: Sequence[int] = (0, 1)
     """Towers whose convolutions it holds."""
     connected: Sequence[int] = (0, 1)
     """Towers whose fully connected layers it holds."""
-    join: Callable[[list[Tensor]], Tensor] = concatenate
+    gather_channels: Callable[[list[Tensor]], Tensor] = concatenate
     """Both towers' channels or units, from those of the towers held."""
-    spread: Callable[[Tensor], Tensor] = lambda maps: maps
+    gather_fc_inputs: Callable[[Tensor], Tensor] = lambda maps: maps
     """The rows that the fully connected layers take, from the rows of conv5's maps."""
 
 
-WHOLE = Place()
+WHOLE_NETWORK = Placement()
 
 
 def map_sides(crop: int) -> tuple[int, int, int, int]:
@@ -105,10 +105,16 @@ class FirstConv(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         if not torch.is_autocast_enabled(input.device.type):
             return super().forward(input)
-        return F.conv2d(_in_fours(input, 2), _in_fours(self.weight, 0), self.bias, stride=(4, 1), padding=(2, 0))
+        return F.conv2d(
+            _group_pixels_by_four(input, 2),
+            _group_pixels_by_four(self.weight, 0),
+            self.bias,
+            stride=(4, 1),
+            padding=(2, 0),
+        )
 
 
-def _in_fours(x: Tensor, left: int) -> Tensor:
+def _group_pixels_by_four(x: Tensor, left: int) -> Tensor:
     """(N, 3, H, W) -> (N, 12, H, ceil((left + W) / 4)) bfloat16, `left` columns of zeros before and the rest after.
 
     Only whole rows of pixels are copied: in channels-last memory, four pixels of 3 channels are one of 12.
@@ -127,7 +133,7 @@ class Tower(nn.Module):
         """connected: False leaves out the fully connected layers."""
         super().__init__()
         self.config, self.connected = config, connected
-        c1, c2, c3, c4, c5 = CONV_PARTS
+        c1, c2, c3, c4, c5 = TOWER_CHANNELS
         units = config.fc_width // 2
         self.conv1 = FirstConv(c1)
         self.conv2 = nn.Conv2d(c1, c2, 5, padding=2)
@@ -177,7 +183,7 @@ class AlexNet(nn.Module):
         classes: int = 1000,
         crop: int = 224,
         seed: int = 0,
-        place: Place = WHOLE,
+        place: Placement = WHOLE_NETWORK,
     ):
         super().__init__()
         if map_side(crop) < 1:
@@ -198,14 +204,14 @@ class AlexNet(nn.Module):
 
         With the pictures' training positions (B,) int64 this is a training pass: dropout is on. Without, it is off.
         """
-        towers, join = self.held(), self.place.join
+        towers, join = self.held(), self.place.gather_channels
         with _autocast(pictures, self.config.precision == "bfloat16"):
             parts = [tower.conv1_and_2(pictures) for tower in towers.values()]
         if self.config.precision == "mixed":
             parts = [part.bfloat16() for part in parts]  # conv3 would cast too, but here it halves the bytes to join
         with _autocast(pictures, self.config.precision != "float32"):
             maps = join(parts)  # (B, 256, 13, 13): the GPUs talk
-            x = self.place.spread(join([tower.conv3_to_5(maps) for tower in towers.values()]))  # (B, 9216)
+            x = self.place.gather_fc_inputs(join([tower.conv3_to_5(maps) for tower in towers.values()]))  # (B, 9216)
             towers = {t: tower for t, tower in towers.items() if tower.connected}
             x = join([self._drop(t, 6, tower.activate(tower.fc6(x)), positions) for t, tower in towers.items()])
             x = join([self._drop(t, 7, tower.activate(tower.fc7(x)), positions) for t, tower in towers.items()])
@@ -213,7 +219,7 @@ class AlexNet(nn.Module):
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def _padded(self, logits: Tensor) -> Tensor:
-        """Pad tower 1's logits by one if the count of classes is odd, since `join` needs both towers' equally wide."""
+        """Pad tower 1's logits by one if the count of classes is odd: both towers' must be equally wide."""
         missing = (self.classes + 1) // 2 - logits.shape[1]
         return F.pad(logits, (0, missing)) if missing else logits
 
@@ -242,7 +248,7 @@ def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
     for name, parameter in model.named_parameters():
         layer, kind = name.split(".")[-2:]
         if kind == "bias":
-            parameter.fill_(1.0 if config.init != "he" and layer in BIAS_OF_ONE else 0.0)
+            parameter.fill_(1.0 if config.init != "he" and layer in LAYERS_WITH_BIAS_ONE else 0.0)
         else:
             # Hashed together: torch's CPU generator ignores all but 32 bits of its seed.
             generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))

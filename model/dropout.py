@@ -19,7 +19,7 @@ def _mix(x: Bits) -> Bits:
     return x ^ (x >> 16)
 
 
-def _kept(x: Tensor) -> Tensor:
+def _materialised(x: Tensor) -> Tensor:
     """x, which the compiler then stores; otherwise it would inline x's expression at each use.
 
     `_mix` uses its argument eight times, so two nested calls would make 64 copies, and three 512.
@@ -33,6 +33,6 @@ def keep_mask(seed: int, layer: int, positions: Tensor, first_unit: int, units: 
     positions: (B,) int64, the pictures' training positions. Each unit is dropped with probability `drop`.
     """
     key = _mix(_mix(_mix(seed & _LOW_32) ^ (seed >> 32)) ^ layer)
-    row = _kept(_mix(_kept(_mix(positions & _LOW_32 ^ key)) ^ (positions >> 32)))  # (B,)
+    row = _materialised(_mix(_materialised(_mix(positions & _LOW_32 ^ key)) ^ (positions >> 32)))  # (B,)
     unit = torch.arange(first_unit, first_unit + units, device=positions.device) * 0x9E3779B1 & _LOW_32
     return _mix(row[:, None] ^ unit[None, :]) >= round(drop * 2**32)

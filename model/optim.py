@@ -50,7 +50,7 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
-class Rates:
+class LearningRates:
     """The learning rates of one step."""
 
     base: float
@@ -60,7 +60,7 @@ class Rates:
         return f"{self.base:g}" if self.conv1 == self.base else f"{self.base:g} (conv1 {self.conv1:g})"
 
 
-def rates_at(config: OptimConfig, epoch: float, errors: Sequence[float]) -> Rates:
+def rates_at(config: OptimConfig, epoch: float, errors: Sequence[float]) -> LearningRates:
     """The rates after `epoch` epochs (fractional) and the validation top-1 errors (0..1) seen so far: pure."""
     if config.schedule == "steps":
         drops = sum(epoch >= at for at in config.drop_epochs)
@@ -70,7 +70,7 @@ def rates_at(config: OptimConfig, epoch: float, errors: Sequence[float]) -> Rate
         drops = 0
     base = config.lr * config.drop_factor**drops
     overrides = [rate for at, rate in config.conv1_lr if epoch >= at]
-    return Rates(base, overrides[-1] if overrides else base)
+    return LearningRates(base, overrides[-1] if overrides else base)
 
 
 def plateau_drops(errors: Sequence[float], patience: int, min_improvement: float, max_drops: int) -> int:
@@ -86,7 +86,7 @@ def plateau_drops(errors: Sequence[float], patience: int, min_improvement: float
     return min(drops, max_drops)
 
 
-class Momentum:
+class MomentumSGD:
     """Named parameters with their velocities, float32 tensors of the same shapes."""
 
     def __init__(self, config: OptimConfig, parameters: dict[str, Tensor]):

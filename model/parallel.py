@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.func import functional_call
 
-from model.alexnet import Place, concatenate
+from model.alexnet import Placement, concatenate
 
 Layout = Literal["tower", "data", "tower+data", "2014"]
 
@@ -42,30 +42,30 @@ class Parallel:
     """One rank's place in the layout; by default it is the only process, and every exchange does nothing."""
 
     rank: int = 0
-    ranks: int = 1
-    everyone: Group | None = None
+    world_size: int = 1
+    world: Group | None = None
     pair: Group | None = None  # the ranks of this one's replica, where they share it
-    twins: Group | None = None  # the ranks that hold the same fully connected layers
-    conv_twins: Group | None = None  # the ranks that hold the same convolutions
+    fc_replicas: Group | None = None  # the ranks that hold the same fully connected layers
+    conv_replicas: Group | None = None  # the ranks that hold the same convolutions
     split_convolutions: bool = True  # whether a pair shares those too; not in the scheme of 2014
 
     @property
-    def place(self) -> Place:
+    def placement(self) -> Placement:
         """What of the network this rank holds."""
         connected = (self.rank % 2,) if self.pair else (0, 1)
         towers = connected if self.split_convolutions else (0, 1)
-        return Place(towers, connected, self.join, self.spread)
+        return Placement(towers, connected, self.gather_channels, self.gather_fc_inputs)
 
     def holders(self, name: str) -> Group | None:
         """The ranks that hold a parameter; None where only this one does."""
-        return self.conv_twins if ".conv" in name else self.twins
+        return self.conv_replicas if ".conv" in name else self.fc_replicas
 
     def copies(self, name: str) -> int:
         """How many ranks hold a parameter."""
         group = self.holders(name)
         return group.size if group else 1
 
-    def join(self, parts: list[Tensor]) -> Tensor:
+    def gather_channels(self, parts: list[Tensor]) -> Tensor:
         """Both towers' channels (B, 2 C, H, W) or units (B, 2 U) from those that this rank computed."""
         if not self.pair or len(parts) == 2:
             return concatenate(parts)
@@ -74,7 +74,7 @@ class Parallel:
         both = _Gather.apply(rows, *self.pair).unflatten(0, (2, -1))  # (2, B, H, W, C)
         return both.movedim(0, -2).flatten(-2).movedim(-1, 1)
 
-    def exchange(self, *columns: Tensor) -> tuple[Tensor, ...]:
+    def gather_conv_inputs(self, *columns: Tensor) -> tuple[Tensor, ...]:
         """The convolutions' input, for each (b, ...) column: a pair's rows (2 b, ...), or only this rank's."""
         if not self.pair or not self.split_convolutions:
             return columns
@@ -82,24 +82,24 @@ class Parallel:
         gathered = [_collectives.all_gather_into_tensor(c, self.pair.size, self.pair.name) for c in columns]
         return tuple(_collectives.wait_tensor(column) for column in gathered)
 
-    def rows(self, x: Tensor) -> Tensor:
+    def gather_pair_rows(self, x: Tensor) -> Tensor:
         """Gather the rows of a pair, (b, ...) -> (2 b, ...): the first rank's, then the second's."""
         return _Gather.apply(x.contiguous(), *self.pair) if self.pair else x
 
-    def spread(self, x: Tensor) -> Tensor:
+    def gather_fc_inputs(self, x: Tensor) -> Tensor:
         """The fully connected layers' input: both ranks' rows of conv5's maps."""
-        return x if self.split_convolutions else self.rows(x)
+        return x if self.split_convolutions else self.gather_pair_rows(x)
 
-    def own(self, rows: Tensor) -> Tensor:
+    def local_rows(self, rows: Tensor) -> Tensor:
         """Of a pair's rows (2 b, ...) those that this rank brought, (b, ...)."""
         return rows.chunk(2)[self.rank % 2] if self.pair else rows
 
-    def shared(self, model: nn.Module) -> Callable[..., Tensor]:
+    def with_gradient_all_reduce(self, model: nn.Module) -> Callable[..., Tensor]:
         """The model with weights whose gradients are all-reduced over their holders as soon as backward has made each.
 
-        When backward returns the all-reduces may still be running: pass the gradients through `arrived` before use.
+        When backward returns the all-reduces may still be running: use the gradients after `wait_for_gradients` only.
         """
-        if not self.twins and not self.conv_twins:
+        if not self.fc_replicas and not self.conv_replicas:
             return model
         weights: dict[str, Tensor] = {}
         for name, weight in model.named_parameters():
@@ -107,19 +107,19 @@ class Parallel:
             weights[name] = _SumOfGradients.apply(weight, group.name) if group else weight
         return lambda *inputs: functional_call(model, weights, inputs)
 
-    def arrived(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The gradients of `shared` weights by name, once their sums have arrived."""
+    def wait_for_gradients(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The gradients by name, once the sums of those that several ranks hold have arrived."""
         return {name: _collectives.wait_tensor(g) if self.holders(name) else g for name, g in gradients.items()}
 
-    def squares(self, gradients: Mapping[str, Tensor]) -> Tensor:
+    def squared_gradient_norm(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """This rank's part of the squared norm of the whole network's gradient."""
         return torch.stack([g.square().sum() / self.copies(name) for name, g in gradients.items()]).sum()
 
-    def total(self, x: Tensor) -> Tensor:
+    def all_reduce_sum(self, x: Tensor) -> Tensor:
         """The sum of x over all ranks; no gradient."""
-        if not self.everyone:
+        if not self.world:
             return x
-        return _collectives.wait_tensor(_collectives.all_reduce(x, "sum", self.everyone.name))
+        return _collectives.wait_tensor(_collectives.all_reduce(x, "sum", self.world.name))
 
 
 def choose_layout(wanted: Literal["auto"] | Layout, ranks: int) -> Layout | None:
@@ -142,7 +142,7 @@ def choose_layout(wanted: Literal["auto"] | Layout, ranks: int) -> Layout | None
     return wanted
 
 
-def arrange(layout: Layout | None, rank: int, ranks: int, device_type: str) -> Parallel:
+def make_parallel(layout: Layout | None, rank: int, ranks: int, device_type: str) -> Parallel:
     """This rank's place; every rank calls it, once torch.distributed is initialised (for a layout other than None)."""
     if layout is None:
         return Parallel()
@@ -155,14 +155,14 @@ def arrange(layout: Layout | None, rank: int, ranks: int, device_type: str) -> P
 
     world = torch.distributed.group.WORLD
     assert world
-    everyone, twins = Group(world.group_name, ranks), group("replica")
+    world_group, fc_replicas = Group(world.group_name, ranks), group("replica")
     return Parallel(
         rank,
         ranks,
-        everyone,
+        world_group,
         pair=group("tower"),
-        twins=twins,
-        conv_twins=everyone if layout == "2014" else twins,
+        fc_replicas=fc_replicas,
+        conv_replicas=world_group if layout == "2014" else fc_replicas,
         split_convolutions=layout != "2014",
     )
 

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.alexnet import AlexNet
-from model.optim import Momentum
+from model.optim import MomentumSGD
 from model.parallel import Parallel
 from model.precision import processor_kind
 
 
-class Examples(NamedTuple):
+class StepInputs(NamedTuple):
     """A batch as the step takes it, every tensor on the model's device."""
 
     # (B, crop, crop, 3) uint8, float16 or float32, rows of RGB pixels on 0..255, less any mean taken off
@@ -44,20 +44,20 @@ class StepResult(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingState:
     """What steps work on, and change in place."""
 
     model: AlexNet
-    optimizer: Momentum
+    optimizer: MomentumSGD
     mean: Tensor  # (crop, crop, 3), the central crop of the mean picture
     healthy: Tensor  # bool scalar: whether every step so far had a finite loss and gradients
     parallel: Parallel = field(default_factory=Parallel)
 
 
-TrainStep = Callable[[Training, StepControls, Examples], StepResult]
+TrainStep = Callable[[TrainingState, StepControls, StepInputs], StepResult]
 
 
-def prepare(examples: Examples, mean: Tensor, pixel_std: float) -> Tensor:
+def prepare(examples: StepInputs, mean: Tensor, pixel_std: float) -> Tensor:
     """The network's input, (B, 3, crop, crop) channels-last: (picture + offset - mean picture) * scale / pixel_std.
 
     mean: (crop, crop, 3), the central crop of the mean picture, which stays as it is when a picture is mirrored.
@@ -73,21 +73,23 @@ def prepare(examples: Examples, mean: Tensor, pixel_std: float) -> Tensor:
     return x.permute(0, 3, 1, 2)  # rows of RGB pixels are what channels-last means, so this moves nothing
 
 
-def own_logits(training: Training, examples: Examples, *, train: bool) -> Tensor:
+def own_logits(training: TrainingState, examples: StepInputs, *, train: bool) -> Tensor:
     """(B, classes) of the pictures that this rank brought; a pair of ranks works on both ranks' pictures."""
     model, parallel = training.model, training.parallel
-    pictures, offset, scale = parallel.exchange(examples.pictures, examples.offset, examples.scale)
+    pictures, offset, scale = parallel.gather_conv_inputs(examples.pictures, examples.offset, examples.scale)
     x = prepare(examples._replace(pictures=pictures, offset=offset, scale=scale), training.mean, model.config.pixel_std)
-    return parallel.own(parallel.shared(model)(x, parallel.rows(examples.positions) if train else None))
+    return parallel.local_rows(
+        parallel.with_gradient_all_reduce(model)(x, parallel.gather_pair_rows(examples.positions) if train else None)
+    )
 
 
-def training_loss(training: Training, examples: Examples) -> Tensor:
+def training_loss(training: TrainingState, examples: StepInputs) -> Tensor:
     """This rank's part of the batch's mean cross-entropy, dropout on."""
     logits = own_logits(training, examples, train=True)
     return F.cross_entropy(logits, examples.labels, reduction="none") @ examples.weights.to(logits.dtype)
 
 
-def gradients_of(loss: Tensor, training: Training) -> dict[str, Tensor]:
+def gradients_of(loss: Tensor, training: TrainingState) -> dict[str, Tensor]:
     """The gradients by parameter name; the all-reduces of weights that several ranks hold may still be running."""
     parameters = training.optimizer.parameters
     return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
@@ -95,13 +97,13 @@ def gradients_of(loss: Tensor, training: Training) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def apply_gradients(
-    training: Training, controls: StepControls, loss: Tensor, gradients: Mapping[str, Tensor]
+    training: TrainingState, controls: StepControls, loss: Tensor, gradients: Mapping[str, Tensor]
 ) -> StepResult:
     """Update in place, unless a loss or gradient is not finite, of this step or (`healthy` says) of one before it."""
     parallel, healthy = training.parallel, training.healthy
-    gradients = parallel.arrived(gradients)
-    loss, squares, *flags = parallel.total(
-        torch.cat([torch.stack([loss, parallel.squares(gradients)]), controls.local_flags])
+    gradients = parallel.wait_for_gradients(gradients)
+    loss, squares, *flags = parallel.all_reduce_sum(
+        torch.cat([torch.stack([loss, parallel.squared_gradient_norm(gradients)]), controls.local_flags])
     ).unbind()
     finite = healthy & torch.isfinite(loss) & torch.isfinite(squares)
     training.optimizer.update(list(gradients.values()), controls.rates, finite)
@@ -109,7 +111,7 @@ def apply_gradients(
     return StepResult(loss, squares.sqrt(), finite, torch.stack(flags))
 
 
-def train_step(training: Training, controls: StepControls, examples: Examples) -> StepResult:
+def train_step(training: TrainingState, controls: StepControls, examples: StepInputs) -> StepResult:
     """Forward, backward and update in place; a non-finite loss or gradient leaves weights and velocities as they were.
 
     From then on `healthy` is false and every step leaves them so: the host may read it late, and no step waits for it.
@@ -135,7 +137,7 @@ def two_graphs(backend: str = "inductor") -> TrainStep:
     loss_of = torch.compile(training_loss, backend=backend, fullgraph=True, dynamic=False)
     apply = torch.compile(apply_gradients, backend=backend, fullgraph=True, dynamic=False)
 
-    def step(training: Training, controls: StepControls, examples: Examples) -> StepResult:
+    def step(training: TrainingState, controls: StepControls, examples: StepInputs) -> StepResult:
         loss = loss_of(training, examples)
         return apply(training, controls, loss.detach(), gradients_of(loss, training))
 
@@ -143,7 +145,7 @@ def two_graphs(backend: str = "inductor") -> TrainStep:
 
 
 @torch.no_grad()
-def eval_step(training: Training, local_flags: Tensor, examples: Examples) -> Tensor:
+def eval_step(training: TrainingState, local_flags: Tensor, examples: StepInputs) -> Tensor:
     """(5,) float64: summed loss, top-1 and top-5 errors over all ranks' pictures, section 6's measures; and flags.
 
     local_flags: as in `StepControls`; the last two numbers are how many ranks have each set.
@@ -154,4 +156,4 @@ def eval_step(training: Training, local_flags: Tensor, examples: Examples) -> Te
     at_label = logits.gather(1, examples.labels[:, None])
     ahead = (~(logits < at_label)).sum(1) - 1  # so written, NaN counts against it too
     counted = torch.stack([losses.double(), (ahead >= 1).double(), (ahead >= 5).double()])
-    return training.parallel.total(torch.cat([counted @ examples.weights.double(), local_flags.double()]))
+    return training.parallel.all_reduce_sum(torch.cat([counted @ examples.weights.double(), local_flags.double()]))

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Callable
 from typing import Final, NoReturn
 
-DONE: Final = 0
-FAULTS: Final = 1  # the work found faults
-WRONG_CALL: Final = 2
+EXIT_DONE: Final = 0
+EXIT_FAULTS: Final = 1  # the work found faults
+EXIT_WRONG_CALL: Final = 2
 
 
 class InputError(Exception):
@@ -34,7 +34,7 @@ def run_command(main: Callable[[], int]) -> NoReturn:
         status = main()
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
-        status = WRONG_CALL
+        status = EXIT_WRONG_CALL
     except KeyboardInterrupt as stop:
         _exit_at_once(type(stop))
     sys.exit(status)

@@ -12,12 +12,12 @@ from typing import IO
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Make `path` hold `data`, durably: after a crash it holds all of it, or what it held before."""
-    with replacing(path) as stream:
+    with atomic_writer(path) as stream:
         stream.write(data)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[io.BufferedRandom]:
+def atomic_writer(path: Path) -> Iterator[io.BufferedRandom]:
     """A file to write and read under a temporary name beside `path`; fsynced and renamed if the block succeeds.
 
     Each writer has a temporary name of its own, so writers of one file do not disturb each other, even when a host that
@@ -36,7 +36,7 @@ def replacing(path: Path) -> Iterator[io.BufferedRandom]:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a path is a temporary name of `replacing`; a process that is killed while writing leaves such a file."""
+    """Whether a path is a temporary name of `atomic_writer`, as a process leaves that is killed while writing."""
     last = name.rpartition("/")[2]
     return last.startswith(".") and last.endswith(".tmp")
 

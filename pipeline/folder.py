@@ -16,7 +16,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.command import InputError
-from pipeline.files import fsync_folder, replacing
+from pipeline.files import atomic_writer, fsync_folder
 
 _READ_AHEAD: Final = 8 * 2**20  # bytes that a request to a store asks for
 _EXTRAS: Final = {"s3": "s3", "s3a": "s3"}
@@ -66,7 +66,7 @@ class Folder:
             return self.fs.cat_file(self._path(name), start=start, end=stop)
 
     @contextmanager
-    def reading(self, name: str) -> Iterator[io.BufferedIOBase]:
+    def open_reader(self, name: str) -> Iterator[io.BufferedIOBase]:
         """A stream to read a file from its start to its end."""
         path = self._path(name)
         if self.local:
@@ -80,7 +80,7 @@ class Folder:
 
     def write(self, name: str, data: bytes) -> None:
         """Make a file hold `data`, durably: after a crash it holds all of it, or what it held before."""
-        with self.writing(name) as stream:
+        with self.open_writer(name) as stream:
             stream.write(data)
 
     def create(self, name: str, data: bytes) -> bool:
@@ -93,14 +93,14 @@ class Folder:
         return True
 
     @contextmanager
-    def writing(self, name: str) -> Iterator[IO[bytes]]:
+    def open_writer(self, name: str) -> Iterator[IO[bytes]]:
         """A file to write and to read that takes its name, durably, if the block succeeds."""
         if self.local:
             path = self.local / name
             if not path.parent.is_dir():
                 path.parent.mkdir(exist_ok=True)  # another worker may be faster
                 fsync_folder(path.parent.parent)
-            with replacing(path) as stream:
+            with atomic_writer(path) as stream:
                 yield stream
             return
         with tempfile.NamedTemporaryFile(prefix="shard-") as stream:

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 import tyro
 from PIL import Image
 
-from pipeline.command import DONE, InputError, end_on_sigterm, run_command
+from pipeline.command import EXIT_DONE, InputError, end_on_sigterm, run_command
 from pipeline.executors.ordered import results_in_order
 from pipeline.executors.pool import LocalPool
 from pipeline.memory import keep_freed_memory
@@ -30,7 +30,7 @@ SPLITS: Final = ("train", "val")
 MIN_SIDE: Final = 64  # pixels; below, the finest textures fall under five pixels a period
 MAX_SIDE: Final = 2048  # pixels
 JPEG_QUALITY: Final = 90
-RECORD: Final = "sample.json"
+METADATA_FILE: Final = "sample.json"
 SYNSETS: Final = "LOC_synset_mapping.txt"  # the name that ILSVRC's Kaggle edition gives it
 
 _PICTURES_A_TASK = 25
@@ -124,10 +124,10 @@ def write_tree(root: Path, config: SampleConfig) -> None:
     ):
         for _, count in counts:
             advance(count)
-    (root / RECORD).write_text(json.dumps(record(config), indent=2) + "\n")
+    (root / METADATA_FILE).write_text(json.dumps(sample_metadata(config), indent=2) + "\n")
 
 
-def record(config: SampleConfig) -> dict[str, object]:
+def sample_metadata(config: SampleConfig) -> dict[str, object]:
     """What determines the pictures, as RECORD holds it."""
     return {
         "generator": GENERATOR,
@@ -144,10 +144,10 @@ def already_made(config: SampleConfig) -> bool:
         return False
     remedy = "name a new folder or remove this one"
     try:
-        found = json.loads((config.dir / RECORD).read_text())
+        found = json.loads((config.dir / METADATA_FILE).read_text())
     except (OSError, ValueError):
         raise InputError(f"{config.dir} exists and is not a sample tree: {remedy}") from None
-    if found != record(config):
+    if found != sample_metadata(config):
         raise InputError(f"{config.dir} was made with other options, {json.dumps(found)}: {remedy}")
     count = sum(1 for _ in config.dir.glob("*/*/*.JPEG"))
     if count != config.pictures:
@@ -156,7 +156,7 @@ def already_made(config: SampleConfig) -> bool:
 
 
 @contextmanager
-def whole_or_nothing(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path) -> Iterator[Path]:
     """A temporary folder beside target; renamed to target on success, removed on any exception."""
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     temporary.mkdir(parents=True)
@@ -171,7 +171,7 @@ def whole_or_nothing(target: Path) -> Iterator[Path]:
 def make(config: SampleConfig) -> None:
     """Make the tree of config, complete or not at all; InputError when it cannot be written."""
     try:
-        with whole_or_nothing(config.dir.resolve()) as temporary:
+        with atomic_folder(config.dir.resolve()) as temporary:
             write_tree(temporary, config)
     except OSError as error:
         raise InputError(f"{config.dir} cannot be written: {error}") from error
@@ -182,10 +182,10 @@ def main() -> int:
     end_on_sigterm()
     if already_made(config):
         sys.stdout.write(f"{config.dir}: already there\n")
-        return DONE
+        return EXIT_DONE
     make(config)
     sys.stdout.write(f"{config.dir}: {config.pictures} pictures in {len(TEXTURES)} classes\n")
-    return DONE
+    return EXIT_DONE
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import tyro
 from rich.filesize import decimal
 
-from pipeline.command import DONE, InputError, end_on_sigterm, printable, run_command
+from pipeline.command import EXIT_DONE, InputError, end_on_sigterm, printable, run_command
 from pipeline.executors.dask import LOCAL, is_executor, open_pool
 from pipeline.executors.ordered import results_in_order
 from pipeline.files import is_temporary
@@ -33,7 +33,7 @@ from pipeline.source.subset import hold_out, subset
 from pipeline.write.dataset import ShardResults, add_result, no_results, write_dataset
 from pipeline.write.lock import StillOwner, lock_output, remove_leftovers, require_same
 from pipeline.write.metrics import ShardMetrics, serve_metrics
-from pipeline.write.plan import Plan, estimated_bytes, shard_tasks
+from pipeline.write.plan import ShardingPlan, estimated_bytes, shard_tasks
 from pipeline.write.record import RECORD_SUFFIX, read_record
 from pipeline.write.shard import write_shard
 
@@ -89,9 +89,9 @@ class ShardOptions:
         _require(0 <= port < 2**16, "--metrics-port", port, "0 to 65535")
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> ShardingPlan:
         """What decides the data set besides the source."""
-        return Plan(size=self.size, quality=self.quality, seed=self.seed, shard_samples=self.shard_samples)
+        return ShardingPlan(size=self.size, quality=self.quality, seed=self.seed, shard_samples=self.shard_samples)
 
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:
@@ -121,11 +121,11 @@ def shard(options: ShardOptions) -> int:
     folder = folder_at(options.out)
     identity = _identity(options, listed)
     source = _with_validation(listed, options)
-    if _is_made(folder, identity):
+    if _is_complete(folder, identity):
         remove_leftovers(folder)
         return _already_sharded(folder)
     with lock_output(folder, identity) as check:
-        if _is_made(folder, identity):  # another run has finished it since the check above
+        if _is_complete(folder, identity):  # another run has finished it since the check above
             return _already_sharded(folder)
         if folder.local:
             _require_room(folder.local, estimated_bytes(options.plan, source) - sum(folder.sizes().values()))
@@ -135,10 +135,10 @@ def shard(options: ShardOptions) -> int:
         dataset = write_dataset(folder, made, identity, source.classes)
         _remove_temporary_files(folder)
         sys.stdout.write(_summary(dataset, made.resumed_pictures, printable(options.out), time.monotonic() - start))
-    return DONE
+    return EXIT_DONE
 
 
-def _is_made(folder: Folder, identity: Mapping[str, Any]) -> bool:
+def _is_complete(folder: Folder, identity: Mapping[str, Any]) -> bool:
     """Whether the folder holds the data set of this identity; InputError when it holds another one."""
     if not folder.exists(DATASET_FILE):
         return False
@@ -150,7 +150,7 @@ def _is_made(folder: Folder, identity: Mapping[str, Any]) -> bool:
 def _already_sharded(folder: Folder) -> int:
     _remove_temporary_files(folder)
     sys.stdout.write(f"already sharded: {printable(folder.place)}\n")
-    return DONE
+    return EXIT_DONE
 
 
 def _found(source: Source) -> str:

@@ -21,7 +21,7 @@ from rich.filesize import decimal
 from pipeline.check.faults import Fault, first_faults
 from pipeline.check.metadata import check_description, check_file, check_table, expected_names
 from pipeline.check.shard import ShardCheck, ShardReport, check_shard
-from pipeline.command import DONE, FAULTS, InputError, end_on_sigterm, run_command
+from pipeline.command import EXIT_DONE, EXIT_FAULTS, InputError, end_on_sigterm, run_command
 from pipeline.executors.ordered import results_in_order
 from pipeline.executors.pool import LocalPool
 from pipeline.files import write_atomic
@@ -81,7 +81,7 @@ def main() -> int:
     if options.json != _STDOUT:
         sys.stdout.write("".join(f"{fault}\n" for fault in report.faults))
     sys.stderr.write(_summary(options.dir, report))
-    return FAULTS if report.faults else DONE
+    return EXIT_FAULTS if report.faults else EXIT_DONE
 
 
 def verify(folder: Folder, *, decode: bool = False, workers: int = 1) -> Report:

@@ -9,7 +9,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pipeline.command import DONE, FAULTS, InputError, end_on_sigterm, run_command
+from pipeline.command import EXIT_DONE, EXIT_FAULTS, InputError, end_on_sigterm, run_command
 
 if TYPE_CHECKING:
     from service.diagnostics.checks import CheckResult
@@ -113,7 +113,7 @@ def main() -> int:
         console.print(Text(text))
     if options.json:
         write_report(options.json, report(checked, overall, line))
-    return FAULTS if overall == "failed" else DONE
+    return EXIT_FAULTS if overall == "failed" else EXIT_DONE
 
 
 if __name__ == "__main__":

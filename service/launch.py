@@ -11,7 +11,7 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
-from pipeline.command import DONE, FAULTS, InputError, run_command, say
+from pipeline.command import EXIT_DONE, EXIT_FAULTS, InputError, run_command, say
 from service.run.checkpoint import newest_checkpoint
 from service.run.config import parse_run
 from service.run.log import last_step
@@ -49,11 +49,11 @@ def launched(count: int, arguments: list[str], out: Path) -> int:
     except SignalException as told:
         for number in (signal.SIGTERM, signal.SIGINT):  # it is stopping already; another one would end in a traceback
             signal.signal(number, signal.SIG_IGN)
-        return 128 + told.sigval if nothing_lost(out) else FAULTS
+        return 128 + told.sigval if nothing_lost(out) else EXIT_FAULTS
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
-        return failure.exitcode if failure.exitcode > 0 else FAULTS  # negative: killed by a signal
-    return DONE
+        return failure.exitcode if failure.exitcode > 0 else EXIT_FAULTS  # negative: killed by a signal
+    return EXIT_DONE
 
 
 def main() -> int:

@@ -9,8 +9,8 @@ import torch
 from prometheus_client import CollectorRegistry
 from torch.distributed import is_torchelastic_launched
 
-from model.parallel import Layout, arrange, choose_layout
-from pipeline.command import DONE, FAULTS, InputError, run_command, say
+from model.parallel import Layout, choose_layout, make_parallel
+from pipeline.command import EXIT_DONE, EXIT_FAULTS, InputError, run_command, say
 from pipeline.load.loader import Device, choose_device
 from pipeline.memory import keep_freed_memory
 from service.run.config import Run, parse_run, write_run
@@ -47,21 +47,21 @@ def train(worker: Worker) -> int:
         worker.close()
         remedy = "train again with a lower --optim.lr into another --out"
         worker.display.say(f"error: {error}; last good checkpoint: {worker.writer.last_good}; {remedy}")
-        return FAULTS
+        return EXIT_FAULTS
     except RuntimeError as error:
         if fault := compile_fault(error):
             raise InputError(fault) from error
         raise
     if not worker.close():
-        return FAULTS
+        return EXIT_FAULTS
     if worker.ended_by:
         worker.display.say(f"stopped by {worker.ended_by} at step {worker.state.step}, saved")
-        return DONE
+        return EXIT_DONE
     if not worker.finished:
         worker.display.say(f"stopped by {worker.stop.name} at step {worker.state.step}, saved")
         return worker.stop.status
     worker.display.say(f"done at step {worker.state.step}: {worker.writer.last_good}")
-    return DONE
+    return EXIT_DONE
 
 
 def layout_of(run: Run, ranks: Ranks) -> Layout | None:
@@ -93,7 +93,7 @@ def start(run: Run, device: Device, ranks: Ranks, stop: GracefulStop, stack: Exi
     stack.callback(server.close)
     stack.callback(control_queue.close, "the run has ended, expected it to go on; start it again")
     responses.targets = ranks.all_gather(address(run.host, listener))
-    parallel = arrange(layout, ranks.rank, ranks.world_size, "cuda" if device == "gpu" else "cpu")
+    parallel = make_parallel(layout, ranks.rank, ranks.world_size, "cuda" if device == "gpu" else "cpu")
     setup = set_up(run, device, ranks, parallel, say if ranks.is_leader else lambda message: None)
     if ranks.is_leader:
         write_run(run.out, setup.fields)
@@ -180,7 +180,7 @@ def main() -> int:
                 responses.wait_for_last_scrape()
     except RanksLost as error:
         say(f"error: {error}")
-        return FAULTS
+        return EXIT_FAULTS
     stop.ignore()
     return status
 

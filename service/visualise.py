@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from pipeline.command import DONE, InputError, run_command, say
+from pipeline.command import EXIT_DONE, InputError, run_command, say
 from pipeline.files import write_atomic
 from service.run.checkpoint import Checkpoint, find_checkpoint
 from service.run.filters import filters_png
@@ -38,7 +38,7 @@ def main() -> int:
     except OSError as error:
         raise InputError(f"cannot write {options.out} ({error.strerror}); give another --out") from error
     say(f"{options.out}: conv1 filters of {checkpoint.path}, {_error(checkpoint)}")
-    return DONE
+    return EXIT_DONE
 
 
 if __name__ == "__main__":

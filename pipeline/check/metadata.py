@@ -98,7 +98,7 @@ def check_file(folder: Folder, name: str, dataset: Dataset) -> tuple[Fault, ...]
     faults = Faults(name)
     lines = 0
     try:
-        with folder.reading(name) as stream:
+        with folder.open_reader(name) as stream:
             reader = HashingReader(stream)
             for piece in reader.rest():
                 lines += bytes(piece).count(b"\n")

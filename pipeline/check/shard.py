@@ -82,7 +82,7 @@ def check_shard(task: ShardCheck) -> ShardReport:
     whole, faults = Faults(task.tar), Faults(task.tar)
     walked = _ReadSamples()
     try:
-        with folder.reading(task.tar) as stream:
+        with folder.open_reader(task.tar) as stream:
             reader = HashingReader(stream)
             for sample in _samples(reader, task, faults):
                 _check_sample(task, walked, sample, faults)
@@ -200,7 +200,7 @@ def _check_index(folder: Folder, name: str, samples: Sequence[_Members | None]) 
     expected = index_bytes(members or () for members in samples)
     most = len(expected) + 1 + _MOST_INDEX_LINE * samples.count(None)  # no more can be right, whatever the file holds
     try:
-        with folder.reading(name) as stream:
+        with folder.open_reader(name) as stream:
             found = stream.read(most)
     except OSError as error:
         faults.report("cannot be read", found=error.strerror or error)

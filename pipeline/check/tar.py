@@ -126,13 +126,13 @@ def check_members(
     for _ in range(most + 1):
         start = reader.position
         block = reader.take(BLOCK)
-        header, hint = _parse(block), expected.get(start + BLOCK)
+        header, expected_member = _parse(block), expected.get(start + BLOCK)
         if header is None:
-            if hint is None or len(block) < BLOCK:
+            if expected_member is None or len(block) < BLOCK:
                 _check_end(reader, block, bool(expected), faults)
                 return
-            _report_damaged_header(block, hint, start, faults)
-            header = None, hint.suffix, hint.size
+            _report_damaged_header(block, expected_member, start, faults)
+            header = None, expected_member.suffix, expected_member.size
         member = _member(reader, header, keep)
         yield member
         if not _ends_well(reader, member, faults):
@@ -189,18 +189,18 @@ def _check_end(reader: HashingReader, block: bytes, is_expected: bool, faults: F
     faults.require("bytes by its own form", f"{expected:,}", f"{position:,}")
 
 
-def _report_damaged_header(block: bytes, hint: ExpectedMember, start: int, faults: Faults) -> None:
-    suffix = hint.suffix.encode("ascii")
+def _report_damaged_header(block: bytes, expected_member: ExpectedMember, start: int, faults: Faults) -> None:
+    suffix = expected_member.suffix.encode("ascii")
     match = _NAME.fullmatch(block[:100].rstrip(b"\0"))
     name = match[0] if match and match[2] == suffix else b""
-    expected = ustar_header(name or b"KEY" + suffix, hint.size)
+    expected = ustar_header(name or b"KEY" + suffix, expected_member.size)
     starts = (0, *_FIELDS.values())
     fields = [(field, slice(first, end)) for first, (field, end) in zip(starts, _FIELDS.items(), strict=False)]
     differing = [(field, where) for field, where in fields if block[where] != expected[where]]
     # The checksum follows from the other fields, so it is named only where it alone differs; then the name may have
     # changed into another valid name.
     field, where = next((each for each in differing if each[0] != "checksum"), ("name or checksum", slice(148, 156)))
-    named = name.decode("ascii") if name else f"a {hint.suffix}"
+    named = name.decode("ascii") if name else f"a {expected_member.suffix}"
     faults.report(
         f"header of {named} at byte {start:,}, {field}", _shortened(expected[where]), _shortened(block[where])
     )

@@ -56,7 +56,7 @@ class _TaskQueue(Generic[Task, Result]):
         self.function, self.tasks, self.pool = function, tasks, pool
         self.executor = pool.start()
         self.attempts: deque[_Attempt[Task]] = deque()
-        self.max_attempts = 1 if pool.size == 1 else pool.size * _TASKS_A_WORKER
+        self.max_pending = 1 if pool.size == 1 else pool.size * _TASKS_A_WORKER
 
     def results(self) -> Iterator[tuple[Task, Result]]:
         while self._fill():
@@ -82,7 +82,7 @@ class _TaskQueue(Generic[Task, Result]):
         return one.future.result()
 
     def _fill(self) -> bool:
-        while len(self.attempts) < self.max_attempts and (task := next(self.tasks, None)) is not None:
+        while len(self.attempts) < self.max_pending and (task := next(self.tasks, None)) is not None:
             self.attempts.append(_Attempt(task, self._submit(task)))
         return bool(self.attempts)
 

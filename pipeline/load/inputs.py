@@ -87,7 +87,7 @@ class TrainInputs:
             self.store.locate(samples),
             draws.crop.astype(np.float32),
             draws.mirror.astype(np.int32),
-            *split_shift(draws.shift, self.mean),
+            *split_mean_and_shift(draws.shift, self.mean),
             draws.scale,
             self.store.labels[samples],
             np.arange(first, first + BLOCK),
@@ -100,15 +100,15 @@ def replace_damaged(store: SampleStore, rows: SampleInputs) -> tuple[SampleInput
     damaged = [row for row, location in enumerate(rows.locations) if not store.is_intact(location)]
     if not damaged:
         return rows, []
-    stand_ins = np.array([store.replacement(rows.locations[row]) for row in damaged])
+    replacements = np.array([store.replacement(rows.locations[row]) for row in damaged])
     locations, labels = list(rows.locations), rows.labels.copy()
-    for row, location in zip(damaged, store.locate(stand_ins), strict=True):
+    for row, location in zip(damaged, store.locate(replacements), strict=True):
         locations[row] = location
-    labels[damaged] = store.labels[stand_ins]
+    labels[damaged] = store.labels[replacements]
     return rows._replace(locations=locations, labels=labels), [rows.locations[row] for row in damaged]
 
 
-def split_shift(
+def split_mean_and_shift(
     shift: NDArray[np.float32], mean: NDArray[np.float32] | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """What the graph subtracts and what the step adds, (n, 3) each; in both cases the two together give the shift."""
@@ -126,7 +126,7 @@ def validation_inputs(
         store.locate(samples),
         np.full((count, 2), border // 2, np.float32),
         np.zeros(count, np.int32),
-        *split_shift(np.zeros((count, 3), np.float32), mean),
+        *split_mean_and_shift(np.zeros((count, 3), np.float32), mean),
         np.ones(count, np.float32),
         store.labels[samples],
         samples,

@@ -73,7 +73,7 @@ class Batch(NamedTuple):
     weights: torch.Tensor  # (B,) float32: 1 / the global batch size (in validation 1), and 0 for padding
 
 
-def border(dataset: Dataset, config: DataConfig) -> int:
+def crop_margin(dataset: Dataset, config: DataConfig) -> int:
     """Pixels by which a picture exceeds the crop: offsets are 0 .. border."""
     side = dataset.size or FULL_SIDE
     if config.crop > side:
@@ -83,7 +83,7 @@ def border(dataset: Dataset, config: DataConfig) -> int:
 
 def mean_crop(dataset: Dataset, config: DataConfig) -> torch.Tensor:
     """(crop, crop, 3) float32: the middle of the training set's mean picture, RGB on 0..255."""
-    start = border(dataset, config) // 2
+    start = crop_margin(dataset, config) // 2
     mean = load_mean(config.shards, dataset)
     return torch.from_numpy(mean[start : start + config.crop, start : start + config.crop].copy())
 
@@ -95,7 +95,7 @@ class Loader:
         self.config, self.seed, self.device = config, seed, device
         self.rank, self.ranks = rank, ranks
         self.dataset = load_dataset(config.shards)
-        self.border = border(self.dataset, config)
+        self.crop_margin = crop_margin(self.dataset, config)
         self.output: Output = _output(config, device)
         self.decoder: Device = _decoder(config, device)
         # uint8 cannot hold a mean or a shift: the step adds the shift then.
@@ -110,7 +110,7 @@ class Loader:
         """
         store = SampleStore(self.config.shards, self.dataset, "train")
         rows = TrainInputs(
-            store, self.config.augment, self.dataset.colour, seed=self.seed, border=self.border, mean=self.mean
+            store, self.config.augment, self.dataset.colour, seed=self.seed, border=self.crop_margin, mean=self.mean
         )
         mine, rows_each = self._part(batch_size)
         weights = _weights(mine, rows_each, 1 / batch_size)
@@ -126,7 +126,7 @@ class Loader:
         for start in range(0, len(store), batch_size):
             mine, rows_each = self._part(min(batch_size, len(store) - start))
             samples = np.minimum(np.arange(rows_each) + start + mine.start, len(store) - 1)
-            rows = validation_inputs(store, self.border, self.mean, samples)
+            rows = validation_inputs(store, self.crop_margin, self.mean, samples)
             yield rows._replace(weights=_weights(mine, rows_each, 1.0))
 
     def _part(self, batch_size: int) -> tuple[slice, int]:
@@ -179,7 +179,7 @@ class Loader:
             if self.decoder != self.device:
                 pictures = pictures.gpu()
             if self.dataset.size:
-                position = corner / max(self.border, 1)
+                position = corner / max(self.crop_margin, 1)
             else:
                 pictures = fn.resize(
                     pictures, size=FULL_SIDE, mode="not_smaller", interp_type=DALIInterpType.INTERP_TRIANGULAR

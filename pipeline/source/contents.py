@@ -69,7 +69,7 @@ def class_files(root: Path, holder: ClassLocation, id: str) -> list[File]:
         return list(_files_below(root / holder.path))
     within = "" if holder.size is None else f"{id}{_TAR}"
     found = tar_members(root / holder.path, holder.start, holder.size, within)
-    return _last((_parts(member.name, id), member.bytes, member.offset) for member in found)
+    return _last_of_each_name((_without_wrapper(member.name, id), member.bytes, member.offset) for member in found)
 
 
 def visible_names(folder: Path) -> tuple[list[str], list[str]]:
@@ -104,7 +104,7 @@ def _in_archive(root: Path, path: str) -> Contents:
     classes: dict[str, ClassLocation] = {}
     flat: list[tuple[list[bytes], int, int]] = []
     for member in tar_members(root / path):
-        parts = _parts(member.name, "train", "val", "test", Path(path).stem)
+        parts = _without_wrapper(member.name, "train", "val", "test", Path(path).stem)
         name = os.fsdecode(b"/".join(parts))
         if _is_hidden(name):
             continue
@@ -116,16 +116,16 @@ def _in_archive(root: Path, path: str) -> Contents:
             classes[name[: -len(_TAR)]] = ClassLocation(path, member.offset, member.bytes)
         elif is_picture(name):
             flat.append((parts, member.bytes, member.offset))
-    return Contents(classes=dict(sorted(classes.items())), flat=tuple(_last(flat)))
+    return Contents(classes=dict(sorted(classes.items())), flat=tuple(_last_of_each_name(flat)))
 
 
-def _parts(name: bytes, *wrappers: str) -> list[bytes]:
+def _without_wrapper(name: bytes, *wrappers: str) -> list[bytes]:
     """A member's path without "./", and without the folder that the archive wraps everything in."""
     parts = [part for part in name.split(b"/") if part not in (b"", b".")]
     return parts[1:] if len(parts) > 1 and os.fsdecode(parts[0]) in wrappers else parts
 
 
-def _last(found: Iterable[tuple[list[bytes], int, int]]) -> list[File]:
+def _last_of_each_name(found: Iterable[tuple[list[bytes], int, int]]) -> list[File]:
     """Visible files; of several with one name the last, which is the one that unpacking would leave."""
     visible = (row for row in found if row[0] and not any(_is_hidden(os.fsdecode(part)) for part in row[0]))
     named = ((b"/".join(parts), size, offset) for parts, size, offset in visible)
@@ -152,14 +152,14 @@ def _visible(folder: str | Path) -> list[tuple[os.DirEntry[str], os.stat_result 
     """
     with os.scandir(folder) as entries:
         found = [(entry, _stat(entry)) for entry in entries if not _is_hidden(entry.name)]
-    return [(entry, each) for entry, each in found if not (_is_folder(each) and _is_made(entry.path))]
+    return [(entry, each) for entry, each in found if not (_is_folder(each) and _is_output(entry.path))]
 
 
 def _is_folder(found: os.stat_result | None) -> bool:
     return found is not None and stat.S_ISDIR(found.st_mode)
 
 
-def _is_made(folder: str) -> bool:
+def _is_output(folder: str) -> bool:
     return any(os.path.exists(os.path.join(folder, name)) for name in (DATASET_FILE, UNFINISHED_FILE))
 
 

@@ -19,7 +19,7 @@ _TAR_BYTES_A_SAMPLE: Final = 2 * 512 + 512 + 511  # two headers, the label's blo
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ShardingPlan:
     """What decides a data set besides its source."""
 
     size: int  # pixels a side; 0 keeps each picture's own
@@ -28,7 +28,9 @@ class Plan:
     shard_samples: int  # samples a tar; 0 chooses
 
 
-def shard_tasks(plan: Plan, source: Source, out: str, encoder: str, reject_unreadable: bool) -> Iterator[ShardTask]:
+def shard_tasks(
+    plan: ShardingPlan, source: Source, out: str, encoder: str, reject_unreadable: bool
+) -> Iterator[ShardTask]:
     """The task of every shard, made as it is asked for, split by split: each split is shuffled as a whole."""
     for split, listing in source.splits.items():
         order = permutation(plan.seed, SHARD, len(listing), stream=_STREAMS[split])
@@ -48,7 +50,7 @@ def shard_tasks(plan: Plan, source: Source, out: str, encoder: str, reject_unrea
             )
 
 
-def estimated_bytes(plan: Plan, source: Source) -> float:
+def estimated_bytes(plan: ShardingPlan, source: Source) -> float:
     """About how many bytes the tars will have, rather too many than too few."""
     pictures = sum(len(listing) for listing in source.splits.values())
     # Bytes a pixel over 200 ImageNet pictures at 256 pixels: 0.40 at quality 92, 0.51 at 95, 0.98 at 100.

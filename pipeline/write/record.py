@@ -103,5 +103,5 @@ def _is_intact(folder: Folder, tar: str, shard: Shard, index: bytes) -> bool:
         return False
     if folder.local is None:
         return True  # a store checks uploads; reading the tar again would cost as much as making it
-    with folder.reading(tar) as stream:
+    with folder.open_reader(tar) as stream:
         return sha256_of_stream(stream) == shard.sha256

@@ -94,7 +94,7 @@ def write_shard(task: ShardTask) -> bool:
     if is_done(folder, task.name, digest):
         return True
     sums = empty_sums(task.size or STATISTICS_SIZE)
-    with folder.writing(task.name) as stream:
+    with folder.open_writer(task.name) as stream:
         samples, rejects = _write_tar(stream, task, sums)
         stream.seek(0)
         sha256 = sha256_of_stream(stream)

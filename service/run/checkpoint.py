@@ -18,7 +18,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from model.alexnet import AlexNet
-from model.optim import Momentum
+from model.optim import MomentumSGD
 from pipeline.command import InputError, say
 from pipeline.files import fsync_folder, sha256_of, write_atomic
 
@@ -66,7 +66,7 @@ def tower_file(tower: int | str) -> str:
     return f"towers-{tower}.safetensors"
 
 
-def copy_tensors(model: AlexNet, optimizer: Momentum) -> Tensors:
+def copy_tensors(model: AlexNet, optimizer: MomentumSGD) -> Tensors:
     """Copies on the host of each tower's weights and velocities: what the training loop pays for a checkpoint."""
     files: Tensors = {}
     for name, weight in model.named_parameters():
@@ -86,7 +86,7 @@ def read_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def restore(tensors: Iterable[tuple[str, Tensor]], model: AlexNet, optimizer: Momentum) -> None:
+def restore(tensors: Iterable[tuple[str, Tensor]], model: AlexNet, optimizer: MomentumSGD) -> None:
     """Copy named weights and velocities into the towers that this process holds; those of other towers are skipped."""
     held: dict[str, Tensor] = dict(model.named_parameters())
     held |= {MOMENTUM + name: velocity for name, velocity in optimizer.velocities.items()}

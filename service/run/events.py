@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, get_args
 
-from model.optim import OptimConfig, Rates, rates_at
+from model.optim import LearningRates, OptimConfig, rates_at
 from service.run.checkpoint import RunState, Validation
 from service.run.limits import HIGHEST_RATE
 
@@ -37,7 +37,13 @@ def event_of(kind: str, state: RunState, samples: int, author: str, reason: str 
 
 
 def rate_event(
-    state: RunState, samples: int, old: Rates, new: Rates, author: str, reason: str = "", manual: bool = False
+    state: RunState,
+    samples: int,
+    old: LearningRates,
+    new: LearningRates,
+    author: str,
+    reason: str = "",
+    manual: bool = False,
 ) -> Event:
     """A change of the learning rate from `old` to `new`; manual: by an operator, so that the schedule keeps off it."""
     event = event_of("learning-rate", state, samples, author, reason)
@@ -49,7 +55,7 @@ def precision_event(state: RunState, samples: int, old: str, new: str, author: s
     return {**event_of("precision", state, samples, author), "old": old, "new": new}
 
 
-def refusal(act: Act, rates: Rates, paused: bool) -> str:
+def refusal(act: Act, rates: LearningRates, paused: bool) -> str:
     """Why an act cannot be done as the run stands; empty where it can."""
     if act.kind == "pause" and paused:
         return "the run is paused already, expected one that trains; see /api/status"
@@ -60,12 +66,12 @@ def refusal(act: Act, rates: Rates, paused: bool) -> str:
     return ""
 
 
-def requested_rate(act: Act, rates: Rates) -> float:
+def requested_rate(act: Act, rates: LearningRates) -> float:
     """The base rate that an act asks for."""
     return act.rate if act.rate is not None else rates.base * (1.0 if act.factor is None else act.factor)
 
 
-def act_event(act: Act, state: RunState, samples: int, rates: Rates) -> Event:
+def act_event(act: Act, state: RunState, samples: int, rates: LearningRates) -> Event:
     """The event that records an operator's act; rates: the current ones."""
     if act.kind != "learning-rate":
         return event_of(act.kind, state, samples, act.author, act.reason)
@@ -84,16 +90,16 @@ def set_by_hand(events: Iterable[Mapping[str, Any]]) -> float | None:
     return rates[-1] if rates else None
 
 
-def rates_of(config: OptimConfig, state: RunState, samples: int) -> Rates:
+def rates_of(config: OptimConfig, state: RunState, samples: int) -> LearningRates:
     """The rates of the next step: the schedule's, until an operator has set one; conv1's overrides stay."""
     scheduled = rates_at(config, state.position / samples, [entry.top1 for entry in state.history])
     base = set_by_hand(state.events)
     return scheduled if base is None else with_base(scheduled, base)
 
 
-def with_base(rates: Rates, base: float) -> Rates:
+def with_base(rates: LearningRates, base: float) -> LearningRates:
     """The rates with another base; conv1's follows it unless it already had its own."""
-    return Rates(base, base if rates.conv1 == rates.base else rates.conv1)
+    return LearningRates(base, base if rates.conv1 == rates.base else rates.conv1)
 
 
 def epochs_waited(config: OptimConfig, history: Sequence[Validation], changes: Sequence[int]) -> int:

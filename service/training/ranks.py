@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store  # pyright: ignore[reportPrivateImportUsage]  # documented as public
 from torch.distributed.rendezvous import rendezvous
 
-from pipeline.command import WRONG_CALL, InputError
+from pipeline.command import EXIT_WRONG_CALL, InputError
 from pipeline.load.loader import Device
 
 T = TypeVar("T")
@@ -61,7 +61,7 @@ class Ranks:
         if error and wrong[0] == self.rank:
             raise error
         if wrong:
-            sys.exit(WRONG_CALL)
+            sys.exit(EXIT_WRONG_CALL)
         return cast(T, result)
 
     def all_gather(self, value: T) -> list[T]:

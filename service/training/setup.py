@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from model.alexnet import AlexNet, Precision, PrecisionOption
-from model.optim import Momentum, Rates
+from model.optim import LearningRates, MomentumSGD
 from model.parallel import Parallel
 from model.precision import ChosenPrecision, choose_precision, device_name, emulated
-from model.step import Training
+from model.step import TrainingState
 from pipeline.command import InputError
 from pipeline.files import sha256_of
 from pipeline.load.loader import Device, Loader, mean_crop
@@ -29,7 +29,7 @@ class Setup:
     run: Run  # with the precision that was chosen, not auto
     ranks: Ranks
     loader: Loader
-    training: Training
+    training: TrainingState
     state: RunState
     resumed_from: Path | None
     fields: dict[str, Any]
@@ -91,7 +91,7 @@ def decide_precision(wanted: PrecisionOption, so_far: Precision | None, device: 
     )
 
 
-def build_training(run: Run, loader: Loader, device: torch.device, parallel: Parallel) -> Training:
+def build_training(run: Run, loader: Loader, device: torch.device, parallel: Parallel) -> TrainingState:
     """The network and its optimiser, with their initial values."""
     try:
         model = AlexNet(
@@ -99,14 +99,14 @@ def build_training(run: Run, loader: Loader, device: torch.device, parallel: Par
             classes=len(loader.dataset.classes),
             crop=run.data.crop,
             seed=run.seed,
-            place=parallel.place,
+            place=parallel.placement,
         )
     except ValueError as error:
         raise InputError(str(error)) from error
     model.to(device)
-    optimizer = Momentum(run.optim, dict(model.named_parameters()))
+    optimizer = MomentumSGD(run.optim, dict(model.named_parameters()))
     mean = mean_crop(loader.dataset, run.data).to(device)
-    return Training(model, optimizer, mean, torch.tensor(True, device=device), parallel)
+    return TrainingState(model, optimizer, mean, torch.tensor(True, device=device), parallel)
 
 
 def find_resumable(run: Run, asked: dict[str, Any], say: Callable[[str], None]) -> Checkpoint | None:
@@ -128,5 +128,7 @@ def resumed_state(checkpoint: Checkpoint, run: Run, samples: int) -> RunState:
         return state
     by_hand = set_by_hand(state.events)
     current = old if by_hand is None else by_hand
-    event = rate_event(state, samples, Rates(current, current), Rates(new, new), "command line", manual=True)
+    event = rate_event(
+        state, samples, LearningRates(current, current), LearningRates(new, new), "command line", manual=True
+    )
     return replace(state, events=(*state.events, event))

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.optim import Rates
+from model.optim import LearningRates
 from model.step import StepResult
 
 
@@ -14,12 +14,12 @@ class PendingResult(NamedTuple):
 
     step: int
     position: int
-    rates: Rates
+    rates: LearningRates
     values: Tensor  # (5,) on the host: loss, gradient norm, healthy, and the two local flags summed over ranks
     arrived: "torch.cuda.Event | None"
 
 
-def start_copy(step: int, position: int, rates: Rates, result: StepResult) -> PendingResult:
+def start_copy(step: int, position: int, rates: LearningRates, result: StepResult) -> PendingResult:
     """Start copying a result to the host; no step waits for it."""
     values = torch.cat([value.float().flatten() for value in result])
     if not values.is_cuda:

@@ -12,9 +12,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from model.flop import training_flop
-from model.optim import Rates
-from model.step import Examples, StepControls, compiled_train_step, eval_step, train_step
+from model.flop import training_flops_per_picture
+from model.optim import LearningRates
+from model.step import StepControls, StepInputs, compiled_train_step, eval_step, train_step
 from pipeline.load.loader import Batch
 from pipeline.load.order import rank_slice
 from service.run.checkpoint import RunState, Validation, copy_tensors
@@ -84,12 +84,12 @@ class Worker:
         parallel = setup.training.parallel
         mine = rank_slice(run.batch_size, ranks.rank, ranks.world_size)
         self.own_pictures = mine.stop - mine.start
-        flop = training_flop(run.model, len(self.loader.dataset.classes), run.data.crop)
+        flop = training_flops_per_picture(run.model, len(self.loader.dataset.classes), run.data.crop)
         # Of all ranks' devices together; NaN where no peak is stated, which makes the MFU NaN too.
         self.peak_pictures_per_second = ranks.world_size * run.peak_tflops * 1e12 / flop or float("nan")
         self.log = JsonLog.cut_back(run.out / "log.jsonl" if ranks.is_leader else NOWHERE, self.state.step)
         self.events = JsonLog.holding(run.out / "events.jsonl" if ranks.is_leader else NOWHERE, self.state.events)
-        self.rates_sent: tuple[Rates, Tensor] | None = None
+        self.rates_sent: tuple[LearningRates, Tensor] | None = None
         self.writer = CheckpointWriter(
             run.out,
             setup.fields,
@@ -141,7 +141,7 @@ class Worker:
         start = time.monotonic()
         rates = self.next_rates()
         controls = StepControls(self.rates_on_device(rates), self.agreement.local_flags())
-        result = self.train_step(self.training, controls, Examples(*batch))
+        result = self.train_step(self.training, controls, StepInputs(*batch))
         position = self.state.position + self.run.batch_size
         self.state = replace(self.state, step=self.state.step + 1, position=position)
         self.pending.append(start_copy(self.state.step, position, rates, result))
@@ -155,11 +155,11 @@ class Worker:
         self.metrics.step_seconds.labels("compute").observe(now - start)
         self.heartbeat.beat("training")
 
-    def next_rates(self) -> Rates:
+    def next_rates(self) -> LearningRates:
         """The learning rates of the next step; a change without an event, which the schedule made, gets one."""
         rates = rates_of(self.run.optim, self.state, self.samples)
         changes = rate_changes(self.state.events)
-        old = Rates(**changes[-1]["new"]) if changes else Rates(self.run.optim.lr, self.run.optim.lr)
+        old = LearningRates(**changes[-1]["new"]) if changes else LearningRates(self.run.optim.lr, self.run.optim.lr)
         if rates != old:
             self.record_event(rate_event(self.state, self.samples, old, rates, f"schedule {self.run.optim.schedule}"))
         self.rates = rates
@@ -192,7 +192,7 @@ class Worker:
         self.metrics.paused.set(self.paused)
         self.metrics.drop_proposed.set(proposed_drop(self.run.optim, self.state, self.rates.base) is not None)
 
-    def rates_on_device(self, rates: Rates) -> Tensor:
+    def rates_on_device(self, rates: LearningRates) -> Tensor:
         """(2,) tensor of the rates; made anew only at a change, because the copy would wait for the device."""
         if not self.rates_sent or self.rates_sent[0] != rates:
             self.rates_sent = rates, torch.tensor([rates.base, rates.conv1], device=self.device)
@@ -284,7 +284,7 @@ class Worker:
         self.read_results(0)
         totals = torch.zeros(5, dtype=torch.float64, device=self.device)
         for batch in self.loader.validation(self.run.batch_size):
-            totals += eval_step(self.training, self.agreement.local_flags(), Examples(*batch))
+            totals += eval_step(self.training, self.agreement.local_flags(), StepInputs(*batch))
             self.heartbeat.beat("validating")
             if self.ranks.world_size > 1:
                 self.agreement.update(totals[3:].tolist())

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 from torch.distributed.launcher.api import LaunchConfig
 
 from model.alexnet import AlexNet
-from model.optim import Momentum
+from model.optim import MomentumSGD
 from paths import ROOT
 from pipeline.sample import SampleConfig
 from pipeline.shard import ShardOptions
@@ -183,7 +183,7 @@ def test_the_cpu_override_takes_the_gpu_away_and_nothing_else() -> None:
 def test_a_stop_has_time_for_the_full_size_save(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measured save < torchrun's patience with its ranks < Docker's patience with torchrun."""
     model = AlexNet(replace(Run().model, precision="float32"), classes=1000, crop=Run().data.crop, seed=0)
-    optimizer = Momentum(Run().optim, dict(model.named_parameters()))
+    optimizer = MomentumSGD(Run().optim, dict(model.named_parameters()))
     saves = []
     with TemporaryDirectory() as folder:  # of a gigabyte; pytest would keep it
         write = CheckpointWriter(Path(folder), {}, Metrics(CollectorRegistry()), keep=2, resumed_from=None, say=print)

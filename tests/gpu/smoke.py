@@ -41,12 +41,12 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from model.alexnet import AlexNet, ModelConfig, Precision
-from model.optim import Momentum, OptimConfig
+from model.optim import MomentumSGD, OptimConfig
 from model.step import (
-    Examples,
     StepControls,
+    StepInputs,
     StepResult,
-    Training,
+    TrainingState,
     TrainStep,
     compiled_train_step,
     prepare,
@@ -234,7 +234,7 @@ def network_input(options: Options, config: DataConfig, device: Device, count: i
     """What the first layer sees of the positions up to `count`, on the host."""
     batch = next(Loader(config, seed=3, device=device).train(count))
     mean = mean_crop(load_dataset(config.shards), config).to(batch.pictures.device)
-    return prepare(Examples(*batch), mean, 1.0).cpu(), batch
+    return prepare(StepInputs(*batch), mean, 1.0).cpu(), batch
 
 
 def parity(options: Options, decoder: Device) -> str:
@@ -287,22 +287,22 @@ class Bench:
     def __init__(self, precision: Precision, device: torch.device, step: TrainStep):
         config = ModelConfig(init="he", pixel_std=PIXEL_STD, precision=precision)
         model = AlexNet(config).to(device)
-        optimizer = Momentum(OptimConfig(), dict(model.named_parameters()))
+        optimizer = MomentumSGD(OptimConfig(), dict(model.named_parameters()))
         mean = torch.full((224, 224, 3), 110.0, device=device)
-        self.training = Training(model, optimizer, mean, torch.tensor(True, device=device))
+        self.training = TrainingState(model, optimizer, mean, torch.tensor(True, device=device))
         self.controls = StepControls(torch.full((2,), 0.001, device=device), torch.zeros(2, device=device))
         self.device, self.step = device, step
 
-    def run(self, examples: Examples, lr: float = 0.001) -> StepResult:
+    def run(self, examples: StepInputs, lr: float = 0.001) -> StepResult:
         self.controls.rates.fill_(lr)
-        on_device = Examples(*(tensor.to(self.device) for tensor in examples))
+        on_device = StepInputs(*(tensor.to(self.device) for tensor in examples))
         return self.step(self.training, self.controls, on_device)
 
 
-def synthetic(batch_size: int, seed: int = 0, dtype: torch.dtype = torch.uint8) -> Examples:
+def synthetic(batch_size: int, seed: int = 0, dtype: torch.dtype = torch.uint8) -> StepInputs:
     """Noise with labels; each batch of `seed` has positions of its own."""
     generator = torch.Generator().manual_seed(seed)
-    return Examples(
+    return StepInputs(
         torch.randint(0, 256, (batch_size, 224, 224, 3), generator=generator).to(dtype),
         torch.zeros(batch_size, 3),
         torch.ones(batch_size),
@@ -386,7 +386,7 @@ def step_speed(options: Options, precision: Precision) -> str:
     def work(size: int) -> Callable[[], object]:
         bench = Bench(precision, torch_device(options), compiled_train_step())
         dtype = torch.float16 if options.device == "gpu" else torch.uint8
-        examples = Examples(*(tensor.to(bench.device) for tensor in synthetic(size, dtype=dtype)))
+        examples = StepInputs(*(tensor.to(bench.device) for tensor in synthetic(size, dtype=dtype)))
         return lambda: bench.run(examples)
 
     return speeds(options, work)
@@ -398,7 +398,7 @@ def whole_speed(options: Options, decoder: Device) -> str:
     def work(size: int) -> Callable[[], object]:
         bench = Bench("mixed", torch_device(options), compiled_train_step())
         batches = Loader(data_config(options, decoder), device=options.device).train(size)
-        return lambda: bench.run(Examples(*next(batches)))
+        return lambda: bench.run(StepInputs(*next(batches)))
 
     return speeds(options, work)
 

@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.alexnet import AlexNet, ModelConfig
-from model.optim import Momentum, OptimConfig
-from model.parallel import Layout, Parallel, arrange, choose_layout
+from model.optim import MomentumSGD, OptimConfig
+from model.parallel import Layout, Parallel, choose_layout, make_parallel
 from model.step import (
-    Examples,
     StepControls,
-    Training,
+    StepInputs,
+    TrainingState,
     TrainStep,
     compiled_train_step,
     eval_step,
@@ -50,18 +50,18 @@ def picture(position: int) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def examples(first: int, rank: int, ranks: int) -> Examples:
+def examples(first: int, rank: int, ranks: int) -> StepInputs:
     """A rank's part of the global batch that begins at `first`, as the loader hands it over."""
     mine, rows = rank_slice(BATCH, rank, ranks), -(-BATCH // ranks)
     positions = range(first + mine.start, first + mine.start + rows)
     pictures, offsets, labels = (torch.stack(column) for column in zip(*map(picture, positions), strict=True))
     weights = (torch.arange(rows) < mine.stop - mine.start) / BATCH
-    return Examples(pictures, offsets, torch.full((rows,), 0.9), labels, torch.tensor(positions), weights)
+    return StepInputs(pictures, offsets, torch.full((rows,), 0.9), labels, torch.tensor(positions), weights)
 
 
-def gradients(training: Training, batch: Examples) -> dict[str, Tensor]:
+def gradients(training: TrainingState, batch: StepInputs) -> dict[str, Tensor]:
     """Of the loss of a batch, by name."""
-    arrived = training.parallel.arrived(gradients_of(training_loss(training, batch), training))
+    arrived = training.parallel.wait_for_gradients(gradients_of(training_loss(training, batch), training))
     return {f"gradient.{name}": gradient for name, gradient in arrived.items()}
 
 
@@ -80,17 +80,17 @@ def steps(parallel: Parallel, backend: str, dtype: str) -> dict[str, Tensor]:
         classes=CLASSES,
         crop=CROP,
         seed=2**40 + 1,
-        place=parallel.place,
+        place=parallel.placement,
     ).to(numbers)
-    optimizer = Momentum(OptimConfig(), dict(model.named_parameters()))
+    optimizer = MomentumSGD(OptimConfig(), dict(model.named_parameters()))
     mean = torch.full((CROP, CROP, 3), 110.0, dtype=numbers)
-    training = Training(model, optimizer, mean, torch.tensor(True), parallel)
-    batches = [examples(FIRST + step * BATCH, parallel.rank, parallel.ranks) for step in range(STEPS[dtype])]
+    training = TrainingState(model, optimizer, mean, torch.tensor(True), parallel)
+    batches = [examples(FIRST + step * BATCH, parallel.rank, parallel.world_size) for step in range(STEPS[dtype])]
     found = gradients(training, batches[0])
     step = train_step if backend == "eager" else freshly_compiled(backend)
     results = []
     for number, batch in enumerate(batches):
-        told = [parallel.rank == parallel.ranks - 1 and number >= END, parallel.rank == 0 and number == ACT]
+        told = [parallel.rank == parallel.world_size - 1 and number >= END, parallel.rank == 0 and number == ACT]
         results.append(step(training, StepControls(torch.tensor([0.01, 0.01]), torch.tensor(told).float()), batch))
     found |= {name: torch.stack([result[i] for result in results]) for i, name in enumerate(results[0]._fields)}
     found |= {f"weight.{name}": w.detach() for name, w in optimizer.parameters.items()}
@@ -105,7 +105,7 @@ def steps(parallel: Parallel, backend: str, dtype: str) -> dict[str, Tensor]:
 
 def main(out: Path, layout: Layout, runs: list[str]) -> None:
     with join_ranks("cpu", patience_seconds=120) as ranks:
-        parallel = arrange(choose_layout(layout, ranks.world_size), ranks.rank, ranks.world_size, "cpu")
+        parallel = make_parallel(choose_layout(layout, ranks.world_size), ranks.rank, ranks.world_size, "cpu")
         for run in runs:
             (out / run).mkdir(exist_ok=True)
             save_file(steps(parallel, *run.split("-")), out / run / f"rank-{ranks.rank}.safetensors")

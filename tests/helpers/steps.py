@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from model.alexnet import AlexNet, ModelConfig
-from model.optim import Momentum, OptimConfig
+from model.optim import MomentumSGD, OptimConfig
 from model.step import (
-    Examples,
     StepControls,
+    StepInputs,
     StepResult,
-    Training,
+    TrainingState,
     TrainStep,
     train_step,
 )
@@ -19,9 +19,9 @@ TOLD = torch.zeros(2)
 CONFIG = ModelConfig(fc_width=64, init="he", pixel_std=58.0, precision="float32")
 
 
-def examples(batch_size: int = 8, first: int = 0, classes: int = 10) -> Examples:
+def examples(batch_size: int = 8, first: int = 0, classes: int = 10) -> StepInputs:
     generator = torch.Generator().manual_seed(first)
-    return Examples(
+    return StepInputs(
         torch.randint(0, 256, (batch_size, CROP, CROP, 3), dtype=torch.uint8, generator=generator),
         torch.randn(batch_size, 3, generator=generator),
         torch.ones(batch_size),
@@ -31,7 +31,7 @@ def examples(batch_size: int = 8, first: int = 0, classes: int = 10) -> Examples
     )
 
 
-def counting(batch: Examples) -> Examples:
+def counting(batch: StepInputs) -> StepInputs:
     """As in validation: each picture counts one."""
     return batch._replace(weights=torch.ones(len(batch.labels)))
 
@@ -41,11 +41,11 @@ class Bench:
 
     def __init__(self, config: ModelConfig = CONFIG) -> None:
         self.model = AlexNet(config, classes=10, crop=CROP, seed=1)
-        self.optimizer = Momentum(OptimConfig(), dict(self.model.named_parameters()))
+        self.optimizer = MomentumSGD(OptimConfig(), dict(self.model.named_parameters()))
         self.mean = torch.full((CROP, CROP, 3), 110.0)
-        self.training = Training(self.model, self.optimizer, self.mean, torch.tensor(True))
+        self.training = TrainingState(self.model, self.optimizer, self.mean, torch.tensor(True))
 
-    def run(self, step, batch: Examples, lr: float = 0.01) -> StepResult:
+    def run(self, step, batch: StepInputs, lr: float = 0.01) -> StepResult:
         return step(self.training, StepControls(torch.tensor([lr, lr]), TOLD), batch)
 
     def tensors(self) -> list[Tensor]:
@@ -69,7 +69,7 @@ LOSS = {"float32": 1e-5, "mixed": 0.02, "bfloat16": 0.02}
 GRADIENT = {"float32": 0.01, "mixed": 0.05, "bfloat16": 0.05}
 
 
-def assert_same_step(ours: Bench, theirs: Bench, step: TrainStep, batch: Examples, lr: float = 0.01) -> None:
+def assert_same_step(ours: Bench, theirs: Bench, step: TrainStep, batch: StepInputs, lr: float = 0.01) -> None:
     """`ours` takes the step that `theirs` takes eagerly from the same weights."""
     ours.become(theirs)
     before, precision = theirs.tensors(), theirs.model.config.precision

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.alexnet import AlexNet, FirstConv, ModelConfig, Place, map_side
+from model.alexnet import AlexNet, FirstConv, ModelConfig, Placement, map_side
 from model.dropout import keep_mask
-from model.flop import training_flop
+from model.flop import training_flops_per_picture
 from model.lrn import LRNConfig
 
 
@@ -129,7 +129,7 @@ def test_training_flop_are_those_that_torch_counts(crop: int, classes: int, widt
     model = AlexNet(config, classes=classes, crop=crop)
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 3, crop, crop), torch.zeros(1, dtype=torch.int64)).sum().backward()
-    assert training_flop(config, classes, crop) == counter.get_total_flops()
+    assert training_flops_per_picture(config, classes, crop) == counter.get_total_flops()
 
 
 def test_too_small_a_crop_is_refused() -> None:
@@ -166,7 +166,7 @@ def test_he_keeps_the_scale_of_the_signal(pixel_std: float) -> None:
 
 
 def test_a_tower_alone_starts_as_it_does_beside_the_other() -> None:
-    both, alone = (AlexNet(ModelConfig(fc_width=16), crop=67, seed=5, place=Place(t, t)) for t in ((0, 1), (1,)))
+    both, alone = (AlexNet(ModelConfig(fc_width=16), crop=67, seed=5, place=Placement(t, t)) for t in ((0, 1), (1,)))
     weights = dict(both.named_parameters())
     for name, parameter in alone.named_parameters():
         assert name.startswith("towers.1.")

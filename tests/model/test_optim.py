@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.optim import Momentum, OptimConfig, Rates, plateau_drops, rates_at
+from model.optim import LearningRates, MomentumSGD, OptimConfig, plateau_drops, rates_at
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 
@@ -17,8 +17,10 @@ def parameters() -> dict[str, torch.Tensor]:
     }
 
 
-def run_updates(config: OptimConfig, rates: Rates, gradients: list[list[list[float]]]) -> dict[str, list[float]]:
-    optimizer = Momentum(config, parameters())
+def run_updates(
+    config: OptimConfig, rates: LearningRates, gradients: list[list[list[float]]]
+) -> dict[str, list[float]]:
+    optimizer = MomentumSGD(config, parameters())
     for step in gradients:
         tensors = [torch.tensor(g, dtype=torch.float64) for g in step]
         optimizer.update(tensors, torch.tensor([rates.base, rates.conv1], dtype=torch.float64), YES)
@@ -38,7 +40,7 @@ GRADIENTS = [[[0.1, 0.2], [0.3], [-0.4], [0.5]], [[-0.6, 0.7], [0.8], [0.9], [-1
 
 
 def test_the_papers_rule() -> None:
-    found = run_updates(OptimConfig(), Rates(0.01, 0.01), GRADIENTS)
+    found = run_updates(OptimConfig(), LearningRates(0.01, 0.01), GRADIENTS)
     for column, (name, start) in enumerate(parameters().items()):
         for i, w in enumerate(start.tolist()):
             expected = by_hand(w, [step[column][i] for step in GRADIENTS], 0.01, 0.0005)
@@ -47,7 +49,7 @@ def test_the_papers_rule() -> None:
 
 def test_the_sources_biases_learn_twice_as_fast_undecayed_and_conv1_has_its_own_rate() -> None:
     config = OptimConfig(bias_lr_factor=2.0, decay_biases=False)
-    found = run_updates(config, Rates(0.01, 0.002), GRADIENTS)
+    found = run_updates(config, LearningRates(0.01, 0.002), GRADIENTS)
     rate = {"towers.0.conv1.weight": 0.002, "towers.0.conv1.bias": 0.004}
     rate |= {"towers.1.fc6.weight": 0.01, "towers.1.fc6.bias": 0.02}
     for column, (name, start) in enumerate(parameters().items()):
@@ -57,7 +59,7 @@ def test_the_sources_biases_learn_twice_as_fast_undecayed_and_conv1_has_its_own_
 
 
 def test_an_unhealthy_step_changes_nothing_not_even_with_nan() -> None:
-    optimizer = Momentum(OptimConfig(), parameters())
+    optimizer = MomentumSGD(OptimConfig(), parameters())
     rates = torch.tensor([0.01, 0.01], dtype=torch.float64)
     optimizer.update([torch.ones_like(w) for w in optimizer.parameters.values()], rates, YES)
     before = [t.clone() for t in (*optimizer.parameters.values(), *optimizer.velocities.values())]
@@ -89,11 +91,11 @@ def test_schedule_plateau_drops_when_the_error_stops_improving_at_most_three_tim
     # epochs 3 to 5 and 7 to 9 and 10 to 12 bring nothing new
     assert drops[:14] == [0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 3, 3]
     assert drops[-1] == 3
-    assert rates_at(OptimConfig(), 5.0, errors[:5]) == Rates(0.001, 0.001)
+    assert rates_at(OptimConfig(), 5.0, errors[:5]) == LearningRates(0.001, 0.001)
 
 
 def test_schedule_manual_keeps_its_rate() -> None:
-    assert rates_at(OptimConfig(schedule="manual", lr=0.3), 80.0, [0.5] * 80) == Rates(0.3, 0.3)
+    assert rates_at(OptimConfig(schedule="manual", lr=0.3), 80.0, [0.5] * 80) == LearningRates(0.3, 0.3)
 
 
 def test_wrong_options_say_what_is_expected() -> None:

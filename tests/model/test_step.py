@@ -6,7 +6,7 @@ from torch._dynamo.utils import counters
 
 from model.alexnet import ModelConfig
 from model.step import (
-    Examples,
+    StepInputs,
     compiled_train_step,
     eval_step,
     prepare,
@@ -54,7 +54,7 @@ def test_ten_steps_learn_ten_pictures() -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
-def poisoned(batch: Examples) -> Examples:
+def poisoned(batch: StepInputs) -> StepInputs:
     offset = batch.offset.clone()
     offset[3, 1] = float("nan")
     return batch._replace(offset=offset)

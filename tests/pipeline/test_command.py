@@ -7,7 +7,7 @@ import pytest
 
 START = """
 import signal, sys, time
-from pipeline.command import DONE, InputError, end_on_sigterm, run_command
+from pipeline.command import EXIT_DONE, InputError, end_on_sigterm, run_command
 
 class Finalised:
     def __del__(self):
@@ -17,7 +17,7 @@ def main():
     end_on_sigterm()
     BODY
     time.sleep(60)
-    return DONE
+    return EXIT_DONE
 
 run_command(main)
 """
@@ -42,6 +42,6 @@ def test_a_wrong_call_is_one_line() -> None:
 
 
 def test_other_faults_of_a_finaliser_are_told_and_do_not_end_it() -> None:
-    body = "Finalised.__del__ = lambda self: 1 / 0; Finalised(); print('after'); return DONE"
+    body = "Finalised.__del__ = lambda self: 1 / 0; Finalised(); print('after'); return EXIT_DONE"
     status, printed, errors = run(body)
     assert (status, printed) == (0, "after\n") and "ZeroDivisionError" in errors

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files import replacing, write_atomic
+from pipeline.files import atomic_writer, write_atomic
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_atomic(path, b"old")
-    with pytest.raises(RuntimeError), replacing(path) as stream:
+    with pytest.raises(RuntimeError), atomic_writer(path) as stream:
         stream.write(b"half of the n")
         raise RuntimeError
     assert path.read_bytes() == b"old"

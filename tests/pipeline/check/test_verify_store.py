@@ -60,10 +60,10 @@ def test_a_store_that_fails_while_reading_is_an_os_error(bucket: str, monkeypatc
         return fetch(file, start, end)
 
     monkeypatch.setattr(S3File, "_fetch_range", fail_later)
-    with folder.reading("file") as stream:
+    with folder.open_reader("file") as stream:
         assert stream.read(10) == bytes(10)
         with pytest.raises(OSError, match="RuntimeError: the connection was closed") as raised:
             stream.read()
         assert raised.value.filename.endswith("failing/file")
-    with pytest.raises(AssertionError), folder.reading("file"):  # the reader's own errors stay what they are
+    with pytest.raises(AssertionError), folder.open_reader("file"):  # the reader's own errors stay what they are
         raise AssertionError

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from model.step import Examples, prepare
+from model.step import StepInputs, prepare
 from paths import REAL_PICTURES
 from pictures import write_tree
 from pipeline.command import InputError
@@ -107,7 +107,7 @@ def reference_input(root: Path, position: int, augment: AugmentConfig) -> tuple[
 def seen_by_the_network(batch: Batch, root: Path, config: DataConfig) -> np.ndarray:
     """(B, 224, 224, 3) as the step prepares it."""
     mean = mean_crop(Loader(config).dataset, config)
-    return prepare(Examples(*batch), mean, 1.0).permute(0, 2, 3, 1).numpy()
+    return prepare(StepInputs(*batch), mean, 1.0).permute(0, 2, 3, 1).numpy()
 
 
 @pytest.mark.parametrize("colour", ["eigenvalues", "deviations", "off"])

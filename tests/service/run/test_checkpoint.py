@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model.alexnet import AlexNet, ModelConfig
-from model.optim import Momentum, OptimConfig
+from model.optim import MomentumSGD, OptimConfig
 from pipeline.command import InputError
 from pipeline.files import fsync_folder
 from service.run import checkpoint
@@ -30,9 +30,9 @@ from service.run.checkpoint import (
 RUN = {"recipe": "test"}
 
 
-def network(seed: int = 0) -> tuple[AlexNet, Momentum]:
+def network(seed: int = 0) -> tuple[AlexNet, MomentumSGD]:
     model = AlexNet(ModelConfig(fc_width=16), classes=3, crop=67, seed=seed)
-    return model, Momentum(OptimConfig(), dict(model.named_parameters()))
+    return model, MomentumSGD(OptimConfig(), dict(model.named_parameters()))
 
 
 def history(*errors: float) -> tuple[Validation, ...]:

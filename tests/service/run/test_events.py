@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from model.optim import OptimConfig, Rates, plateau_drops, rates_at
+from model.optim import LearningRates, OptimConfig, plateau_drops, rates_at
 from service.run.checkpoint import RunState, Validation
 from service.run.events import Act, act_event, epochs_waited, proposed_drop, rate_event, rates_of, refusal
 from service.telemetry.loss_curve import LossCurve, Point
@@ -32,20 +32,20 @@ def act(**fields) -> Act:
 def test_a_rate_set_by_hand_holds_whatever_the_schedule_says() -> None:
     config = OptimConfig(schedule="steps", drop_epochs=(2,))
     before = RunState(position=SAMPLES)
-    assert rates_of(config, before, SAMPLES) == rates_at(config, 1, ()) == Rates(0.01, 0.01)
-    event = act_event(act(rate=0.5, reason="why not"), before, SAMPLES, Rates(0.01, 0.01))
+    assert rates_of(config, before, SAMPLES) == rates_at(config, 1, ()) == LearningRates(0.01, 0.01)
+    event = act_event(act(rate=0.5, reason="why not"), before, SAMPLES, LearningRates(0.01, 0.01))
     assert (event["author"], event["reason"], event["manual"]) == ("alice", "why not", True)
     assert (event["old"]["base"], event["new"]["base"]) == (0.01, 0.5)
     later = replace(before, position=3 * SAMPLES, events=(event,))
-    assert rates_of(config, later, SAMPLES) == Rates(0.5, 0.5)
+    assert rates_of(config, later, SAMPLES) == LearningRates(0.5, 0.5)
     # A schedule's own event does not take the rate out of its hands.
-    own = rate_event(before, SAMPLES, Rates(0.01, 0.01), Rates(0.001, 0.001), "schedule steps")
+    own = rate_event(before, SAMPLES, LearningRates(0.01, 0.01), LearningRates(0.001, 0.001), "schedule steps")
     assert rates_of(config, replace(later, events=(own,)), SAMPLES) == rates_at(config, 3, ())
 
 
 def test_a_factor_multiplies_the_current_rate_and_conv1_keeps_its_override() -> None:
     state = RunState(position=70 * SAMPLES)
-    event = act_event(act(factor=0.1), state, SAMPLES, Rates(0.01, 1e-5))
+    event = act_event(act(factor=0.1), state, SAMPLES, LearningRates(0.01, 1e-5))
     assert event["new"] == {"base": pytest.approx(0.001), "conv1": 1e-5}
     config = OptimConfig(schedule="steps", conv1_lr=((68, 1e-5), (72, 0.0)))
     assert rates_of(config, replace(state, events=(event,)), SAMPLES).conv1 == 1e-5
@@ -53,7 +53,7 @@ def test_a_factor_multiplies_the_current_rate_and_conv1_keeps_its_override() -> 
 
 
 def test_a_rate_beyond_all_use_and_a_pause_of_a_pause_are_refused() -> None:
-    rates = Rates(50.0, 50.0)
+    rates = LearningRates(50.0, 50.0)
     assert not refusal(act(factor=2), rates, paused=False) and not refusal(act(rate=0.0), rates, paused=True)
     for wrong in (act(factor=2.1), act(rate=101.0), act(rate=-0.1), act(rate=float("nan")), act(rate=float("inf"))):
         assert "expected 0 to 100" in refusal(wrong, rates, paused=False)
@@ -92,10 +92,12 @@ def test_the_proposal_says_what_and_why_and_only_where_the_rate_is_the_operators
     assert "for 3 epochs (lowest 80.00%)" in found["reason"]
     plateau = replace(MANUAL, schedule="plateau")
     assert proposed_drop(plateau, stuck, 0.01) is None  # it does so by itself
-    taken = act_event(act(rate=0.01), RunState(step=1, position=10), SAMPLES, Rates(0.02, 0.02))
+    taken = act_event(act(rate=0.01), RunState(step=1, position=10), SAMPLES, LearningRates(0.02, 0.02))
     assert proposed_drop(plateau, replace(stuck, events=(taken,)), 0.01)
     drops = tuple(
-        rate_event(RunState(step=s, position=10), SAMPLES, Rates(1, 1), Rates(0.1, 0.1), "alice", manual=True)
+        rate_event(
+            RunState(step=s, position=10), SAMPLES, LearningRates(1, 1), LearningRates(0.1, 0.1), "alice", manual=True
+        )
         for s in (1, 2, 3)
     )
     assert proposed_drop(MANUAL, replace(stuck, events=drops), 0.01) is None  # the paper has three

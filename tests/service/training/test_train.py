@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import load_file
 
 from model.alexnet import ModelConfig
-from model.flop import training_flop
+from model.flop import training_flops_per_picture
 from processes import command, losses, records, run, small_shards, start, wait_until, weights
 from service.run.checkpoint import FOLDER, checkpoints, newest_checkpoint, save_checkpoint
 
@@ -152,7 +152,7 @@ def test_metrics_and_health_are_served_while_it_trains(shards: Path, tmp_path: P
     assert first["trainer_samples_total"] == 8 * first["trainer_steps_total"]
     assert 0 <= first["trainer_validation_error_ratio{'top': '1'}"] <= 1
     assert first["trainer_nonfinite_steps_total"] == 0 and first["trainer_checkpoint_failures_total"] == 0
-    flop = training_flop(ModelConfig(fc_width=64), classes=3, crop=67)
+    flop = training_flops_per_picture(ModelConfig(fc_width=64), classes=3, crop=67)
     assert first["trainer_mfu_ratio"] == pytest.approx(first["trainer_samples_per_second"] * flop / 1e9)
     newest_files = newest_checkpoint(tmp_path, print)
     assert newest_files and first["trainer_checkpoint_size_bytes"] == pytest.approx(
