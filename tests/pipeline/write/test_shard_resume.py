@@ -14,7 +14,7 @@ from pictures import tree_bytes
 from pipeline.command import InputError
 from pipeline.manifest import load_dataset
 from pipeline.picture.jpeg import encoder_version
-from pipeline.shard import _is_complete as is_made
+from pipeline.shard import _is_complete as is_complete
 from pipeline.shard import shard
 from pipeline.source.ilsvrc import find_pictures
 from pipeline.write.plan import shard_tasks
@@ -233,7 +233,7 @@ def test_a_data_set_finished_meanwhile_is_left_as_it_is(
     out = tmp_path / "out"
     assert shard(options(source, out)) == 0
     looks = iter([False])
-    monkeypatch.setattr("pipeline.shard._is_complete", lambda *arguments: next(looks, None) or is_made(*arguments))
+    monkeypatch.setattr("pipeline.shard._is_complete", lambda *arguments: next(looks, None) or is_complete(*arguments))
     with pytest.raises(InputError, match="holds another data set"):
         shard(options(source, out, quality=50))
     assert tree_bytes(out) == undisturbed
