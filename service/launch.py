@@ -40,7 +40,7 @@ def nothing_lost(out: Path) -> bool:
 def launched(count: int, arguments: list[str], out: Path) -> int:
     """Run `count` workers under torchrun; returns an exit status, because torchrun's own is 1 for every failure.
 
-    After a signal: 128 + its number, as for a single worker, or FAULTS where steps are lost. Otherwise: that of the
+    After a signal: 128 + its number, as for a single worker, or 1 where steps are lost. Otherwise: that of the
     first worker that failed.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's own default; set here, torchrun prints no warning

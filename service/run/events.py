@@ -45,7 +45,7 @@ def rate_event(
     reason: str = "",
     manual: bool = False,
 ) -> Event:
-    """A change of the learning rate from `old` to `new`; manual: by an operator, so that the schedule keeps off it."""
+    """A change of the learning rate from `old` to `new`; manual: by an operator, which overrides the schedule."""
     event = event_of("learning-rate", state, samples, author, reason)
     return {**event, "manual": manual, "old": asdict(old), "new": asdict(new)}
 

@@ -12,7 +12,10 @@ DEFAULT_AUTHOR = "operator"
 
 
 def read_tokens(path: Path) -> dict[str, str]:
-    """Operators' names by token, of a file with lines TOKEN or NAME:TOKEN; InputError where mode or line is wrong."""
+    """Operators' names by token, of a file with lines TOKEN or NAME:TOKEN.
+
+    InputError where it cannot be read, its mode gives group or others access, or a name or token in it is not valid.
+    """
     try:
         mode, text = path.stat().st_mode, path.read_text()
     except (OSError, UnicodeError) as error:
@@ -34,7 +37,7 @@ def read_tokens(path: Path) -> dict[str, str]:
 def author_of(path: Path, given: str) -> str | None:
     """The name of the operator whose token this is, or None; a wrong one takes as long as a right one.
 
-    InputError as of read_tokens.
+    InputError as in read_tokens.
     """
     tokens = read_tokens(path)
     matches = [name for token, name in tokens.items() if hmac.compare_digest(token.encode(), given.encode())]
