@@ -17,7 +17,7 @@ from service.run.config import parse_run
 from service.run.log import last_step
 
 
-def processes(arguments: list[str]) -> tuple[int | None, list[str]]:
+def parse_process_count(arguments: list[str]) -> tuple[int | None, list[str]]:
     """How many processes are asked for, and the worker's own arguments."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--nproc-per-node", type=int)
@@ -37,7 +37,7 @@ def nothing_lost(out: Path) -> bool:
     return last_step(out / "log.jsonl") <= (checkpoint.state.step if checkpoint else 0)
 
 
-def launched(count: int, arguments: list[str], out: Path) -> int:
+def run_torchrun(count: int, arguments: list[str], out: Path) -> int:
     """Run `count` workers under torchrun; returns an exit status, because torchrun's own is 1 for every failure.
 
     After a signal: 128 + its number, as for a single worker, or 1 where steps are lost. Otherwise: that of the
@@ -58,7 +58,7 @@ def launched(count: int, arguments: list[str], out: Path) -> int:
 
 def main() -> int:
     """Launch as the command line says; --nproc-per-node N before the worker's arguments, which are service.train's."""
-    count, arguments = processes(sys.argv[1:])
+    count, arguments = parse_process_count(sys.argv[1:])
     run = parse_run(
         arguments, "python -m service.launch [--nproc-per-node N]"
     )  # before any process starts: a wrong option is reported once, and --help works
@@ -66,7 +66,7 @@ def main() -> int:
         count = 1 if run.device == "cpu" else max(1, torch.cuda.device_count())
     if count == 1:
         os.execv(sys.executable, [sys.executable, "-m", "service.train", *arguments])
-    return launched(count, arguments, run.out)
+    return run_torchrun(count, arguments, run.out)
 
 
 if __name__ == "__main__":

@@ -72,20 +72,22 @@ def layout_of(run: Run, ranks: Ranks) -> Layout | None:
         raise InputError(str(error)) from error
 
 
-def start(run: Run, device: Device, ranks: Ranks, stop: GracefulStop, stack: ExitStack) -> tuple[Worker, Responses]:
+def build_worker(
+    run: Run, device: Device, ranks: Ranks, stop: GracefulStop, stack: ExitStack
+) -> tuple[Worker, Responses]:
     """A worker ready to train, and its HTTP responses; what they hold open is closed with the stack."""
     metrics, heartbeat, control_queue = Metrics(CollectorRegistry()), Heartbeat(run.stall_seconds), ControlQueue()
     gpu = torch.cuda.current_device() if device == "gpu" else None  # read here: torch's current device is per thread
     metrics.watch(heartbeat, run.out if ranks.is_leader else None, gpu)
 
-    def claim() -> tuple[Layout | None, socket]:
+    def acquire() -> tuple[Layout | None, socket]:
         layout = layout_of(run, ranks)
         check_access(run, ranks)
         if ranks.is_leader:
-            stack.enter_context(lock_run(run.out, REPLACED_SECONDS if ranks.launched else 0.0))
+            stack.enter_context(lock_run(run.out, REPLACED_SECONDS if ranks.is_distributed else 0.0))
         return layout, listen(run.host, run.port + ranks.local_rank if run.port else 0)
 
-    mine, listener = ranks.on_all_ranks(claim)
+    mine, listener = ranks.on_all_ranks(acquire)
     # Rank 0's on all ranks: ranks started with other options would otherwise wait for each other before that is found.
     layout: Layout | None = ranks.broadcast(mine)
     responses = Responses(run, ranks, layout, device, metrics, heartbeat)
@@ -146,7 +148,7 @@ def serve(run: Run, ranks: Ranks, listener: socket, responses: Responses, contro
         responses,
         control_queue,
         token_file=run.token_file if ranks.is_leader else None,
-        leads=ranks.is_leader,
+        is_leader=ranks.is_leader,
         tls=tls,
         say=say,
     )
@@ -170,7 +172,7 @@ def main() -> int:
     try:
         with join_ranks(device, run.stall_seconds * COMPILE_FACTOR) as ranks, ExitStack() as stack:
             try:
-                worker, responses = start(run, device, ranks, stop, stack)
+                worker, responses = build_worker(run, device, ranks, stop, stack)
             except torch.AcceleratorError as error:
                 reason = str(error).partition("\n")[0]
                 remedy = f"use --device cpu; {DOCTOR}"

@@ -13,7 +13,7 @@ from service.diagnostics.cgroup import limits
 from service.diagnostics.data import find_data, judge_data, judge_reading
 from service.diagnostics.disk import find_disk, judge_disk
 from service.diagnostics.environment import judge_python
-from service.diagnostics.finding import Finding, unmendable, with_flags, worst
+from service.diagnostics.finding import Finding, blocking_checks, with_flags, worst
 from service.diagnostics.gpu import (
     Driver,
     find_docker,
@@ -85,11 +85,11 @@ class CheckResult(NamedTuple):
     facts: Any
 
 
-Tell = Callable[[str], None]  # shows what is being checked now
+OnProgress = Callable[[str], None]  # shows what is being checked now
 Checks = Generator[CheckResult, None, T]
 
 
-def run_checks(options: Options, tell: Tell) -> Iterator[CheckResult]:
+def run_checks(options: Options, tell: OnProgress) -> Iterator[CheckResult]:
     """Every check in turn."""
     torch = yield from _check_python_and_torch(tell)
     yield from _check_processor_and_memory(torch.value)
@@ -101,7 +101,7 @@ def run_checks(options: Options, tell: Tell) -> Iterator[CheckResult]:
         yield from _check_data(options.data.shards, reads, gpus, tell)
 
 
-def _check_python_and_torch(tell: Tell) -> Checks[Outcome]:
+def _check_python_and_torch(tell: OnProgress) -> Checks[Outcome]:
     """Returns the outcome of torch's probe."""
     with Probe("torch", seconds=TORCH_SECONDS) as probe:
         tell("torch")
@@ -121,7 +121,7 @@ def _check_processor_and_memory(torch: dict[str, Any]) -> Checks[None]:
     yield CheckResult(judge_memory(memory), memory)
 
 
-def _check_gpus(options: Options, torch: dict[str, Any], tell: Tell) -> Checks[tuple[Driver, int]]:
+def _check_gpus(options: Options, torch: dict[str, Any], tell: OnProgress) -> Checks[tuple[Driver, int]]:
     """Returns the driver, and how many GPUs there are to train on."""
     driver = find_driver()
     found = judge_driver(driver, torch.get("cuda"), options.device)
@@ -136,7 +136,7 @@ def _check_gpus(options: Options, torch: dict[str, Any], tell: Tell) -> Checks[t
     return driver, len(computed.value.get("gpus", ()))
 
 
-def _check_libraries(torch: Outcome, gpus: int, tell: Tell) -> Checks[str]:
+def _check_libraries(torch: Outcome, gpus: int, tell: OnProgress) -> Checks[str]:
     """Returns why DALI does not decode on the CPU; empty where it does."""
     if not torch.why:
         tell("the compiler")
@@ -156,7 +156,7 @@ def _check_libraries(torch: Outcome, gpus: int, tell: Tell) -> Checks[str]:
     return failure
 
 
-def _check_host(options: Options, torch: dict[str, Any], driver: Driver, gpus: int, tell: Tell) -> Checks[None]:
+def _check_host(options: Options, torch: dict[str, Any], driver: Driver, gpus: int, tell: OnProgress) -> Checks[None]:
     tell("the disk")
     disk = find_disk(options.out)
     yield CheckResult(judge_disk(disk, torch.get("parameters", {}).get("paper", 0)), disk)
@@ -172,7 +172,7 @@ def _check_host(options: Options, torch: dict[str, Any], driver: Driver, gpus: i
         yield CheckResult(finding, docker)
 
 
-def _check_data(shards: Path, reads: bool, gpus: int, tell: Tell) -> Checks[None]:
+def _check_data(shards: Path, reads: bool, gpus: int, tell: OnProgress) -> Checks[None]:
     """reads: whether DALI and torch work, so that the data set can be read for a while."""
     tell("the data set")
     data = find_data(shards)
@@ -227,7 +227,7 @@ def python() -> str:
 def verdict(options: Options, checked: list[CheckResult]) -> tuple[list[str], str]:
     """The last lines of the report, and the command in them; that is empty where no command would train here."""
     findings = [each.finding for each in checked]
-    if mend := unmendable(findings):
+    if mend := blocking_checks(findings):
         return [f"Training would fail here. Mend first: {', '.join(mend)}."], ""
     line = shlex.join(suggested_command(options, checked))
     if worst(findings) == "failed":

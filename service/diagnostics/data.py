@@ -58,38 +58,38 @@ def find_data(shards: Path, full_side: int = 256) -> DataFiles:
     )
 
 
-def judge_data(there: DataFiles) -> Finding:
+def judge_data(files: DataFiles) -> Finding:
     """Whether its files look right, by names and sizes."""
-    if there.trouble:
-        found, _, remedy = there.trouble.rpartition("; ")
+    if files.trouble:
+        found, _, remedy = files.trouble.rpartition("; ")
         return Finding("failed", "data set", found, "there is nothing to train on", remedy)
-    found = f"{there.shards}: {there.pictures:,} pictures of {there.classes:,} classes, {size(there.bytes)}"
-    if there.faults:
-        first = there.faults[0]
-        more = f", and {len(there.faults) - 1} more" if len(there.faults) > 1 else ""
-        remedy = f"python -m pipeline.verify {there.shards} names every fault; copy or shard it again"
+    found = f"{files.shards}: {files.pictures:,} pictures of {files.classes:,} classes, {size(files.bytes)}"
+    if files.faults:
+        first = files.faults[0]
+        more = f", and {len(files.faults) - 1} more" if len(files.faults) > 1 else ""
+        remedy = f"python -m pipeline.verify {files.shards} names every fault; copy or shard it again"
         return Finding("failed", "data set", found, f"{first}{more}", remedy)
-    if there.side < LEAST_SIDE:
+    if files.side < LEAST_SIDE:
         follows = (
-            f"its pictures are {there.side} pixels wide, and three poolings leave nothing of fewer than {LEAST_SIDE}"
+            f"its pictures are {files.side} pixels wide, and three poolings leave nothing of fewer than {LEAST_SIDE}"
         )
         return Finding("failed", "data set", found, follows, "shard them again with a larger --size (128, 256)")
     return Finding("ok", "data set", f"{found}; sizes are right (pipeline.verify reads every byte)")
 
 
-def judge_reading(tried: Outcome, shards: str) -> Finding:
-    """tried: the outcome of probes.read_batches."""
-    if tried.why:
+def judge_reading(outcome: Outcome, shards: str) -> Finding:
+    """outcome: of probes.read_batches."""
+    if outcome.why:
         return Finding(
             "failed",
             "reading",
-            f"no batch is read ({tried.why})",
+            f"no batch is read ({outcome.why})",
             "training fails at its first batch",
             f"python -m pipeline.verify --decode {shards} names every fault",
         )
-    rate, decoder = tried.value["images_per_second"], tried.value["decoder"]
+    rate, decoder = outcome.value["images_per_second"], outcome.value["decoder"]
     found = f"{rate:,.0f} images/s, decoded by the {decoder.upper()}, in {READ_SECONDS:g} s"
-    if tried.value["damaged"]:
-        follows = f"{len(tried.value['damaged'])} of them are damaged, and others stand in"
+    if outcome.value["damaged"]:
+        follows = f"{len(outcome.value['damaged'])} of them are damaged, and others stand in"
         return Finding("warning", "reading", found, follows, f"python -m pipeline.verify {shards} names every fault")
     return Finding("ok", "reading", found)

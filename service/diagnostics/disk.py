@@ -104,36 +104,36 @@ def _held(lock: Path) -> bool:
     return False
 
 
-def judge_disk(there: Disk, parameters: int = 0) -> Finding:
+def judge_disk(disk: Disk, parameters: int = 0) -> Finding:
     """parameters: of the network, for the size of a checkpoint; 0 where that is unknown."""
     another = "let --out name a folder elsewhere"
-    if there.trouble:
-        follows = "no checkpoint can be written" if there.full else "service.train does not start"
-        remedy = f"make room (df -h, df -i), or {another}" if there.full else another
-        return Finding("failed", "disk", f"{there.tried} cannot be written ({there.trouble})", follows, remedy)
-    if there.unlockable:
-        found = f"{there.tried} cannot be locked ({there.unlockable})"
+    if disk.trouble:
+        follows = "no checkpoint can be written" if disk.full else "service.train does not start"
+        remedy = f"make room (df -h, df -i), or {another}" if disk.full else another
+        return Finding("failed", "disk", f"{disk.tried} cannot be written ({disk.trouble})", follows, remedy)
+    if disk.unlockable:
+        found = f"{disk.tried} cannot be locked ({disk.unlockable})"
         remedy = f"mount it with locks (flock, not noflock), or {another}"
         return Finding("failed", "disk", found, "service.train does not start", remedy)
-    if there.unsyncable:
-        found = f"{there.tried} cannot be flushed ({there.unsyncable})"
+    if disk.unsyncable:
+        found = f"{disk.tried} cannot be flushed ({disk.unsyncable})"
         return Finding("failed", "disk", found, "no checkpoint is ever known to be on disk", another)
-    speed = f"writes {size(there.bytes_per_second)}/s; locks, renames and flushes"
-    found = f"{size(there.free)} free at {there.tried}; {speed}"
-    if there.busy:
-        follows = f"another worker is training in {there.out}: a second one is refused"
+    speed = f"writes {size(disk.bytes_per_second)}/s; locks, renames and flushes"
+    found = f"{size(disk.free)} free at {disk.tried}; {speed}"
+    if disk.busy:
+        follows = f"another worker is training in {disk.out}: a second one is refused"
         return Finding("failed", "disk", found, follows, "stop it first, or give another --out")
-    if there.files_left is not None and there.files_left < 1000:
-        follows = f"room for {there.files_left} more files only"
+    if disk.files_left is not None and disk.files_left < 1000:
+        follows = f"room for {disk.files_left} more files only"
         return Finding("warning", "disk", found, follows, f"make room (df -i), or {another}")
     each = CHECKPOINT_BYTES * parameters
-    if there.free < each:
+    if disk.free < each:
         follows = f"a checkpoint of paper takes {size(each)}"
         return Finding("failed", "disk", found, follows, f"make room (df -h), or {another}")
-    if there.free < (KEPT + 2) * each:
+    if disk.free < (KEPT + 2) * each:
         follows = f"checkpoints of paper take {size(each)} each, up to {KEPT + 2} of them: the disk would fill"
         return Finding("warning", "disk", found, follows, f"make room, use --keep-checkpoints 2, or {another}")
-    if each and each / there.bytes_per_second > SLOW_SECONDS:
-        follows = f"a checkpoint of paper takes {each / there.bytes_per_second:.0f} s to write"
+    if each and each / disk.bytes_per_second > SLOW_SECONDS:
+        follows = f"a checkpoint of paper takes {each / disk.bytes_per_second:.0f} s to write"
         return Finding("warning", "disk", found, follows, f"{another}, or use a higher --checkpoint-every")
     return Finding("ok", "disk", found)

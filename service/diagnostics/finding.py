@@ -23,7 +23,7 @@ def worst(findings: Iterable[Finding]) -> Status:
     return "failed" if "failed" in there else "warning" if "warning" in there else "ok"
 
 
-def unmendable(findings: Iterable[Finding]) -> list[str]:
+def blocking_checks(findings: Iterable[Finding]) -> list[str]:
     """The failed checks that no flag gets around."""
     return [finding.check for finding in findings if finding.status == "failed" and not finding.flags]
 

@@ -79,15 +79,15 @@ def _free(handle: Any) -> int:
         return 0
 
 
-def judge_driver(there: Driver, torch_cuda: str | None, wanted: Wanted) -> Finding:
+def judge_driver(driver: Driver, torch_cuda: str | None, wanted: Wanted) -> Finding:
     """torch_cuda: what torch is built for, None for no CUDA. A GPU that cannot be used fails only where asked for."""
     bad = "failed" if wanted == "gpu" else "warning"
     flags = ("--device cpu",) if wanted == "gpu" else ()
     cpu = "trains on the processor, which takes many times as long"
-    if not there.gpus:
-        if there.complaint and there.on_bus:
-            found = f"{there.on_bus} of NVIDIA on the bus, but no driver answers ({there.complaint})"
-            if "mismatch" in there.complaint.lower():
+    if not driver.gpus:
+        if driver.complaint and driver.on_bus:
+            found = f"{driver.on_bus} of NVIDIA on the bus, but no driver answers ({driver.complaint})"
+            if "mismatch" in driver.complaint.lower():
                 return Finding(bad, "GPU", found, cpu, "the driver was upgraded: reboot", flags)
             remedy = "install NVIDIA's driver, 580 or newer; in Docker, --gpus all"
             return Finding(bad, "GPU", found, cpu, remedy, flags)
@@ -95,19 +95,19 @@ def judge_driver(there: Driver, torch_cuda: str | None, wanted: Wanted) -> Findi
             return Finding("failed", "GPU", "none", "service.train does not start", "use --device cpu", flags)
         return Finding("ok", "GPU", "none: trains on the processor")
     names = " and ".join(
-        f"{there.gpus.count(name)} x {name}" if there.gpus.count(name) > 1 else name
-        for name in dict.fromkeys(there.gpus)
+        f"{driver.gpus.count(name)} x {name}" if driver.gpus.count(name) > 1 else name
+        for name in dict.fromkeys(driver.gpus)
     )
-    found = f"{names}, {size(min(there.free))} free; driver {there.version}, CUDA {there.cuda[0]}.{there.cuda[1]}"
+    found = f"{names}, {size(min(driver.free))} free; driver {driver.version}, CUDA {driver.cuda[0]}.{driver.cuda[1]}"
     if torch_cuda is None:
         follows = f"this torch is built without CUDA: {cpu}"
         return Finding(bad, "GPU", found, follows, "make clean, then make demo without a CPU index in PIP_ARGS", flags)
     needed = int(torch_cuda.split(".")[0])
-    if there.cuda[0] < needed:
+    if driver.cuda[0] < needed:
         oldest = f"driver {DRIVERS[needed]} or newer" if needed in DRIVERS else "a newer driver"
-        supports = f"driver {there.version.split('.')[0]} supports CUDA {there.cuda[0]}.{there.cuda[1]}"
+        supports = f"driver {driver.version.split('.')[0]} supports CUDA {driver.cuda[0]}.{driver.cuda[1]}"
         follows = f"{supports}, this torch needs {torch_cuda} ({oldest}): {cpu}"
-        remedy = f"upgrade the driver, or {OTHER_BUILD} for a cu{there.cuda[0]} build"
+        remedy = f"upgrade the driver, or {OTHER_BUILD} for a cu{driver.cuda[0]} build"
         return Finding(bad, "GPU", found, follows, remedy, flags)
     return Finding("ok", "GPU", found)
 
@@ -127,13 +127,13 @@ def runs_on(capability: tuple[int, int], built_for: list[str]) -> bool:
     return False
 
 
-def judge_cuda(tried: Outcome, wanted: Wanted, hidden: str | None = None) -> Finding:
+def judge_cuda(outcome: Outcome, wanted: Wanted, hidden: str | None = None) -> Finding:
     """tried: probes.compute_on_gpus. hidden: CUDA_VISIBLE_DEVICES, where it is set."""
     failed = "training on the GPU fails at its start"
-    if tried.why:
+    if outcome.why:
         remedy = "nvidia-smi and dmesg say more (Xid); or use --device cpu"
-        return Finding("failed", "CUDA", f"does not start ({tried.why})", failed, remedy, ("--device cpu",))
-    gpus = tried.value["gpus"]
+        return Finding("failed", "CUDA", f"does not start ({outcome.why})", failed, remedy, ("--device cpu",))
+    gpus = outcome.value["gpus"]
     if not gpus:
         bad, flags = ("failed", ("--device cpu",)) if wanted == "gpu" else ("warning", ())
         if hidden is not None:
@@ -141,7 +141,7 @@ def judge_cuda(tried: Outcome, wanted: Wanted, hidden: str | None = None) -> Fin
         else:
             found, remedy = "torch finds no GPU", 'python -c "import torch; torch.cuda.init()" says why'
         return Finding(bad, "CUDA", found, "trains on the processor, which takes many times as long", remedy, flags)
-    built_for = tried.value["built_for"]
+    built_for = outcome.value["built_for"]
     for gpu in gpus:
         if not runs_on((gpu["capability"][0], gpu["capability"][1]), built_for):
             capability = "".join(map(str, gpu["capability"]))
@@ -164,13 +164,13 @@ def judge_decoding(failure: str) -> Finding:
     return Finding("ok", "decoding", "JPEG on the GPU works")
 
 
-def judge_nccl(tried: Outcome, gpus: int) -> Finding:
-    """tried: the outcome of probes.all_reduce over all GPUs."""
-    if tried.why:
+def judge_nccl(outcome: Outcome, gpus: int) -> Finding:
+    """outcome: of probes.all_reduce over all GPUs."""
+    if outcome.why:
         remedy = "NCCL_DEBUG=INFO says why, NCCL_P2P_DISABLE=1 avoids a broken link; one GPU trains without"
         follows = "service.launch on several GPUs fails at its start"
         flags = ("CUDA_VISIBLE_DEVICES=0",)
-        return Finding("failed", "NCCL", f"{gpus} GPUs do not exchange ({tried.why})", follows, remedy, flags)
+        return Finding("failed", "NCCL", f"{gpus} GPUs do not exchange ({outcome.why})", follows, remedy, flags)
     return Finding("ok", "NCCL", f"{gpus} GPUs exchange")
 
 
@@ -209,20 +209,20 @@ def find_docker() -> Docker | None:
     return Docker(version=info["ServerVersion"], runtimes=tuple(info.get("Runtimes") or ()), devices=tuple(found))
 
 
-def judge_docker(there: Docker | None, gpus: int) -> Finding | None:
+def judge_docker(docker: Docker | None, gpus: int) -> Finding | None:
     """None where there is no Docker; nothing but `docker compose up` needs it."""
-    if there is None:
+    if docker is None:
         return None
-    if there.complaint:
-        found = f"no engine ({there.complaint})"
+    if docker.complaint:
+        found = f"no engine ({docker.complaint})"
         follows = "docker compose up trainer fails; without containers nothing changes"
         return Finding(
             "warning", "docker", found, follows, "start it (systemctl start docker), or join the group docker"
         )
-    engine = f"engine {there.version}"
+    engine = f"engine {docker.version}"
     if not gpus:
         return Finding("ok", "docker", f"{engine}; for no GPU: -f docker-compose.yml -f docker/compose.cpu.yml")
-    if "nvidia" in there.runtimes or any(device.startswith("nvidia.com/gpu") for device in there.devices):
+    if "nvidia" in docker.runtimes or any(device.startswith("nvidia.com/gpu") for device in docker.devices):
         return Finding("ok", "docker", f"{engine} with NVIDIA's container toolkit")
     remedy = "install nvidia-container-toolkit, then nvidia-ctk runtime configure --runtime=docker, and restart Docker"
     follows = "docker compose up trainer finds no GPU; without containers nothing changes"

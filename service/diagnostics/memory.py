@@ -34,7 +34,7 @@ class Memory:
 
 
 def find_memory(torch: dict[str, Any], allowed: Limits | None = None, meminfo: Path = Path("/proc/meminfo")) -> Memory:
-    """torch: what probes.look_at_torch returned; allowed: the cgroups' limits, if known already."""
+    """torch: what probes.probe_torch returned; allowed: the cgroups' limits, if known already."""
     try:
         pairs = [line.split()[:2] for line in meminfo.read_text().splitlines()]
     except OSError:
@@ -55,25 +55,25 @@ def training_bytes(recipe: str, parameters: int, batch: int) -> int:
     return LIBRARY_BYTES + PARAMETER_BYTES * parameters + PICTURE_BYTES[recipe] * batch
 
 
-def judge_memory(there: Memory) -> Finding:
+def judge_memory(memory: Memory) -> Finding:
     """Whether the recipes fit."""
-    left, total = there.available, there.total
-    if there.limit is not None and there.limit < there.total:
-        left, total = min(left, there.limit_left or 0), there.limit
+    left, total = memory.available, memory.total
+    if memory.limit is not None and memory.limit < memory.total:
+        left, total = min(left, memory.limit_left or 0), memory.limit
     found = f"{size(left)} free of {size(total)}"
-    found += " that a cgroup allows" if total == there.limit else ""
-    if not there.total:
+    found += " that a cgroup allows" if total == memory.limit else ""
+    if not memory.total:
         return Finding("ok", "memory", "/proc/meminfo does not say")
-    if not there.parameters:
+    if not memory.parameters:
         return Finding("ok", "memory", found)
-    need = {name: training_bytes(name, there.parameters[name], BATCH[name]) for name in PICTURE_BYTES}
+    need = {name: training_bytes(name, memory.parameters[name], BATCH[name]) for name in PICTURE_BYTES}
     takes = "{} takes about {} on a CPU (batch {}, float32)"
     if left >= need["paper"]:
         return Finding("ok", "memory", f"{found}; {takes.format('paper', size(need['paper']), BATCH['paper'])}")
     if left < need["demo"]:
         follows = takes.format("even demo", size(need["demo"]), BATCH["demo"]) + ": the kernel would kill it"
         return Finding("failed", "memory", found, follows, "end other processes, or raise the container's limit")
-    fixed = training_bytes("paper", there.parameters["paper"], 0)
+    fixed = training_bytes("paper", memory.parameters["paper"], 0)
     batch = (left - fixed) // PICTURE_BYTES["paper"]
     follows = takes.format("paper", size(need["paper"]), BATCH["paper"]) + ": the kernel would kill it"
     remedy = f"use --batch-size {2 ** int(math.log2(batch))}, or demo" if batch >= 1 else "use demo, or free memory"
@@ -103,18 +103,18 @@ def find_shared_memory(path: Path = Path("/dev/shm")) -> SharedMemory:
     return SharedMemory(path=str(path), trouble="", free=room.f_bavail * room.f_frsize)
 
 
-def judge_shared_memory(there: SharedMemory, gpus: int = 0) -> Finding:
+def judge_shared_memory(shared_memory: SharedMemory, gpus: int = 0) -> Finding:
     """gpus: how many train together. One process on its own needs none."""
     mount = "mount -t tmpfs tmpfs /dev/shm; in Docker, --shm-size 1g"
-    if there.trouble:
-        found = f"{there.path} {there.trouble}"
+    if shared_memory.trouble:
+        found = f"{shared_memory.path} {shared_memory.trouble}"
         if gpus > 1:
             follows = "NCCL cannot connect the GPUs of this host"
             return Finding("failed", "shm", found, follows, f"{mount}; one GPU needs none", ("CUDA_VISIBLE_DEVICES=0",))
         follows = "one process trains without; pipeline.shard's workers, and several GPUs, do not start"
         return Finding("warning", "shm", found, follows, f"{mount}; or pipeline.shard --workers 1")
-    found = f"{there.path}, {size(there.free)} free"
-    if there.free < (NCCL_SHM_BYTES if gpus > 1 else SHM_BYTES):
+    found = f"{shared_memory.path}, {size(shared_memory.free)} free"
+    if shared_memory.free < (NCCL_SHM_BYTES if gpus > 1 else SHM_BYTES):
         follows = f"NCCL may want up to {size(NCCL_SHM_BYTES)}" if gpus > 1 else "pipeline.shard's workers may fail"
         return Finding("warning", "shm", found, follows, mount)
     return Finding("ok", "shm", found)

@@ -32,14 +32,18 @@ def find_descriptors() -> Descriptors:
     return Descriptors(soft=sys.maxsize if soft == unlimited else soft, hard=sys.maxsize if hard == unlimited else hard)
 
 
-def judge_descriptors(there: Descriptors) -> Finding:
+def judge_descriptors(descriptors: Descriptors) -> Finding:
     """The worker needs the soft limit; its HTTP server raises its own to the hard one."""
-    found = f"{_count(there.soft)} open files, {_count(there.hard)} if raised"
-    if there.soft < WORKER_FILES:
+    found = f"{_count(descriptors.soft)} open files, {_count(descriptors.hard)} if raised"
+    if descriptors.soft < WORKER_FILES:
         follows = f"a worker may need {WORKER_FILES}, and fails when it cannot open one"
-        remedy = f"ulimit -n {min(there.hard, 4096)}" if there.hard >= WORKER_FILES else "raise the hard limit (nofile)"
-        return Finding("failed" if there.soft < LEAST_FILES else "warning", "files", found, follows, remedy)
-    if there.hard < SERVER_FILES:
+        remedy = (
+            f"ulimit -n {min(descriptors.hard, 4096)}"
+            if descriptors.hard >= WORKER_FILES
+            else "raise the hard limit (nofile)"
+        )
+        return Finding("failed" if descriptors.soft < LEAST_FILES else "warning", "files", found, follows, remedy)
+    if descriptors.hard < SERVER_FILES:
         follows = (
             f"the page, metrics and control serve {CONNECTIONS} connections with {SERVER_FILES}; others have to wait"
         )
@@ -66,15 +70,15 @@ class Ports:
 def find_ports(host: str, port: int, count: int = 1) -> Ports:
     """count: of ports, one for each process of this host, from `port` on; each is opened and closed at once."""
     wanted = range(port, port + count) if port else (0,)
-    troubles = {each: reason for each in wanted if (reason := _refused(host, each))}
+    troubles = {each: reason for each in wanted if (reason := _port_error(host, each))}
     free = None
     if troubles:
         starts = range(max(port, 1023) + 1, min(port + 100, 65535) - count + 1)
-        free = next((s for s in starts if not any(_refused(host, each) for each in range(s, s + count))), None)
+        free = next((s for s in starts if not any(_port_error(host, each) for each in range(s, s + count))), None)
     return Ports(host=host, port=port, troubles=troubles, free=free)
 
 
-def _refused(host: str, port: int) -> str:
+def _port_error(host: str, port: int) -> str:
     try:
         listen(host, port).close()
     except InputError as error:
@@ -85,16 +89,16 @@ def _refused(host: str, port: int) -> str:
     return ""
 
 
-def judge_ports(there: Ports) -> Finding:
+def judge_ports(ports: Ports) -> Finding:
     """A port that cannot be used is a failure, because the worker would not start."""
-    if not there.troubles:
-        found = f"{there.host} port {there.port} is free" if there.port else f"{there.host}, any free port"
+    if not ports.troubles:
+        found = f"{ports.host} port {ports.port} is free" if ports.port else f"{ports.host}, any free port"
         return Finding("ok", "port", found)
-    port, reason = next(iter(there.troubles.items()))
-    found = f"{there.host} port {port} cannot be used ({reason})"
+    port, reason = next(iter(ports.troubles.items()))
+    found = f"{ports.host} port {port} cannot be used ({reason})"
     follows = "service.train does not start; whoever has the port may be another run"
-    if there.free is None:
-        flags = ("--host 127.0.0.1",) if there.host != "127.0.0.1" else ()
+    if ports.free is None:
+        flags = ("--host 127.0.0.1",) if ports.host != "127.0.0.1" else ()
         remedy = "use --host 127.0.0.1, or another address of this machine"
         return Finding("failed", "port", found, "service.train does not start", remedy, flags)
-    return Finding("failed", "port", found, follows, f"use --port {there.free}", (f"--port {there.free}",))
+    return Finding("failed", "port", found, follows, f"use --port {ports.free}", (f"--port {ports.free}",))

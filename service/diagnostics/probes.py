@@ -90,7 +90,7 @@ def last_words(complaints: str, status: int) -> str:
     return lines[-1][:200] if lines else f"exit status {status}"
 
 
-def look_at_torch() -> dict[str, Any]:
+def probe_torch() -> dict[str, Any]:
     """torch's version, what it finds of the processor, the compiler it takes, and how large the networks are."""
     import torch
 
@@ -108,11 +108,11 @@ def look_at_torch() -> dict[str, Any]:
         "bfloat16": bfloat16_instructions(cpu),
         "precision": choose_precision(cpu).precision,
         "parameters": {name: sum(p.numel() for p in each.parameters()) for name, each in networks.items()},
-        **inductors_choice(),
+        **inductor_compiler(),
     }
 
 
-def inductors_choice() -> dict[str, Any]:
+def inductor_compiler() -> dict[str, Any]:
     """The C++ compiler that Inductor takes, and its default cache folder."""
     try:
         from torch._inductor import config
@@ -212,7 +212,7 @@ def load_library(library: str) -> dict[str, Any]:
 
 
 PROBES: Final[dict[str, Callable[..., dict[str, Any]]]] = {
-    "torch": look_at_torch,
+    "torch": probe_torch,
     "gpus": compute_on_gpus,
     "exchange": all_reduce,
     "read": read_batches,

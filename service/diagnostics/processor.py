@@ -24,7 +24,7 @@ class Processor:
 
 
 def find_processor(torch: dict[str, Any], cpuinfo: Path = Path("/proc/cpuinfo")) -> Processor:
-    """torch: what probes.look_at_torch returned."""
+    """torch: what probes.probe_torch returned."""
     try:
         lines = [line.partition(":") for line in cpuinfo.read_text().splitlines()]
     except OSError:
@@ -34,15 +34,15 @@ def find_processor(torch: dict[str, Any], cpuinfo: Path = Path("/proc/cpuinfo"))
     return Processor(name=names[0] if names else platform.machine(), machine=platform.machine(), **said)
 
 
-def judge_processor(there: Processor) -> Finding:
+def judge_processor(processor: Processor) -> Finding:
     """Which instructions and precision it computes with."""
-    words = [there.name]
-    if there.instructions and there.instructions != "DEFAULT":
-        words.append(there.instructions)
-    if there.precision:
-        words.append(there.bfloat16 or "no bfloat16 instructions")
-    found = ", ".join(words) + (f"; --model.precision auto is {there.precision}" if there.precision else "")
-    if there.machine == "x86_64" and there.instructions == "DEFAULT":
+    words = [processor.name]
+    if processor.instructions and processor.instructions != "DEFAULT":
+        words.append(processor.instructions)
+    if processor.precision:
+        words.append(processor.bfloat16 or "no bfloat16 instructions")
+    found = ", ".join(words) + (f"; --model.precision auto is {processor.precision}" if processor.precision else "")
+    if processor.machine == "x86_64" and processor.instructions == "DEFAULT":
         follows = "neither AVX2 nor AVX-512: training and decoding take several times as long"
         return Finding(
             "warning", "processor", found, follows, "choose another machine, or have the hypervisor pass AVX2"
@@ -72,29 +72,29 @@ def find_cores(torch: dict[str, Any], allowed: Limits | None = None) -> Cores:
     )
 
 
-def judge_cores(there: Cores) -> Finding:
+def judge_cores(cores: Cores) -> Finding:
     """Whether as many threads are started as there is processor time for."""
-    of = f"{there.cores} of {there.machine}" if there.cores != there.machine else f"{there.cores}"
-    found = of if there.torch_threads is None else f"{of}; torch computes in {there.torch_threads} threads"
-    if there.quota is not None and there.quota < there.cores:
-        share = max(1, math.ceil(there.quota))
-        found = f"{found}; a cgroup gives the time of {there.quota:g}"
+    of = f"{cores.cores} of {cores.machine}" if cores.cores != cores.machine else f"{cores.cores}"
+    found = of if cores.torch_threads is None else f"{of}; torch computes in {cores.torch_threads} threads"
+    if cores.quota is not None and cores.quota < cores.cores:
+        share = max(1, math.ceil(cores.quota))
+        found = f"{found}; a cgroup gives the time of {cores.quota:g}"
         flags = (f"OMP_NUM_THREADS={share}", f"--data.threads {share}")
-        if there.torch_threads is not None and there.torch_threads <= share:
+        if cores.torch_threads is not None and cores.torch_threads <= share:
             return Finding("ok", "cores", found, "DALI starts a thread a core", f"use {flags[1]}", flags)
-        follows = f"torch and DALI start a thread for each of {there.cores} cores, and wait for one another"
+        follows = f"torch and DALI start a thread for each of {cores.cores} cores, and wait for one another"
         remedy = f"use {' and '.join(flags)}; in Docker, --cpuset-cpus in place of --cpus"
         return Finding("warning", "cores", found, follows, remedy, flags)
-    if there.torch_threads is None:
+    if cores.torch_threads is None:
         return Finding("ok", "cores", found)
-    if there.torch_threads > there.cores:
+    if cores.torch_threads > cores.cores:
         follows = "more threads than cores wait for one another"
-        flags = (f"OMP_NUM_THREADS={there.cores}",)
+        flags = (f"OMP_NUM_THREADS={cores.cores}",)
         return Finding("warning", "cores", found, follows, f"use {flags[0]}", flags)
     # By default torch uses one of the two hardware threads of a core, which is right.
-    if there.omp_num_threads and 2 * there.torch_threads < there.cores:
+    if cores.omp_num_threads and 2 * cores.torch_threads < cores.cores:
         follows = (
-            f"OMP_NUM_THREADS is {there.omp_num_threads}, so other cores have nothing to do when training on the CPU"
+            f"OMP_NUM_THREADS is {cores.omp_num_threads}, so other cores have nothing to do when training on the CPU"
         )
         return Finding("warning", "cores", found, follows, "unset OMP_NUM_THREADS")
     return Finding("ok", "cores", found)

@@ -36,11 +36,11 @@ extern "C" long total(long n) {
 """
 
 
-def judge_torch(tried: Outcome) -> Finding:
-    """tried: the outcome of probes.look_at_torch."""
-    if tried.why:
-        return Finding("failed", "torch", f"cannot be used ({tried.why})", "nothing trains without it", REINSTALL)
-    version, cuda = tried.value["version"], tried.value["cuda"]
+def judge_torch(outcome: Outcome) -> Finding:
+    """outcome: of probes.probe_torch."""
+    if outcome.why:
+        return Finding("failed", "torch", f"cannot be used ({outcome.why})", "nothing trains without it", REINSTALL)
+    version, cuda = outcome.value["version"], outcome.value["cuda"]
     found = f"{version}, {f'built for CUDA {cuda}' if cuda else 'built without CUDA'}"
     if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST_TORCH:
         oldest = ".".join(map(str, OLDEST_TORCH))
@@ -60,7 +60,7 @@ class Compiler:
 
 
 def find_compiler(torch: dict[str, Any]) -> Compiler:
-    """Compile and load a few lines where Inductor would. torch: what probes.look_at_torch returned."""
+    """Compile and load a few lines where Inductor would. torch: what probes.probe_torch returned."""
     cpp, complaint = torch.get("compiler", ""), torch.get("complaint", "torch does not answer")
     folder = Path(variables().get("TORCHINDUCTOR_CACHE_DIR") or torch.get("cache") or tempfile.gettempdir())
     named = variables().get("CC")
@@ -102,18 +102,18 @@ def compile_failure(cpp: str, folder: Path) -> str:
         return f"{error.filename or folder}: {error.strerror}"
 
 
-def judge_compiler(there: Compiler, on_gpu: bool = False) -> Finding:
+def judge_compiler(compiler: Compiler, on_gpu: bool = False) -> Finding:
     """on_gpu: training uses Triton's kernels, whose launchers need a C compiler."""
     flags = ("--no-compile",)
-    remedy = f"{_compilers_remedy(there)}; or use --no-compile"
-    if on_gpu and not there.c:
+    remedy = f"{_compilers_remedy(compiler)}; or use --no-compile"
+    if on_gpu and not compiler.c:
         found = "no C compiler, which Triton needs"
         return Finding("failed", "compiler", found, "torch.compile fails at the first step", remedy, flags)
-    if there.complaint:
-        found = f"{there.cpp} does not do: {there.complaint}" if there.cpp else there.complaint
+    if compiler.complaint:
+        found = f"{compiler.cpp} does not do: {compiler.complaint}" if compiler.cpp else compiler.complaint
         follows = "torch.compile fails at the first step"
         return Finding("failed", "compiler", found, follows, remedy, flags)
-    return Finding("ok", "compiler", f"{there.version or there.cpp}; compiles and loads, with OpenMP")
+    return Finding("ok", "compiler", f"{compiler.version or compiler.cpp}; compiles and loads, with OpenMP")
 
 
 def _compilers_remedy(there: Compiler) -> str:

@@ -30,13 +30,13 @@ class Act:
     factor: float | None = None  # or what the current one is multiplied by
 
 
-def event_of(kind: str, state: RunState, samples: int, author: str, reason: str = "") -> Event:
+def make_event(kind: str, state: RunState, samples: int, author: str, reason: str = "") -> Event:
     """An event at the run's current step; samples: in an epoch."""
     epoch = state.position / samples
     return {"kind": kind, "step": state.step, "epoch": epoch, "time": time.time(), "author": author, "reason": reason}
 
 
-def rate_event(
+def make_rate_event(
     state: RunState,
     samples: int,
     old: LearningRates,
@@ -46,16 +46,16 @@ def rate_event(
     manual: bool = False,
 ) -> Event:
     """A change of the learning rate from `old` to `new`; manual: by an operator, which overrides the schedule."""
-    event = event_of("learning-rate", state, samples, author, reason)
+    event = make_event("learning-rate", state, samples, author, reason)
     return {**event, "manual": manual, "old": asdict(old), "new": asdict(new)}
 
 
-def precision_event(state: RunState, samples: int, old: str, new: str, author: str) -> Event:
+def make_precision_event(state: RunState, samples: int, old: str, new: str, author: str) -> Event:
     """A change of the precision at a resume, from `old` to `new`."""
-    return {**event_of("precision", state, samples, author), "old": old, "new": new}
+    return {**make_event("precision", state, samples, author), "old": old, "new": new}
 
 
-def refusal(act: Act, rates: LearningRates, paused: bool) -> str:
+def reason_to_refuse(act: Act, rates: LearningRates, paused: bool) -> str:
     """Why an act cannot be done as the run stands; empty where it can."""
     if act.kind == "pause" and paused:
         return "the run is paused already, expected one that trains; see /api/status"
@@ -71,12 +71,12 @@ def requested_rate(act: Act, rates: LearningRates) -> float:
     return act.rate if act.rate is not None else rates.base * (1.0 if act.factor is None else act.factor)
 
 
-def act_event(act: Act, state: RunState, samples: int, rates: LearningRates) -> Event:
+def make_act_event(act: Act, state: RunState, samples: int, rates: LearningRates) -> Event:
     """The event that records an operator's act; rates: the current ones."""
     if act.kind != "learning-rate":
-        return event_of(act.kind, state, samples, act.author, act.reason)
+        return make_event(act.kind, state, samples, act.author, act.reason)
     new = with_base(rates, requested_rate(act, rates))
-    return rate_event(state, samples, rates, new, act.author, act.reason, manual=True)
+    return make_rate_event(state, samples, rates, new, act.author, act.reason, manual=True)
 
 
 def rate_changes(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -84,7 +84,7 @@ def rate_changes(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]
     return [event for event in events if event["kind"] == "learning-rate"]
 
 
-def set_by_hand(events: Iterable[Mapping[str, Any]]) -> float | None:
+def manual_base_rate(events: Iterable[Mapping[str, Any]]) -> float | None:
     """The base rate that an operator has set last, which overrides the schedule; None where none has."""
     rates = [event["new"]["base"] for event in rate_changes(events) if event.get("manual")]
     return rates[-1] if rates else None
@@ -93,7 +93,7 @@ def set_by_hand(events: Iterable[Mapping[str, Any]]) -> float | None:
 def rates_of(config: OptimConfig, state: RunState, samples: int) -> LearningRates:
     """The rates of the next step: the schedule's, until an operator has set one; conv1's overrides stay."""
     scheduled = rates_at(config, state.position / samples, [entry.top1 for entry in state.history])
-    base = set_by_hand(state.events)
+    base = manual_base_rate(state.events)
     return scheduled if base is None else with_base(scheduled, base)
 
 
@@ -102,7 +102,7 @@ def with_base(rates: LearningRates, base: float) -> LearningRates:
     return LearningRates(base, base if rates.conv1 == rates.base else rates.conv1)
 
 
-def epochs_waited(config: OptimConfig, history: Sequence[Validation], changes: Sequence[int]) -> int:
+def epochs_without_improvement(config: OptimConfig, history: Sequence[Validation], changes: Sequence[int]) -> int:
     """Validations without a new lowest error since the last one, or since the rate was last changed (after a step)."""
     lowest, waited, last = float("inf"), 0, 0
     for entry in history:
@@ -116,16 +116,16 @@ def epochs_waited(config: OptimConfig, history: Sequence[Validation], changes: S
     return 0 if any(change >= last for change in changes) else waited
 
 
-def proposed_drop(config: OptimConfig, state: RunState, rate: float) -> dict[str, Any] | None:
+def proposed_rate_drop(config: OptimConfig, state: RunState, rate: float) -> dict[str, Any] | None:
     """The paper's heuristic where an operator sets the rate: what to lower it to, and why; None where not yet.
 
     rate: the current one. Schedule plateau does the same by itself.
     """
-    if config.schedule != "manual" and set_by_hand(state.events) is None:
+    if config.schedule != "manual" and manual_base_rate(state.events) is None:
         return None
     changes = rate_changes(state.events)
     drops = sum(event["new"]["base"] < event["old"]["base"] for event in changes)
-    waited = epochs_waited(config, state.history, [event["step"] for event in changes])
+    waited = epochs_without_improvement(config, state.history, [event["step"] for event in changes])
     if waited < config.patience or drops >= config.max_drops:
         return None
     lowest = min(entry.top1 for entry in state.history)

@@ -36,12 +36,12 @@ class JsonLog:
         self._file = path.open("a", buffering=1)
 
     @classmethod
-    def cut_back(cls, path: Path, last_step: int) -> "JsonLog":
+    def truncated_to(cls, path: Path, last_step: int) -> "JsonLog":
         """Open `path` without what lies after `last_step`: steps that a resume is about to do again."""
         return cls(path, [line for line in _lines(path) if _step(line) <= last_step])
 
     @classmethod
-    def holding(cls, path: Path, records: Iterable[dict[str, Any]]) -> "JsonLog":
+    def with_records(cls, path: Path, records: Iterable[dict[str, Any]]) -> "JsonLog":
         """Open `path` with just these records in it."""
         return cls(path, map(_line, records))
 

@@ -14,9 +14,9 @@ class Heartbeat:
         self._clock, self._limit = clock, limit_seconds
         self.beat("starting", COMPILE_FACTOR)
 
-    def beat(self, phase: str, patience: float = 1.0) -> None:
+    def beat(self, phase: str, limit_factor: float = 1.0) -> None:
         """Record that something was done; the next beat may take `patience` times the usual limit."""
-        self._last = (self._clock(), phase, self._limit * patience)
+        self._last = (self._clock(), phase, self._limit * limit_factor)
 
     @property
     def phase(self) -> str:

@@ -18,7 +18,7 @@ class LossCurve:
     """Averages equally many steps into each point; when there are too many points, merges them in pairs."""
 
     def __init__(self, most: int = MAX_POINTS):
-        self._most, self._each = most, 1
+        self._most, self._steps_per_point = most, 1
         self._points: list[Point] = []
         self._pending: list[Point] = []
 
@@ -28,19 +28,19 @@ class LossCurve:
         curve = cls(most)
         curve._points = list(points)
         if len(points) > 1:
-            curve._each = max(1, round((points[-1].step - points[0].step) / (len(points) - 1)))
+            curve._steps_per_point = max(1, round((points[-1].step - points[0].step) / (len(points) - 1)))
         return curve
 
     def add(self, step: int, epoch: float, loss: float) -> None:
         """Add a step."""
         self._pending.append(Point(step, epoch, loss))
-        if len(self._pending) < self._each:
+        if len(self._pending) < self._steps_per_point:
             return
         self._points.append(_mean(self._pending))
         self._pending = []
         if len(self._points) >= self._most:
             self._points = [_mean(self._points[i : i + 2]) for i in range(0, len(self._points), 2)]
-            self._each *= 2
+            self._steps_per_point *= 2
 
     def columns(self) -> dict[str, list[float]]:
         """Steps, epochs and losses, as lists of equal length."""

@@ -90,7 +90,7 @@ def collect_towers(ranks: Ranks, parallel: Parallel, tensors: Tensors) -> Tensor
     return tensors | {tower_file(1): ranks.receive_from(1)}
 
 
-def needs_tensors_of(ranks: Ranks, parallel: Parallel) -> bool:
+def must_copy_tensors(ranks: Ranks, parallel: Parallel) -> bool:
     """Whether a checkpoint needs this rank's tensors: rank 0 writes, and may lack the tower that rank 1 holds."""
     return ranks.is_leader or (parallel.pair is not None and ranks.rank == 1)
 

@@ -21,7 +21,7 @@ class ControlRequest(NamedTuple):
     """An act, and the future for its response; only on rank 0 does a client wait for that."""
 
     act: Act
-    answer: Future[dict[str, Any]]
+    response: Future[dict[str, Any]]
 
 
 class ControlQueue:
@@ -44,18 +44,18 @@ class ControlQueue:
         with self._changed:
             if self._closed:
                 raise Refused(409, self._closed)
-            self._open = [each for each in self._open if not each.answer.done()]
+            self._open = [each for each in self._open if not each.response.done()]
             if len(self._open) >= MAX_PENDING:
                 raise Refused(429, f"{MAX_PENDING} acts are waiting, expected fewer; try again when they are done")
             self._open.append(request)
             self._waiting.append(request)
             self._changed.notify()
-        return request.answer
+        return request.response
 
-    def take(self, patience_seconds: float = 0.0) -> list[ControlRequest]:
+    def take(self, timeout_seconds: float = 0.0) -> list[ControlRequest]:
         """Remove and return the acts that wait; where there are none, wait so long for one."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting, patience_seconds)
+            self._changed.wait_for(lambda: self._waiting, timeout_seconds)
             taken, self._waiting = self._waiting, []
             return taken
 
@@ -65,5 +65,5 @@ class ControlQueue:
             self._closed = self._closed or why
             left, self._open, self._waiting = self._open, [], []
         for request in left:
-            if not request.answer.done():
-                request.answer.set_exception(Refused(409, why))
+            if not request.response.done():
+                request.response.set_exception(Refused(409, why))

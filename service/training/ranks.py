@@ -30,22 +30,24 @@ class Ranks:
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
-    local_ranks: int = 1
-    files: dist.ProcessGroup | None = None  # for checkpoints, sent beside the training loop's own collectives
+    local_world_size: int = 1
+    checkpoint_group: dist.ProcessGroup | None = (
+        None  # for checkpoints, sent beside the training loop's own collectives
+    )
 
     @property
     def is_leader(self) -> bool:
         return self.rank == 0
 
     @property
-    def launched(self) -> bool:
+    def is_distributed(self) -> bool:
         """Whether torchrun started this process."""
-        return self.files is not None
+        return self.checkpoint_group is not None
 
     @property
-    def threads(self) -> int:
+    def threads_per_rank(self) -> int:
         """This process's share of the cores that it may use."""
-        return max(1, len(os.sched_getaffinity(0)) // self.local_ranks)
+        return max(1, len(os.sched_getaffinity(0)) // self.local_world_size)
 
     def on_all_ranks(self, action: Callable[[], T]) -> T:
         """Run an action that may raise InputError; if it does on any rank, all end, and the first says why."""
@@ -89,17 +91,19 @@ class Ranks:
 
     def send_to_leader(self, tensors: NamedTensors) -> None:
         """Send host tensors to rank 0, which calls receive_from for this rank."""
-        dist.send_object_list([{name: (t.shape, t.dtype) for name, t in tensors.items()}], dst=0, group=self.files)
+        dist.send_object_list(
+            [{name: (t.shape, t.dtype) for name, t in tensors.items()}], dst=0, group=self.checkpoint_group
+        )
         for tensor in tensors.values():
-            dist.send(tensor, dst=0, group=self.files)
+            dist.send(tensor, dst=0, group=self.checkpoint_group)
 
     def receive_from(self, rank: int) -> NamedTensors:
         """On rank 0: the tensors that `rank` sends."""
         shapes: list[dict] = [{}]
-        dist.recv_object_list(shapes, src=rank, group=self.files)
+        dist.recv_object_list(shapes, src=rank, group=self.checkpoint_group)
         tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in shapes[0].items()}
         for tensor in tensors.values():
-            dist.recv(tensor, src=rank, group=self.files)
+            dist.recv(tensor, src=rank, group=self.checkpoint_group)
         return tensors
 
 
@@ -124,7 +128,7 @@ def join_ranks(device: Device, patience_seconds: float) -> Iterator[Ranks]:
         files = init_process_groups(device, local_rank, timedelta(seconds=patience_seconds))
         place = Ranks(rank, ranks, local_rank, local_ranks, files)
         if device == "cpu":
-            torch.set_num_threads(place.threads)  # torchrun's default is one
+            torch.set_num_threads(place.threads_per_rank)  # torchrun's default is one
         yield place
     except (InputError, SystemExit):  # on all ranks alike: see on_all_ranks
         if dist.is_initialized():

@@ -18,7 +18,7 @@ from pipeline.load.loader import Device, Loader, mean_crop
 from pipeline.manifest import DATASET_FILE
 from service.run.checkpoint import Checkpoint, RunState, newest_checkpoint, read_tensors, restore
 from service.run.config import Run, check_same_call, check_same_run, run_fields
-from service.run.events import precision_event, rate_event, set_by_hand
+from service.run.events import make_precision_event, make_rate_event, manual_base_rate
 from service.training.ranks import Ranks
 
 
@@ -69,7 +69,7 @@ def set_up(run: Run, device: Device, ranks: Ranks, parallel: Parallel, say: Call
 
 def open_loader(run: Run, device: Device, ranks: Ranks, parallel: Parallel) -> Loader:
     """This rank's part of the data set."""
-    data = replace(run.data, threads=run.data.threads or ranks.threads)
+    data = replace(run.data, threads=run.data.threads or ranks.threads_per_rank)
     if data.output == "auto" and parallel.pair:
         data = replace(data, output="uint8")  # what a pair exchanges: on a GPU half the bytes of the usual float16
     return Loader(data, seed=run.seed, device=device, rank=ranks.rank, ranks=ranks.world_size)
@@ -122,13 +122,13 @@ def resumed_state(checkpoint: Checkpoint, run: Run, samples: int) -> RunState:
     state = replace(checkpoint.state, restarts=checkpoint.state.restarts + 1)
     old, new = checkpoint.run["model"]["precision"], run.model.precision
     if old != new:
-        state = replace(state, events=(*state.events, precision_event(state, samples, old, new, "command line")))
+        state = replace(state, events=(*state.events, make_precision_event(state, samples, old, new, "command line")))
     old, new = checkpoint.run["optim"]["lr"], run.optim.lr
     if old == new:
         return state
-    by_hand = set_by_hand(state.events)
+    by_hand = manual_base_rate(state.events)
     current = old if by_hand is None else by_hand
-    event = rate_event(
+    event = make_rate_event(
         state, samples, LearningRates(current, current), LearningRates(new, new), "command line", manual=True
     )
     return replace(state, events=(*state.events, event))

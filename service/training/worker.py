@@ -20,13 +20,13 @@ from pipeline.load.order import rank_slice
 from service.run.checkpoint import RunState, Validation, copy_tensors
 from service.run.events import (
     Event,
-    act_event,
     describe_change,
-    proposed_drop,
+    make_act_event,
+    make_rate_event,
+    proposed_rate_drop,
     rate_changes,
-    rate_event,
     rates_of,
-    refusal,
+    reason_to_refuse,
 )
 from service.run.log import NOWHERE, JsonLog, StepRecord, sample_steps
 from service.telemetry.console import ProgressDisplay, Throughput
@@ -38,7 +38,7 @@ from service.training.checkpoint_writer import (
     BackgroundSaver,
     CheckpointWriter,
     collect_towers,
-    needs_tensors_of,
+    must_copy_tensors,
     send_tower,
 )
 from service.training.control_queue import ControlQueue, ControlRequest, Refused
@@ -87,8 +87,8 @@ class Worker:
         flop = training_flops_per_picture(run.model, len(self.loader.dataset.classes), run.data.crop)
         # Of all ranks' devices together; NaN where no peak is stated, which makes the MFU NaN too.
         self.peak_pictures_per_second = ranks.world_size * run.peak_tflops * 1e12 / flop or float("nan")
-        self.log = JsonLog.cut_back(run.out / "log.jsonl" if ranks.is_leader else NOWHERE, self.state.step)
-        self.events = JsonLog.holding(run.out / "events.jsonl" if ranks.is_leader else NOWHERE, self.state.events)
+        self.log = JsonLog.truncated_to(run.out / "log.jsonl" if ranks.is_leader else NOWHERE, self.state.step)
+        self.events = JsonLog.with_records(run.out / "events.jsonl" if ranks.is_leader else NOWHERE, self.state.events)
         self.rates_sent: tuple[LearningRates, Tensor] | None = None
         self.writer = CheckpointWriter(
             run.out,
@@ -130,7 +130,7 @@ class Worker:
     def batches(self) -> Iterator[Batch]:
         """Batches from where the run stands, until it is done or the ranks have agreed to end it."""
         batches = self.loader.train(self.run.batch_size, self.state.position)
-        while self.state.step < self.total_steps and not self.agreement.ending:
+        while self.state.step < self.total_steps and not self.agreement.should_end:
             start = time.monotonic()
             batch = next(batches)
             self.waited = time.monotonic() - start
@@ -161,7 +161,9 @@ class Worker:
         changes = rate_changes(self.state.events)
         old = LearningRates(**changes[-1]["new"]) if changes else LearningRates(self.run.optim.lr, self.run.optim.lr)
         if rates != old:
-            self.record_event(rate_event(self.state, self.samples, old, rates, f"schedule {self.run.optim.schedule}"))
+            self.record_event(
+                make_rate_event(self.state, self.samples, old, rates, f"schedule {self.run.optim.schedule}")
+            )
         self.rates = rates
         return rates
 
@@ -190,7 +192,7 @@ class Worker:
             self.metrics.error.labels("5").set(entry.top5)
         self.metrics.latest_events = self.state.events
         self.metrics.paused.set(self.paused)
-        self.metrics.drop_proposed.set(proposed_drop(self.run.optim, self.state, self.rates.base) is not None)
+        self.metrics.drop_proposed.set(proposed_rate_drop(self.run.optim, self.state, self.rates.base) is not None)
 
     def rates_on_device(self, rates: LearningRates) -> Tensor:
         """(2,) tensor of the rates; made anew only at a change, because the copy would wait for the device."""
@@ -207,13 +209,13 @@ class Worker:
 
     def act(self) -> None:
         """Do operators' acts, on all ranks after the same step; a pause lasts until an act or a signal ends it."""
-        if not self.agreement.acting:
+        if not self.agreement.should_act:
             return
         self.read_results(0)
         self.speed = Throughput()  # the time that acts take must not count as the steps'
         for request in self.agreement.requests():
             self.perform(request)
-        while self.paused and not self.agreement.ending:
+        while self.paused and not self.agreement.should_end:
             self.heartbeat.beat("paused")
             for request in self.agreement.requests(PAUSE_SECONDS):
                 self.perform(request)
@@ -221,11 +223,11 @@ class Worker:
     def perform(self, request: ControlRequest) -> None:
         """Do an operator's act; it is answered when the checkpoint that has its event is on disk."""
         act = request.act
-        if problem := refusal(act, self.rates, self.paused):
-            request.answer.set_exception(Refused(409, problem))
+        if problem := reason_to_refuse(act, self.rates, self.paused):
+            request.response.set_exception(Refused(409, problem))
             return
         self.paused = act.kind == "pause" or (self.paused and act.kind != "resume")
-        event = act_event(act, self.state, self.samples, self.rates)
+        event = make_act_event(act, self.state, self.samples, self.rates)
         self.record_event(event)
         if act.kind == "stop":
             self.ended_by = act.author
@@ -237,9 +239,9 @@ class Worker:
         """Answer the operator: the act's event and its checkpoint, or Refused where the save failed."""
         if not saved.exception() and saved.result():
             good = self.writer.last_good
-            request.answer.set_result({"event": event, "checkpoint": good and good.name})
+            request.response.set_result({"event": event, "checkpoint": good and good.name})
         else:
-            request.answer.set_exception(
+            request.response.set_exception(
                 Refused(503, f"done, but not on disk: {saved.exception() or self.writer.failed}")
             )
 
@@ -288,7 +290,7 @@ class Worker:
             self.heartbeat.beat("validating")
             if self.ranks.world_size > 1:
                 self.agreement.update(totals[3:].tolist())
-            if self.agreement.ending:
+            if self.agreement.should_end:
                 return
         gc.collect()  # a DALI pipeline is part of reference cycles, and holds the device's memory
         epoch = self.state.position // self.samples
@@ -311,7 +313,7 @@ class Worker:
             return
         self.read_results(0)  # raises NonFinite first, so that no NaN is ever saved
         start = time.monotonic()
-        needed = needs_tensors_of(self.ranks, self.training.parallel)
+        needed = must_copy_tensors(self.ranks, self.training.parallel)
         tensors = copy_tensors(self.training.model, self.training.optimizer) if needed else {}
         self.metrics.step_seconds.labels("checkpoint_copy").observe(time.monotonic() - start)
         self.saver.submit(self.state, tensors)

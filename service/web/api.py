@@ -66,12 +66,12 @@ class Authenticator:
     """Checks bearer tokens against the token file, which is read again for each act."""
 
     token_file: Path | None
-    leads: bool = True
+    is_leader: bool = True
     failures: list[float] = field(default_factory=list)
 
     def author(self, given: HTTPAuthorizationCredentials | None) -> str:
         """The operator's name; HTTPException where the token is missing or wrong, or control is off."""
-        if not self.leads:
+        if not self.is_leader:
             raise HTTPException(
                 409, "this is not rank 0, expected rank 0 to be asked; /api/targets has its address first"
             )
@@ -143,16 +143,16 @@ async def operator(
     request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
 ) -> str:
     """Dependency of the routes for acts: the name of the operator whose token the request has."""
-    return request.app.state.guard.author(given)
+    return request.app.state.authenticator.author(given)
 
 
 Author = Annotated[str, Depends(operator)]
 
 
-def create_app(worker: WorkerClient, guard: Authenticator) -> FastAPI:
+def create_app(worker: WorkerClient, authenticator: Authenticator) -> FastAPI:
     """The application with all its routes."""
     app = FastAPI(title="AlexNet trainer", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.state.guard = guard
+    app.state.authenticator = authenticator
     for resource in ENDPOINTS:
         add_resource(app, worker, resource)
     errors: dict[int | str, dict[str, Any]] = {code: {"description": d, "model": Problem} for code, d in ERRORS.items()}
@@ -250,7 +250,7 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     worker = WorkerClient(Connection(settings["channel"]))
     token_file = settings["token_file"]
-    app = create_app(worker, Authenticator(Path(token_file) if token_file else None, settings["leads"]))
+    app = create_app(worker, Authenticator(Path(token_file) if token_file else None, settings["is_leader"]))
     listener = socket.socket(fileno=settings["listener"])
     asyncio.run(serve(LimitsMiddleware(app), listener, settings["tls"], worker.listen))
 

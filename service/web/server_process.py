@@ -59,20 +59,20 @@ class ServerProcess:
         control_queue: ControlQueue,
         *,
         token_file: Path | None,
-        leads: bool,
+        is_leader: bool,
         tls: tuple[Path, Path] | None,
         say: Callable[[str], None],
     ):
-        """get: answers the GET of a path; any thread may call it. leads: whether this is rank 0, which takes acts."""
+        """get: answers the GET of a path; any thread may call it. is_leader: whether this is rank 0, which takes acts."""
         self._listener, self._get, self._control_queue, self._say = listener, get, control_queue, say
         self._settings = {
             "listener": listener.fileno(),
             "token_file": token_file and str(token_file),
-            "leads": leads,
+            "is_leader": is_leader,
             "tls": tls and [str(path) for path in tls],
         }
         self._closing = threading.Event()
-        self._answers: SimpleQueue[tuple[Connection, bytes, bytes] | None] = SimpleQueue()
+        self._responses: SimpleQueue[tuple[Connection, bytes, bytes] | None] = SimpleQueue()
         self._start()
         self._threads = [threading.Thread(target=each, daemon=True) for each in (self._serve, self._send)]
         for thread in self._threads:
@@ -97,7 +97,7 @@ class ServerProcess:
             began = time.monotonic()
             try:
                 while True:
-                    self._answer(self._channel, json.loads(self._channel.recv_bytes()))
+                    self._handle_request(self._channel, json.loads(self._channel.recv_bytes()))
             except (EOFError, OSError):
                 pass
             wait = (
@@ -115,16 +115,16 @@ class ServerProcess:
             ) as error:  # perhaps no memory, which ended the last one too; the channel is closed, so it is tried again
                 self._say(f"the HTTP server cannot be started ({error}), expected it to; it is tried again")
 
-    def _answer(self, channel: Connection, question: dict[str, Any]) -> None:
+    def _handle_request(self, channel: Connection, request: dict[str, Any]) -> None:
         def send(answer: HttpResponse) -> None:
-            head = json.dumps({"id": question["id"], "status": answer.status, "type": answer.type})
-            self._answers.put((channel, head.encode(), answer.body))
+            head = json.dumps({"id": request["id"], "status": answer.status, "type": answer.type})
+            self._responses.put((channel, head.encode(), answer.body))
 
-        if "get" in question:
-            send(self._get_response(question["get"]))
+        if "get" in request:
+            send(self._get_response(request["get"]))
             return
         try:
-            self._control_queue.submit(Act(**question["act"])).add_done_callback(lambda done: send(act_response(done)))
+            self._control_queue.submit(Act(**request["act"])).add_done_callback(lambda done: send(act_response(done)))
         except Refused as error:
             send(json_response({"error": str(error)}, error.status))
 
@@ -137,7 +137,7 @@ class ServerProcess:
 
     def _send(self) -> None:
         """Send queued responses, so that no other thread, the training loop's included, waits for a slow server."""
-        while item := self._answers.get():
+        while item := self._responses.get():
             channel, *parts = item
             try:
                 for part in parts:
@@ -148,8 +148,8 @@ class ServerProcess:
     def close(self) -> None:
         """Send the responses that are queued, and end the process."""
         self._closing.set()
-        self._answers.put((self._channel, b"null", b""))
-        self._answers.put(None)
+        self._responses.put((self._channel, b"null", b""))
+        self._responses.put(None)
         try:
             self._process.wait(timeout=CLOSE_SECONDS)
         except subprocess.TimeoutExpired:

@@ -13,7 +13,7 @@ import torch
 from model.parallel import Layout
 from service.run.checkpoint import MANIFEST, checkpoints, step_of
 from service.run.config import Run
-from service.run.events import proposed_drop
+from service.run.events import proposed_rate_drop
 from service.telemetry.heartbeat import Heartbeat
 from service.telemetry.metrics import REPLACED, Metrics
 from service.training.worker import Worker
@@ -66,7 +66,7 @@ def run_progress(worker: Worker) -> dict[str, Any]:
         "precision": worker.run.model.precision,
         "history": [{**asdict(entry), "loss": finite_or_none(entry.loss)} for entry in state.history],
         "events": list(state.events),
-        "proposal": proposed_drop(worker.run.optim, state, worker.rates.base),
+        "proposal": proposed_rate_drop(worker.run.optim, state, worker.rates.base),
         **{name: finite_or_none(value) for name, value in numbers.items()},
     }
 
@@ -101,7 +101,7 @@ def alert(name: str, severity: str, summary: str) -> dict[str, str]:
 
 
 def alerts(
-    health: Mapping[str, Any], values: Mapping[str, float], stands: Mapping[str, Any], failed: str
+    health: Mapping[str, Any], values: Mapping[str, float], progress: Mapping[str, Any], failed: str
 ) -> list[dict[str, str]]:
     """What is wrong as far as the worker itself can see; Prometheus's rules see more. failed: the last save's error."""
     found = []
@@ -117,19 +117,19 @@ def alerts(
             f"{free / 1e9:,.2f} GB are free, expected room for {DISK_CHECKPOINTS} checkpoints of {size / 1e9:,.2f} GB"
         )
         found.append(alert("TrainerDiskFilling", "warning", words))
-    wait = stands.get("data_wait_ratio")
+    wait = progress.get("data_wait_ratio")
     if wait and wait > DATA_WAIT_HIGH and health["phase"] == "training":
         words = f"{wait:.0%} of the time goes to waiting for data, expected less than {DATA_WAIT_HIGH:.0%}"
         found.append(alert("TrainerDataWaitHigh", "warning", words))
     if replaced := sum(values[f"trainer_samples_replaced_total {reason}"] for reason in REPLACED):
         found.append(alert("TrainerSamplesReplaced", "warning", f"{replaced:,.0f} samples were damaged and replaced"))
-    if suggested := stands.get("proposal"):
+    if suggested := progress.get("proposal"):
         found.append(alert("TrainerPlateau", "info", suggested["reason"]))
     return found
 
 
 def status(
-    fixed: Mapping[str, Any],
+    facts: Mapping[str, Any],
     heartbeat: Heartbeat,
     metrics: Metrics,
     worker: Worker | None,
@@ -141,13 +141,13 @@ def status(
     stands = run_progress(worker) if worker else {"paused": False}
     failed = worker.writer.failed if worker else ""
     return {
-        "run": fixed,
+        "run": facts,
         "phase": health["phase"],
         "health": health,
         "started": started,
         "now": time.time(),
         "control": control,
-        "checkpoints": checkpoint_status(values, Path(fixed["out"])),
+        "checkpoints": checkpoint_status(values, Path(facts["out"])),
         "alerts": alerts(health, values, stands, failed),
         **stands,
     }

@@ -43,8 +43,8 @@ class WorkerClient:
 
     def __init__(self, channel: Connection):
         self._channel, self._waiting, self._number = channel, dict[int, asyncio.Future[Response]](), 0
-        self._kept: dict[str, tuple[float, Response]] = {}
-        self._asked: dict[str, asyncio.Future[Response]] = {}
+        self._cache: dict[str, tuple[float, Response]] = {}
+        self._in_flight: dict[str, asyncio.Future[Response]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
 
     def listen(self, ended: Callable[[], None]) -> None:
@@ -56,20 +56,20 @@ class WorkerClient:
         try:
             while head := json.loads(self._channel.recv_bytes()):
                 response = Response(self._channel.recv_bytes(), head["status"], media_type=head["type"])
-                loop.call_soon_threadsafe(self._answered, head["id"], response)
+                loop.call_soon_threadsafe(self._resolve, head["id"], response)
         except (EOFError, OSError):
             os._exit(0)  # the worker is gone, and the worker that replaces it needs its port
         loop.call_soon_threadsafe(ended)
 
-    def _answered(self, number: int, response: Response) -> None:
+    def _resolve(self, number: int, response: Response) -> None:
         future = self._waiting.pop(number, None)
         if future and not future.done():
             future.set_result(response)
 
-    def _question(self, question: dict[str, Any]) -> asyncio.Future[Response]:
+    def _send_request(self, request: dict[str, Any]) -> asyncio.Future[Response]:
         self._number = number = self._number + 1
         future = self._waiting[number] = asyncio.get_running_loop().create_future()
-        self._channel.send_bytes(json.dumps({"id": number, **question}).encode())
+        self._channel.send_bytes(json.dumps({"id": number, **request}).encode())
         return future
 
     async def act(self, act: dict[str, Any], seconds: float) -> Response:
@@ -78,20 +78,20 @@ class WorkerClient:
             len(self._waiting) >= MAX_PENDING
         ):  # the worker does not answer: the pipe must not fill, or no client would get a response
             return JSONResponse({"error": f"{MAX_PENDING} questions are waiting, expected fewer; try again later"}, 429)
-        return await asyncio.wait_for(asyncio.shield(self._question({"act": act})), seconds)
+        return await asyncio.wait_for(asyncio.shield(self._send_request({"act": act})), seconds)
 
     async def get(self, resource: Endpoint) -> Response:
         """A resource, from the cache unless that is too old; asks the worker only once at a time for each."""
         async with self._locks.setdefault(resource.path, asyncio.Lock()):
-            at, response = self._kept.get(resource.path, (0.0, Response()))
+            at, response = self._cache.get(resource.path, (0.0, Response()))
             if time.monotonic() - at >= resource.cache_seconds:
                 try:
-                    asked = self._asked.get(resource.path)
+                    asked = self._in_flight.get(resource.path)
                     if asked is None or asked.done():
-                        asked = self._asked[resource.path] = self._question({"get": resource.path})
+                        asked = self._in_flight[resource.path] = self._send_request({"get": resource.path})
                     response = await asyncio.wait_for(asyncio.shield(asked), WORKER_SECONDS)
                 except OSError:  # a TimeoutError is one
                     why = f"the worker did not answer within {WORKER_SECONDS:g} s, expected it to; see its log"
                     response = JSONResponse({"error": why, "status": "stalled", "phase": "unresponsive"}, 503)
-                self._kept[resource.path] = time.monotonic(), response
+                self._cache[resource.path] = time.monotonic(), response
             return Response(response.body, response.status_code, media_type=response.media_type)

@@ -23,7 +23,7 @@ from service.diagnostics.checks import DEMO_CROP, Options
 from service.diagnostics.data import find_data, judge_data
 from service.diagnostics.disk import KEPT, Disk, find_disk, judge_disk
 from service.diagnostics.environment import judge_python
-from service.diagnostics.finding import Finding, unmendable, with_flags, worst
+from service.diagnostics.finding import Finding, blocking_checks, with_flags, worst
 from service.diagnostics.gpu import (
     Docker,
     Driver,
@@ -154,7 +154,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     assert there.full and there.tried == str(tmp_path)
     finding = judge_disk(there, PARAMETERS["paper"])
     assert finding.status == "failed" and "No space left" in finding.found and "--out" in finding.remedy
-    assert unmendable([finding]) == ["disk"]
+    assert blocking_checks([finding]) == ["disk"]
 
 
 def test_no_shared_memory(tmp_path: Path) -> None:
@@ -465,7 +465,7 @@ def test_commands_take_what_findings_want_once() -> None:
     ]
     line = ["OMP_NUM_THREADS=2", "python", "--data.threads", "2", "--port", "8001"]
     assert with_flags(["python"], findings) == line
-    assert worst(findings) == "failed" and not unmendable(findings) and worst([]) == "ok"
+    assert worst(findings) == "failed" and not blocking_checks(findings) and worst([]) == "ok"
 
 
 def test_defaults_are_service_trains() -> None:

@@ -6,7 +6,15 @@ import pytest
 
 from model.optim import LearningRates, OptimConfig, plateau_drops, rates_at
 from service.run.checkpoint import RunState, Validation
-from service.run.events import Act, act_event, epochs_waited, proposed_drop, rate_event, rates_of, refusal
+from service.run.events import (
+    Act,
+    epochs_without_improvement,
+    make_act_event,
+    make_rate_event,
+    proposed_rate_drop,
+    rates_of,
+    reason_to_refuse,
+)
 from service.telemetry.loss_curve import LossCurve, Point
 from service.training.control_queue import MAX_PENDING, ControlQueue, Refused
 
@@ -33,19 +41,19 @@ def test_a_rate_set_by_hand_holds_whatever_the_schedule_says() -> None:
     config = OptimConfig(schedule="steps", drop_epochs=(2,))
     before = RunState(position=SAMPLES)
     assert rates_of(config, before, SAMPLES) == rates_at(config, 1, ()) == LearningRates(0.01, 0.01)
-    event = act_event(act(rate=0.5, reason="why not"), before, SAMPLES, LearningRates(0.01, 0.01))
+    event = make_act_event(act(rate=0.5, reason="why not"), before, SAMPLES, LearningRates(0.01, 0.01))
     assert (event["author"], event["reason"], event["manual"]) == ("alice", "why not", True)
     assert (event["old"]["base"], event["new"]["base"]) == (0.01, 0.5)
     later = replace(before, position=3 * SAMPLES, events=(event,))
     assert rates_of(config, later, SAMPLES) == LearningRates(0.5, 0.5)
     # A schedule's own event does not take the rate out of its hands.
-    own = rate_event(before, SAMPLES, LearningRates(0.01, 0.01), LearningRates(0.001, 0.001), "schedule steps")
+    own = make_rate_event(before, SAMPLES, LearningRates(0.01, 0.01), LearningRates(0.001, 0.001), "schedule steps")
     assert rates_of(config, replace(later, events=(own,)), SAMPLES) == rates_at(config, 3, ())
 
 
 def test_a_factor_multiplies_the_current_rate_and_conv1_keeps_its_override() -> None:
     state = RunState(position=70 * SAMPLES)
-    event = act_event(act(factor=0.1), state, SAMPLES, LearningRates(0.01, 1e-5))
+    event = make_act_event(act(factor=0.1), state, SAMPLES, LearningRates(0.01, 1e-5))
     assert event["new"] == {"base": pytest.approx(0.001), "conv1": 1e-5}
     config = OptimConfig(schedule="steps", conv1_lr=((68, 1e-5), (72, 0.0)))
     assert rates_of(config, replace(state, events=(event,)), SAMPLES).conv1 == 1e-5
@@ -54,12 +62,16 @@ def test_a_factor_multiplies_the_current_rate_and_conv1_keeps_its_override() -> 
 
 def test_a_rate_beyond_all_use_and_a_pause_of_a_pause_are_refused() -> None:
     rates = LearningRates(50.0, 50.0)
-    assert not refusal(act(factor=2), rates, paused=False) and not refusal(act(rate=0.0), rates, paused=True)
+    assert not reason_to_refuse(act(factor=2), rates, paused=False) and not reason_to_refuse(
+        act(rate=0.0), rates, paused=True
+    )
     for wrong in (act(factor=2.1), act(rate=101.0), act(rate=-0.1), act(rate=float("nan")), act(rate=float("inf"))):
-        assert "expected 0 to 100" in refusal(wrong, rates, paused=False)
+        assert "expected 0 to 100" in reason_to_refuse(wrong, rates, paused=False)
     pause, resume = (Act(kind=kind, author="alice") for kind in ("pause", "resume"))
-    assert not refusal(pause, rates, paused=False) and "already" in refusal(pause, rates, paused=True)
-    assert not refusal(resume, rates, paused=True) and "does not" in refusal(resume, rates, paused=False)
+    assert not reason_to_refuse(pause, rates, paused=False) and "already" in reason_to_refuse(pause, rates, paused=True)
+    assert not reason_to_refuse(resume, rates, paused=True) and "does not" in reason_to_refuse(
+        resume, rates, paused=False
+    )
 
 
 def test_waiting_is_counted_as_the_plateau_schedule_counts_it() -> None:
@@ -73,34 +85,34 @@ def test_waiting_is_counted_as_the_plateau_schedule_counts_it() -> None:
     for errors in courses:
         for n in range(len(errors) + 1):
             dropped = plateau_drops(errors[:n], MANUAL.patience, MANUAL.min_improvement, 1) == 1
-            proposed = any(proposed_drop(MANUAL, state_after(*errors[:k]), 0.01) for k in range(n + 1))
+            proposed = any(proposed_rate_drop(MANUAL, state_after(*errors[:k]), 0.01) for k in range(n + 1))
             assert proposed == dropped, (errors, n)
 
 
 def test_a_change_of_the_rate_starts_the_waiting_anew() -> None:
     errors = (0.9, 0.8, 0.8, 0.8, 0.8)
-    assert epochs_waited(MANUAL, history(*errors), []) == 3
-    assert epochs_waited(MANUAL, history(*errors), [50]) == 0  # after the last validation
-    assert epochs_waited(MANUAL, history(*errors), [40]) == 1
-    assert epochs_waited(MANUAL, history(*errors), [35]) == 2
+    assert epochs_without_improvement(MANUAL, history(*errors), []) == 3
+    assert epochs_without_improvement(MANUAL, history(*errors), [50]) == 0  # after the last validation
+    assert epochs_without_improvement(MANUAL, history(*errors), [40]) == 1
+    assert epochs_without_improvement(MANUAL, history(*errors), [35]) == 2
 
 
 def test_the_proposal_says_what_and_why_and_only_where_the_rate_is_the_operators() -> None:
     stuck = state_after(0.9, 0.8, 0.8, 0.8, 0.8)
-    found = proposed_drop(MANUAL, stuck, 0.01)
+    found = proposed_rate_drop(MANUAL, stuck, 0.01)
     assert found and found["rate"] == pytest.approx(0.001) and found["factor"] == 0.1
     assert "for 3 epochs (lowest 80.00%)" in found["reason"]
     plateau = replace(MANUAL, schedule="plateau")
-    assert proposed_drop(plateau, stuck, 0.01) is None  # it does so by itself
-    taken = act_event(act(rate=0.01), RunState(step=1, position=10), SAMPLES, LearningRates(0.02, 0.02))
-    assert proposed_drop(plateau, replace(stuck, events=(taken,)), 0.01)
+    assert proposed_rate_drop(plateau, stuck, 0.01) is None  # it does so by itself
+    taken = make_act_event(act(rate=0.01), RunState(step=1, position=10), SAMPLES, LearningRates(0.02, 0.02))
+    assert proposed_rate_drop(plateau, replace(stuck, events=(taken,)), 0.01)
     drops = tuple(
-        rate_event(
+        make_rate_event(
             RunState(step=s, position=10), SAMPLES, LearningRates(1, 1), LearningRates(0.1, 0.1), "alice", manual=True
         )
         for s in (1, 2, 3)
     )
-    assert proposed_drop(MANUAL, replace(stuck, events=drops), 0.01) is None  # the paper has three
+    assert proposed_rate_drop(MANUAL, replace(stuck, events=drops), 0.01) is None  # the paper has three
 
 
 def test_the_desk_hands_on_in_order_and_refuses_what_is_too_much_or_too_late() -> None:
@@ -113,7 +125,7 @@ def test_the_desk_hands_on_in_order_and_refuses_what_is_too_much_or_too_late() -
     assert [request.act.author for request in taken] == [
         str(i) for i in range(MAX_PENDING)
     ] and not control_queue.waiting
-    taken[0].answer.set_result({})
+    taken[0].response.set_result({})
     control_queue.submit(Act(kind="stop", author="bob"))  # there is room again
     control_queue.close("it is over")
     assert asked[0].result() == {}
