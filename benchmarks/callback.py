@@ -144,7 +144,7 @@ def batches(root: Path, batch_size: int, output: Any = "uint8") -> Iterator[list
     store = SampleStore(root, loader.dataset, "train")
     augment = loader.config.augment
     rows = TrainInputs(
-        store, augment, loader.dataset.colour, seed=loader.seed, border=loader.crop_margin, mean=loader.mean
+        store, augment, loader.dataset.colour, seed=loader.seed, crop_margin=loader.crop_margin, mean=loader.mean
     )
     ahead: deque[Any] = deque()
     first = 0

@@ -42,7 +42,7 @@ class Options:
 
 
 def update(metrics: Metrics, heartbeat: Heartbeat) -> None:
-    """All that service.worker tells of a step."""
+    """All that service.training.worker tells of a step."""
     metrics.step_seconds.labels("data_wait").observe(0.001)
     metrics.step_seconds.labels("compute").observe(0.8)
     metrics.observe_step(RECORD, 128)

@@ -62,13 +62,13 @@ def work_of(side: str, rank: int, options: Options) -> Callable[[], object]:
     torch.set_num_threads(options.threads // ranks)
     config = DataConfig(shards=options.shards, threads=options.threads // ranks)
     parallel = make_parallel(layout, rank, ranks, "cpu")
-    loader = Loader(config) if side == TWICE else Loader(config, rank=rank, ranks=ranks)
+    loader = Loader(config) if side == TWICE else Loader(config, rank=rank, world_size=ranks)
     batches = loader.train(options.batch_size)
     if side == TWICE:
         return lambda: next(batches)
     if side == EXCHANGED:
         return lambda: parallel.gather_conv_inputs(*next(batches))
-    model = AlexNet(ModelConfig(precision=options.precision), place=parallel.placement)
+    model = AlexNet(ModelConfig(precision=options.precision), placement=parallel.placement)
     optimizer = MomentumSGD(OptimConfig(), dict(model.named_parameters()))
     training = TrainingState(model, optimizer, mean_crop(loader.dataset, config), torch.tensor(True), parallel)
     controls, step = StepControls(torch.full((2,), 0.001), torch.zeros(2)), compiled_train_step()

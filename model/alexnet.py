@@ -183,19 +183,19 @@ class AlexNet(nn.Module):
         classes: int = 1000,
         crop: int = 224,
         seed: int = 0,
-        place: Placement = WHOLE_NETWORK,
+        placement: Placement = WHOLE_NETWORK,
     ):
         super().__init__()
         if map_side(crop) < 1:
             raise ValueError(f"crop is {crop} pixels, expected at least 63: three poolings leave nothing of less")
         if config.precision == "auto":
             raise ValueError("precision is auto, expected float32, mixed or bfloat16; choose_precision says which")
-        self.config, self.classes, self.seed, self.place = config, classes, seed, place
+        self.config, self.classes, self.seed, self.placement = config, classes, seed, placement
         if classes < 2:
             raise ValueError(f"classes is {classes}, expected at least 2: each tower holds half of them")
         # Tower 0 takes the odd class.
         self.towers = nn.ModuleDict(
-            {str(t): Tower(config, (classes + 1 - t) // 2, crop, t in place.connected) for t in place.towers}
+            {str(t): Tower(config, (classes + 1 - t) // 2, crop, t in placement.connected) for t in placement.towers}
         )
         initialise(self, config, seed)
 
@@ -204,14 +204,16 @@ class AlexNet(nn.Module):
 
         With the pictures' training positions (B,) int64 this is a training pass: dropout is on. Without, it is off.
         """
-        towers, join = self.held(), self.place.gather_channels
+        towers, join = self.held(), self.placement.gather_channels
         with _autocast(pictures, self.config.precision == "bfloat16"):
             parts = [tower.conv1_and_2(pictures) for tower in towers.values()]
         if self.config.precision == "mixed":
             parts = [part.bfloat16() for part in parts]  # conv3 would cast too, but here it halves the bytes to join
         with _autocast(pictures, self.config.precision != "float32"):
             maps = join(parts)  # (B, 256, 13, 13): the GPUs talk
-            x = self.place.gather_fc_inputs(join([tower.conv3_to_5(maps) for tower in towers.values()]))  # (B, 9216)
+            x = self.placement.gather_fc_inputs(
+                join([tower.conv3_to_5(maps) for tower in towers.values()])
+            )  # (B, 9216)
             towers = {t: tower for t, tower in towers.items() if tower.connected}
             x = join([self._drop(t, 6, tower.activate(tower.fc6(x)), positions) for t, tower in towers.items()])
             x = join([self._drop(t, 7, tower.activate(tower.fc7(x)), positions) for t, tower in towers.items()])

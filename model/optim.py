@@ -95,8 +95,8 @@ class MomentumSGD:
         self.velocities = {name: torch.zeros_like(p) for name, p in parameters.items()}
 
     @torch.no_grad()
-    def update(self, gradients: Sequence[Tensor], rates: Tensor, healthy: Tensor) -> None:
-        """Apply the update rule where `healthy` (a bool scalar on the device), else keep everything as it was.
+    def update(self, gradients: Sequence[Tensor], rates: Tensor, all_finite: Tensor) -> None:
+        """Apply the update rule where `all_finite` (a bool scalar on the device), else keep everything as it was.
 
         rates: (2,) tensor, the base rate and conv1's; a tensor, so that a new rate does not recompile the step.
         """
@@ -106,5 +106,5 @@ class MomentumSGD:
             lr = rates[1 if ".conv1." in name else 0] * (config.bias_lr_factor if bias else 1.0)
             decay = config.weight_decay if config.decay_biases or not bias else 0.0
             new = config.momentum * v - lr * (gradient + decay * w)
-            v.copy_(torch.where(healthy, new, v))
-            w.copy_(torch.where(healthy, w + new, w))
+            v.copy_(torch.where(all_finite, new, v))
+            w.copy_(torch.where(all_finite, w + new, w))

@@ -56,13 +56,13 @@ class Parallel:
         towers = connected if self.split_convolutions else (0, 1)
         return Placement(towers, connected, self.gather_channels, self.gather_fc_inputs)
 
-    def holders(self, name: str) -> Group | None:
+    def replica_group(self, name: str) -> Group | None:
         """The ranks that hold a parameter; None where only this one does."""
         return self.conv_replicas if ".conv" in name else self.fc_replicas
 
-    def copies(self, name: str) -> int:
+    def replica_count(self, name: str) -> int:
         """How many ranks hold a parameter."""
-        group = self.holders(name)
+        group = self.replica_group(name)
         return group.size if group else 1
 
     def gather_channels(self, parts: list[Tensor]) -> Tensor:
@@ -103,17 +103,17 @@ class Parallel:
             return model
         weights: dict[str, Tensor] = {}
         for name, weight in model.named_parameters():
-            group = self.holders(name)
+            group = self.replica_group(name)
             weights[name] = _SumOfGradients.apply(weight, group.name) if group else weight
         return lambda *inputs: functional_call(model, weights, inputs)
 
     def wait_for_gradients(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The gradients by name, once the sums of those that several ranks hold have arrived."""
-        return {name: _collectives.wait_tensor(g) if self.holders(name) else g for name, g in gradients.items()}
+        return {name: _collectives.wait_tensor(g) if self.replica_group(name) else g for name, g in gradients.items()}
 
     def squared_gradient_norm(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """This rank's part of the squared norm of the whole network's gradient."""
-        return torch.stack([g.square().sum() / self.copies(name) for name, g in gradients.items()]).sum()
+        return torch.stack([g.square().sum() / self.replica_count(name) for name, g in gradients.items()]).sum()
 
     def all_reduce_sum(self, x: Tensor) -> Tensor:
         """The sum of x over all ranks; no gradient."""
@@ -122,32 +122,32 @@ class Parallel:
         return _collectives.wait_tensor(_collectives.all_reduce(x, "sum", self.world.name))
 
 
-def choose_layout(wanted: Literal["auto"] | Layout, ranks: int) -> Layout | None:
+def choose_layout(wanted: Literal["auto"] | Layout, world_size: int) -> Layout | None:
     """The layout for this number of ranks, None for one; ValueError when the number does not fit the layout wanted.
 
     auto: two ranks are the paper's two GPUs; more are pairs of these if their number is even, else replicas.
     """
     if wanted == "auto":
-        return None if ranks == 1 else "tower" if ranks == 2 else "data" if ranks % 2 else "tower+data"
+        return None if world_size == 1 else "tower" if world_size == 2 else "data" if world_size % 2 else "tower+data"
     expected = {
-        "tower": ("exactly 2", ranks == 2),
-        "data": ("at least 2", ranks > 1),
-        "tower+data": ("an even number, at least 4,", ranks > 2 and ranks % 2 == 0),
-        "2014": ("an even number", ranks % 2 == 0),
+        "tower": ("exactly 2", world_size == 2),
+        "data": ("at least 2", world_size > 1),
+        "tower+data": ("an even number, at least 4,", world_size > 2 and world_size % 2 == 0),
+        "2014": ("an even number", world_size % 2 == 0),
     }
     words, fits = expected[wanted]
     if not fits:
         remedy = "set --parallel auto or torchrun's --nproc-per-node"
-        raise ValueError(f"{ranks} processes with parallel {wanted}, expected {words} of them; {remedy}")
+        raise ValueError(f"{world_size} processes with parallel {wanted}, expected {words} of them; {remedy}")
     return wanted
 
 
-def make_parallel(layout: Layout | None, rank: int, ranks: int, device_type: str) -> Parallel:
+def make_parallel(layout: Layout | None, rank: int, world_size: int, device_type: str) -> Parallel:
     """This rank's place; every rank calls it, once torch.distributed is initialised (for a layout other than None)."""
     if layout is None:
         return Parallel()
     each = 1 if layout == "data" else 2
-    mesh = init_device_mesh(device_type, (ranks // each, each), mesh_dim_names=("replica", "tower"))
+    mesh = init_device_mesh(device_type, (world_size // each, each), mesh_dim_names=("replica", "tower"))
 
     def group(dimension: str) -> Group | None:
         name, size = mesh.get_group(dimension).group_name, mesh[dimension].size()
@@ -155,10 +155,10 @@ def make_parallel(layout: Layout | None, rank: int, ranks: int, device_type: str
 
     world = torch.distributed.group.WORLD
     assert world
-    world_group, fc_replicas = Group(world.group_name, ranks), group("replica")
+    world_group, fc_replicas = Group(world.group_name, world_size), group("replica")
     return Parallel(
         rank,
-        ranks,
+        world_size,
         world_group,
         pair=group("tower"),
         fc_replicas=fc_replicas,

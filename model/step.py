@@ -39,7 +39,7 @@ class StepResult(NamedTuple):
 
     loss: Tensor
     grad_norm: Tensor
-    healthy: Tensor  # bool: loss and gradients were finite, in this step and in every one before it
+    all_finite: Tensor  # bool: loss and gradients were finite, in this step and in every one before it
     flag_counts: Tensor  # (2,) how many ranks have been asked: to end the run; to act for an operator
 
 
@@ -50,46 +50,48 @@ class TrainingState:
     model: AlexNet
     optimizer: MomentumSGD
     mean: Tensor  # (crop, crop, 3), the central crop of the mean picture
-    healthy: Tensor  # bool scalar: whether every step so far had a finite loss and gradients
+    all_finite: Tensor  # bool scalar: whether every step so far had a finite loss and gradients
     parallel: Parallel = field(default_factory=Parallel)
 
 
 TrainStep = Callable[[TrainingState, StepControls, StepInputs], StepResult]
 
 
-def prepare(examples: StepInputs, mean: Tensor, pixel_std: float) -> Tensor:
+def normalise_pictures(inputs: StepInputs, mean: Tensor, pixel_std: float) -> Tensor:
     """The network's input, (B, 3, crop, crop) channels-last: (picture + offset - mean picture) * scale / pixel_std.
 
     mean: (crop, crop, 3), the central crop of the mean picture, which stays as it is when a picture is mirrored.
     """
-    batch, height, width, _ = examples.pictures.shape
+    batch, height, width, _ = inputs.pictures.shape
     # Whole rows of pixels, because the compiler vectorises along 3 x width numbers, but not along 3.
-    rows = examples.pictures.view(batch, height, 3 * width).to(mean.dtype)
+    rows = inputs.pictures.view(batch, height, 3 * width).to(mean.dtype)
     # One offset for each number of a row. Concatenated, because the compiler keeps what it concatenates; a plain
     # `repeat` it would look up number by number, which takes longer than everything else here.
-    offsets = torch.cat([examples.offset.repeat(1, width - 1), examples.offset], dim=1)
+    offsets = torch.cat([inputs.offset.repeat(1, width - 1), inputs.offset], dim=1)
     rows = rows + offsets[:, None] - mean.view(height, 3 * width)
-    x = (rows * (examples.scale / pixel_std)[:, None, None]).view(batch, height, width, 3)
+    x = (rows * (inputs.scale / pixel_std)[:, None, None]).view(batch, height, width, 3)
     return x.permute(0, 3, 1, 2)  # rows of RGB pixels are what channels-last means, so this moves nothing
 
 
-def own_logits(training: TrainingState, examples: StepInputs, *, train: bool) -> Tensor:
+def local_logits(training: TrainingState, inputs: StepInputs, *, train: bool) -> Tensor:
     """(B, classes) of the pictures that this rank brought; a pair of ranks works on both ranks' pictures."""
     model, parallel = training.model, training.parallel
-    pictures, offset, scale = parallel.gather_conv_inputs(examples.pictures, examples.offset, examples.scale)
-    x = prepare(examples._replace(pictures=pictures, offset=offset, scale=scale), training.mean, model.config.pixel_std)
+    pictures, offset, scale = parallel.gather_conv_inputs(inputs.pictures, inputs.offset, inputs.scale)
+    x = normalise_pictures(
+        inputs._replace(pictures=pictures, offset=offset, scale=scale), training.mean, model.config.pixel_std
+    )
     return parallel.local_rows(
-        parallel.with_gradient_all_reduce(model)(x, parallel.gather_pair_rows(examples.positions) if train else None)
+        parallel.with_gradient_all_reduce(model)(x, parallel.gather_pair_rows(inputs.positions) if train else None)
     )
 
 
-def training_loss(training: TrainingState, examples: StepInputs) -> Tensor:
+def training_loss(training: TrainingState, inputs: StepInputs) -> Tensor:
     """This rank's part of the batch's mean cross-entropy, dropout on."""
-    logits = own_logits(training, examples, train=True)
-    return F.cross_entropy(logits, examples.labels, reduction="none") @ examples.weights.to(logits.dtype)
+    logits = local_logits(training, inputs, train=True)
+    return F.cross_entropy(logits, inputs.labels, reduction="none") @ inputs.weights.to(logits.dtype)
 
 
-def gradients_of(loss: Tensor, training: TrainingState) -> dict[str, Tensor]:
+def compute_gradients(loss: Tensor, training: TrainingState) -> dict[str, Tensor]:
     """The gradients by parameter name; the all-reduces of weights that several ranks hold may still be running."""
     parameters = training.optimizer.parameters
     return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
@@ -99,25 +101,25 @@ def gradients_of(loss: Tensor, training: TrainingState) -> dict[str, Tensor]:
 def apply_gradients(
     training: TrainingState, controls: StepControls, loss: Tensor, gradients: Mapping[str, Tensor]
 ) -> StepResult:
-    """Update in place, unless a loss or gradient is not finite, of this step or (`healthy` says) of one before it."""
-    parallel, healthy = training.parallel, training.healthy
+    """Update in place, unless a loss or gradient is not finite, of this step or of one before it."""
+    parallel, all_finite = training.parallel, training.all_finite
     gradients = parallel.wait_for_gradients(gradients)
     loss, squares, *flags = parallel.all_reduce_sum(
         torch.cat([torch.stack([loss, parallel.squared_gradient_norm(gradients)]), controls.local_flags])
     ).unbind()
-    finite = healthy & torch.isfinite(loss) & torch.isfinite(squares)
+    finite = all_finite & torch.isfinite(loss) & torch.isfinite(squares)
     training.optimizer.update(list(gradients.values()), controls.rates, finite)
-    healthy.copy_(finite)
+    all_finite.copy_(finite)
     return StepResult(loss, squares.sqrt(), finite, torch.stack(flags))
 
 
-def train_step(training: TrainingState, controls: StepControls, examples: StepInputs) -> StepResult:
+def train_step(training: TrainingState, controls: StepControls, inputs: StepInputs) -> StepResult:
     """Forward, backward and update in place; a non-finite loss or gradient leaves weights and velocities as they were.
 
-    From then on `healthy` is false and every step leaves them so: the host may read it late, and no step waits for it.
+    From then on `all_finite` is false, and every step leaves them so: the host may read it late, and no step waits.
     """
-    loss = training_loss(training, examples)
-    return apply_gradients(training, controls, loss.detach(), gradients_of(loss, training))
+    loss = training_loss(training, inputs)
+    return apply_gradients(training, controls, loss.detach(), compute_gradients(loss, training))
 
 
 def compiled_train_step(backend: str = "inductor") -> TrainStep:
@@ -137,23 +139,23 @@ def two_graphs(backend: str = "inductor") -> TrainStep:
     loss_of = torch.compile(training_loss, backend=backend, fullgraph=True, dynamic=False)
     apply = torch.compile(apply_gradients, backend=backend, fullgraph=True, dynamic=False)
 
-    def step(training: TrainingState, controls: StepControls, examples: StepInputs) -> StepResult:
-        loss = loss_of(training, examples)
-        return apply(training, controls, loss.detach(), gradients_of(loss, training))
+    def step(training: TrainingState, controls: StepControls, inputs: StepInputs) -> StepResult:
+        loss = loss_of(training, inputs)
+        return apply(training, controls, loss.detach(), compute_gradients(loss, training))
 
     return step
 
 
 @torch.no_grad()
-def eval_step(training: TrainingState, local_flags: Tensor, examples: StepInputs) -> Tensor:
+def eval_step(training: TrainingState, local_flags: Tensor, inputs: StepInputs) -> Tensor:
     """(5,) float64: summed loss, top-1 and top-5 errors over all ranks' pictures, section 6's measures; and flags.
 
     local_flags: as in `StepControls`; the last two numbers are how many ranks have each set.
     """
-    logits = own_logits(training, examples, train=False)
-    losses = F.cross_entropy(logits, examples.labels, reduction="none")
+    logits = local_logits(training, inputs, train=False)
+    losses = F.cross_entropy(logits, inputs.labels, reduction="none")
     # The label's rank by counting: ties count against it, so a network whose logits are all equal scores nothing.
-    at_label = logits.gather(1, examples.labels[:, None])
+    at_label = logits.gather(1, inputs.labels[:, None])
     ahead = (~(logits < at_label)).sum(1) - 1  # so written, NaN counts against it too
     counted = torch.stack([losses.double(), (ahead >= 1).double(), (ahead >= 5).double()])
-    return training.parallel.all_reduce_sum(torch.cat([counted @ examples.weights.double(), local_flags.double()]))
+    return training.parallel.all_reduce_sum(torch.cat([counted @ inputs.weights.double(), local_flags.double()]))

@@ -1,7 +1,7 @@
 """What a data set is: `dataset.json`, the sample tables and the mean image.
 
-`dataset.json` is written last, so a folder with it is finished. It holds the SHA-256 of every other file and of itself;
-this module checks what it reads against them first.
+`dataset.json` is written last, so a folder with it is finished. It holds the SHA-256 of itself and of every other file
+but the indexes, which follow from their tars; this module checks what it reads against them first.
 """
 
 import hashlib

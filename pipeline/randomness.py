@@ -14,7 +14,7 @@ ORDER: Final = 1
 AUGMENT: Final = 2
 SHARD: Final = 3
 HOLD_OUT: Final = 4
-SAMPLE: Final = 5
+SYNTHETIC: Final = 5
 SUBSET: Final = 6
 _WORDS_A_BLOCK = 4  # Philox 4x64 makes four 64-bit words a counter value
 

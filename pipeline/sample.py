@@ -1,4 +1,6 @@
-"""Write a small ILSVRC-like tree of generated pictures: the data set for a first trial on a fresh machine.
+"""COMMAND python -m pipeline.sample: write a small tree of generated pictures, laid out as ILSVRC is.
+
+It is the data set for a first trial on a fresh machine.
 
 A picture is a pure function of (seed, split, class, index): the number of workers does not matter, and a larger tree
 contains the pictures of a smaller one.
@@ -128,7 +130,7 @@ def write_tree(root: Path, config: SampleConfig) -> None:
 
 
 def sample_metadata(config: SampleConfig) -> dict[str, object]:
-    """What determines the pictures, as RECORD holds it."""
+    """What determines the pictures, as METADATA_FILE holds it."""
     return {
         "generator": GENERATOR,
         "seed": config.seed,

@@ -30,7 +30,7 @@ from pipeline.progress import progress, spinner
 from pipeline.source.ilsvrc import Source, find_pictures
 from pipeline.source.listing import UnreadablePicture
 from pipeline.source.subset import hold_out, subset
-from pipeline.write.dataset import ShardResults, add_result, no_results, write_dataset
+from pipeline.write.dataset import DatasetResults, add_result, no_results, write_dataset
 from pipeline.write.lock import StillOwner, lock_output, remove_leftovers, require_same
 from pipeline.write.metrics import ShardMetrics, serve_metrics
 from pipeline.write.plan import ShardingPlan, estimated_bytes, shard_tasks
@@ -197,7 +197,7 @@ def _require_room(out: Path, needed: float) -> None:
         )
 
 
-def _write_shards(options: ShardOptions, folder: Folder, source: Source, check: StillOwner) -> ShardResults:
+def _write_shards(options: ShardOptions, folder: Folder, source: Source, check: StillOwner) -> DatasetResults:
     tasks = shard_tasks(options.plan, source, folder.address, encoder_version(), options.reject_unreadable)
     total = sum(len(pictures) for pictures in source.splits.values())
     metrics = ShardMetrics(total)

@@ -1,6 +1,7 @@
 """COMMAND python -m pipeline.verify: whether every byte of a data set is as it was written, and what is not.
 
-`dataset.json` holds the hash of itself and of all other files, so each change of a byte is found. Whether the files
+`dataset.json` holds the hash of itself and of all other files but the indexes, which follow from their tars; so each
+change of a byte is found. Whether the files
 agree with one another is checked separately, to report which samples are affected.
 """
 

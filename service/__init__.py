@@ -7,6 +7,6 @@ Commands:
     doctor.py       check this machine: what would break training, and the flags to use
     visualise.py    draw the first-layer filters
 
-The rooms are run (what a run is and leaves on disk), telemetry (what is measured and shown), training (the run in
+The folders are run (what a run is and leaves on disk), telemetry (what is measured and shown), training (the run in
 progress), web (the HTTP server) and diagnostics (the doctor's checks).
 """

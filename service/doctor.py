@@ -1,4 +1,4 @@
-"""COMMAND  What this machine gives, what would break training on it, and the flags to use."""
+"""COMMAND python -m service.doctor: what this machine gives, what would break training on it, and the flags to use."""
 
 # What is imported here needs only the standard library: this command must be able to say that a package is missing.
 import json

@@ -1,4 +1,6 @@
-"""COMMAND  The worker on every GPU of this host: one process, or torchrun's, with an honest exit status."""
+"""COMMAND python -m service.launch: the worker on every GPU of this host.
+
+One process, or torchrun's; the exit status says how the run has ended."""
 
 import argparse
 import os

@@ -1,4 +1,6 @@
-"""COMMAND  The worker: trains, validates, checkpoints, resumes, stops when asked, and says how it is doing."""
+"""COMMAND python -m service.train: train in one process, or in one of torchrun's.
+
+The worker trains, validates, checkpoints, resumes, stops when asked, and reports how it is doing."""
 
 import sys
 from contextlib import ExitStack

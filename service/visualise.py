@@ -1,4 +1,4 @@
-"""COMMAND  The first-layer filters of both towers as a PNG (figure 3)."""
+"""COMMAND python -m service.visualise: the first-layer filters of both towers as a PNG (figure 3)."""
 
 from dataclasses import dataclass
 from pathlib import Path

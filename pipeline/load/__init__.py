@@ -3,7 +3,7 @@
 loader.py       the DALI pipeline and its Batch; DataConfig
 order.py        training position -> sample; a rank's part of a batch
 augment.py      training position -> crop, mirror and colour shift; AugmentConfig
-inputs.py       all that the DALI pipeline and the training step are given of a batch's samples
+inputs.py       all that the DALI pipeline and the training step are given of a batch's samples; damaged ones replaced
 storage.py      sample -> JPEG bytes, from memory-mapped shards
 probe.py        whether DALI decodes JPEG here, tried in a process of its own
 """

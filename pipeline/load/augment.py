@@ -35,18 +35,28 @@ class AugmentConfig:
 class AugmentParameters(NamedTuple):
     """The random part of n positions."""
 
-    crop: NDArray[np.int64]  # (n, 2): row and column of the crop's corner, 0 .. border
+    crop: NDArray[np.int64]  # (n, 2): row and column of the crop's corner, 0 .. crop_margin
     mirror: NDArray[np.bool_]  # (n,)
     shift: NDArray[np.float32]  # (n, 3): added to every RGB pixel on 0..255
     scale: NDArray[np.float32]  # (n,): multiplies the picture after mean and shift
 
 
 def augment_parameters(
-    config: AugmentConfig, colour: ColourStatistics, *, seed: int, border: int, samples: int, first: int, count: int
+    config: AugmentConfig,
+    colour: ColourStatistics,
+    *,
+    seed: int,
+    crop_margin: int,
+    samples: int,
+    first: int,
+    count: int,
 ) -> AugmentParameters:
-    """Draws for positions first .. first + count - 1 of a data set of `samples`; border: picture side - crop side."""
+    """Draws for positions first .. first + count - 1 of a data set of `samples`.
+
+    crop_margin: pixels by which a picture exceeds the crop.
+    """
     words = random_words(seed, AUGMENT, first, count, 8)  # two for the crop, one for the mirror, four for the colour
-    crop = (uniform(words[:, 0:2]) * (border + 1)).astype(np.int64)
+    crop = (uniform(words[:, 0:2]) * (crop_margin + 1)).astype(np.int64)
     mirror = (words[:, 2] >> np.uint64(63)).astype(bool) & config.mirror
     epochs = np.arange(first, first + count) / samples
     until = np.inf if config.colour_epochs is None else config.colour_epochs

@@ -57,11 +57,11 @@ class TrainInputs:
         colour: ColourStatistics,
         *,
         seed: int,
-        border: int,
+        crop_margin: int,
         mean: NDArray[np.float32] | None,
     ):
         self.store, self.config, self.colour = store, config, colour
-        self.seed, self.border, self.mean = seed, border, mean
+        self.seed, self.crop_margin, self.mean = seed, crop_margin, mean
         self._block = lru_cache(maxsize=2)(self._draw_block)
 
     def __call__(self, first: int, count: int) -> SampleInputs:
@@ -78,7 +78,7 @@ class TrainInputs:
             self.config,
             self.colour,
             seed=self.seed,
-            border=self.border,
+            crop_margin=self.crop_margin,
             samples=n,
             first=first,
             count=BLOCK,
@@ -118,13 +118,13 @@ def split_mean_and_shift(
 
 
 def validation_inputs(
-    store: SampleStore, border: int, mean: NDArray[np.float32] | None, samples: NDArray[np.int64]
+    store: SampleStore, crop_margin: int, mean: NDArray[np.float32] | None, samples: NDArray[np.int64]
 ) -> SampleInputs:
     """Centre crops of these samples, as they are."""
     count = len(samples)
     return SampleInputs(
         store.locate(samples),
-        np.full((count, 2), border // 2, np.float32),
+        np.full((count, 2), crop_margin // 2, np.float32),
         np.zeros(count, np.int32),
         *split_mean_and_shift(np.zeros((count, 3), np.float32), mean),
         np.ones(count, np.float32),

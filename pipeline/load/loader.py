@@ -74,7 +74,7 @@ class Batch(NamedTuple):
 
 
 def crop_margin(dataset: Dataset, config: DataConfig) -> int:
-    """Pixels by which a picture exceeds the crop: offsets are 0 .. border."""
+    """Pixels by which a picture exceeds the crop: offsets are 0 .. crop_margin."""
     side = dataset.size or FULL_SIDE
     if config.crop > side:
         raise InputError(f"crop is {config.crop} pixels, expected at most the {side} of the shards; set --data.crop")
@@ -91,9 +91,11 @@ def mean_crop(dataset: Dataset, config: DataConfig) -> torch.Tensor:
 class Loader:
     """Batches of one data set, for training from any position and for validation."""
 
-    def __init__(self, config: DataConfig, *, seed: int = 0, device: Device = "cpu", rank: int = 0, ranks: int = 1):
+    def __init__(
+        self, config: DataConfig, *, seed: int = 0, device: Device = "cpu", rank: int = 0, world_size: int = 1
+    ):
         self.config, self.seed, self.device = config, seed, device
-        self.rank, self.ranks = rank, ranks
+        self.rank, self.world_size = rank, world_size
         self.dataset = load_dataset(config.shards)
         self.crop_margin = crop_margin(self.dataset, config)
         self.output: Output = _output(config, device)
@@ -110,7 +112,12 @@ class Loader:
         """
         store = SampleStore(self.config.shards, self.dataset, "train")
         rows = TrainInputs(
-            store, self.config.augment, self.dataset.colour, seed=self.seed, border=self.crop_margin, mean=self.mean
+            store,
+            self.config.augment,
+            self.dataset.colour,
+            seed=self.seed,
+            crop_margin=self.crop_margin,
+            mean=self.mean,
         )
         mine, rows_each = self._part(batch_size)
         weights = _weights(mine, rows_each, 1 / batch_size)
@@ -131,7 +138,7 @@ class Loader:
 
     def _part(self, batch_size: int) -> tuple[slice, int]:
         """Which of a batch's rows are this rank's, and how many rows each rank takes."""
-        return rank_slice(batch_size, self.rank, self.ranks), -(-batch_size // self.ranks)
+        return rank_slice(batch_size, self.rank, self.world_size), -(-batch_size // self.world_size)
 
     def _batches(self, store: SampleStore, rows: Iterator[SampleInputs], batch_size: int) -> Iterator[Batch]:
         """Run the DALI graph over rows; columns that the graph does not need wait in a queue beside it."""

@@ -1,8 +1,6 @@
 """Which sample stands at which training position: a pure function of (seed, position).
 
-Randomness is counter-based (Philox 4x64, Salmon et al. 2011) and only its raw bits are used: numpy promises those
-across versions, but not `Generator`'s streams. Every draw is a function of (seed, purpose, stream, row), so nothing
-here has state, and a resume is one integer.
+Nothing here has state, because `randomness` has none: a resume is one integer.
 """
 
 from functools import lru_cache
@@ -33,6 +31,6 @@ def samples_at(seed: int, n: int, first: int, count: int) -> NDArray[np.int64]:
     return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
-def rank_slice(batch_size: int, rank: int, ranks: int) -> slice:
+def rank_slice(batch_size: int, rank: int, world_size: int) -> slice:
     """The contiguous part of a global batch that `rank` of `ranks` takes; parts differ by at most one sample."""
-    return slice(batch_size * rank // ranks, batch_size * (rank + 1) // ranks)
+    return slice(batch_size * rank // world_size, batch_size * (rank + 1) // world_size)

@@ -1,6 +1,6 @@
 """ImageNet in any form that people have it in -> listed pictures with their classes.
 
-ilsvrc.py       find all pictures and classes: the entry to this room
+ilsvrc.py       find all pictures and classes: the entry to this folder
 layout.py       which form the source has: folders, Kaggle's tree, the original archives
 contents.py     what a folder or an archive of pictures holds
 tars.py         where the members of a tar lie, so that they are read in place

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.randomness import SAMPLE, random_words, uniform
+from pipeline.randomness import SYNTHETIC, random_words, uniform
 
 # (height, width) float32; not typed so, because type checkers, unlike numpy, widen a product with a Python float.
 Field = NDArray[np.floating]
@@ -27,7 +27,7 @@ class RandomDraws:
     """The draws of one picture, handed out in the order in which they are asked for."""
 
     def __init__(self, seed: int, stream: int, index: int) -> None:
-        words = random_words(seed, SAMPLE, index, 1, _WORDS, stream)[0]
+        words = random_words(seed, SYNTHETIC, index, 1, _WORDS, stream)[0]
         self._uniforms = uniform(words[:_DRAWS])
         self._next = 0
         self.grain = words[_DRAWS:].astype("<u8").view(np.uint8).reshape(3, GRAIN_SIDE, GRAIN_SIDE)

@@ -33,7 +33,7 @@ from pipeline.write.stats import PixelSums, empty_sums, mean_and_colour, merge
 
 
 @dataclass(kw_only=True)
-class ShardResults:
+class DatasetResults:
     """The results of all shards so far; they take 24 bytes a sample."""
 
     sums: PixelSums  # over the training pictures
@@ -43,13 +43,13 @@ class ShardResults:
     resumed_pictures: int = 0  # pictures that an earlier run had done
 
 
-def no_results(size: int, splits: Iterable[str]) -> ShardResults:
+def no_results(size: int, splits: Iterable[str]) -> DatasetResults:
     """Empty results for these splits; `size`: side of the pictures that the statistics are of, pixels."""
     names = list(splits)
-    return ShardResults(sums=empty_sums(size), shards={name: [] for name in names}, rows={name: [] for name in names})
+    return DatasetResults(sums=empty_sums(size), shards={name: [] for name in names}, rows={name: [] for name in names})
 
 
-def add_result(made: ShardResults, split: str, one: ShardResult, before: bool) -> None:
+def add_result(made: DatasetResults, split: str, one: ShardResult, before: bool) -> None:
     """Add the result of a split's next shard, in place; `before`: an earlier run made it."""
     made.rejects.extend((split, reject) for reject in one.rejects)
     made.resumed_pictures += before * (len(one.rows) + len(one.rejects))
@@ -62,7 +62,7 @@ def add_result(made: ShardResults, split: str, one: ShardResult, before: bool) -
 
 
 def write_dataset(
-    folder: Folder, made: ShardResults, identity: Mapping[str, Any], classes: tuple[PictureClass, ...]
+    folder: Folder, made: DatasetResults, identity: Mapping[str, Any], classes: tuple[PictureClass, ...]
 ) -> Dataset:
     """Write what a data set has beside its shards, `dataset.json` last; InputError for a split without a picture."""
     for split, shards in made.shards.items():

@@ -19,8 +19,7 @@ class ShardMetrics:
     def __init__(self, planned: int) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self.planned = self._gauge("shard_planned_pictures", "Pictures of the source.")
-        self.planned.set(planned)
+        self._gauge("shard_planned_pictures", "Pictures of the source.").set(planned)
         self.pictures = self._counter("shard_pictures_total", "Pictures done, those of an earlier run too.")
         self.rejected = self._counter("shard_rejected_pictures_total", "Pictures left out because they do not decode.")
         self.source_bytes = self._counter("shard_source_bytes_total", "Bytes of the source's pictures that are done.")

@@ -87,7 +87,7 @@ def read_record(folder: Folder, tar: str) -> ShardResult:
         raise OSError(None, f"it is damaged ({error}); run the same again", record_name(tar)) from error
 
 
-def is_done(folder: Folder, tar: str, digest: str) -> bool:
+def is_shard_done(folder: Folder, tar: str, digest: str) -> bool:
     """Whether the task of this digest is done, its files are intact, and no unreadable picture is to be tried again."""
     try:
         made = read_record(folder, tar)

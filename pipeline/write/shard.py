@@ -23,7 +23,7 @@ from pipeline.folder import folder_at
 from pipeline.manifest import SAMPLE_DTYPE, Shard, index_name
 from pipeline.picture.jpeg import STATISTICS_SIZE, UnusablePicture, encoder_version, to_jpeg
 from pipeline.source.listing import Picture, UnreadablePicture, read_picture
-from pipeline.write.record import Reject, ShardResult, is_done, write_record
+from pipeline.write.record import Reject, ShardResult, is_shard_done, write_record
 from pipeline.write.stats import PixelSums, add_picture, empty_sums
 from pipeline.write.ustar import BLOCK, end_of_archive, padding, ustar_header
 
@@ -91,7 +91,7 @@ def write_shard(task: ShardTask) -> bool:
         )
     warnings.filterwarnings("ignore", module="PIL")  # remarks on odd files; real faults are reported as rejects
     folder, digest = folder_at(task.out), task.digest()
-    if is_done(folder, task.name, digest):
+    if is_shard_done(folder, task.name, digest):
         return True
     sums = empty_sums(task.size or STATISTICS_SIZE)
     with folder.open_writer(task.name) as stream:

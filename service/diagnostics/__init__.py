@@ -1,4 +1,4 @@
-"""The checks of `service.doctor`. Each has a `find_` that looks, and a pure `judge_` that says what follows.
+"""The checks of `service.doctor`. Most have a `find_...` or a probe that looks; each has a pure `judge_...`.
 
 checks.py       all checks in turn, and the command that follows from them
 finding.py      Finding: status, what was found, what follows, the remedy

@@ -11,6 +11,7 @@ from pipeline.manifest import load_dataset
 from service.diagnostics.finding import Finding, size
 from service.diagnostics.probes import READ_SECONDS, Outcome
 
+FULL_SIDE: Final = 256  # pixels: what pictures of original size are resized to, as in pipeline.load.loader
 LEAST_SIDE: Final = 63  # of a crop, as model.alexnet has it
 
 
@@ -27,8 +28,8 @@ class DataFiles:
     side: int = 0  # of its pictures, pixels
 
 
-def find_data(shards: Path, full_side: int = 256) -> DataFiles:
-    """Look at names and sizes of files alone. full_side: what pictures of original size are resized to."""
+def find_data(shards: Path) -> DataFiles:
+    """Look at names and sizes of files alone."""
     try:
         dataset = load_dataset(shards)
         there = folder_at(shards).sizes()
@@ -54,7 +55,7 @@ def find_data(shards: Path, full_side: int = 256) -> DataFiles:
         pictures=dataset.splits["train"].samples if "train" in dataset.splits else 0,
         classes=len(dataset.classes),
         bytes=sum(there.values()),
-        side=dataset.size or full_side,
+        side=dataset.size or FULL_SIDE,
     )
 
 

@@ -2,7 +2,7 @@
 
 config.py       Run, the recipes, the command line, run.json
 checkpoint.py   atomic saving, verified loading and retention of checkpoints; RunState
-events.py       operators' acts and the events that record them; the learning rate that follows
+events.py       acts of operators and of the schedule, as events; the learning rate that follows
 log.py          log.jsonl and events.jsonl; StepRecord
 lock.py         one worker at a time writes a run's folder
 filters.py      first-layer filters of a checkpoint as a PNG

@@ -29,7 +29,7 @@ class StepRecord:
 class JsonLog:
     """An append-only file of records that each have a "step"; every line reaches the kernel when it is written."""
 
-    def __init__(self, path: Path, lines: Iterable[bytes] = ()):
+    def __init__(self, path: Path, lines: Iterable[bytes]):
         """Open `path` with just these lines in it."""
         if path != NOWHERE:
             write_atomic(path, b"".join(lines))
@@ -54,10 +54,10 @@ class JsonLog:
         self._file.close()
 
 
-def sample_steps(path: Path, most: int = SAMPLED) -> list[dict[str, Any]]:
-    """Evenly spaced records of a log's training steps, at most `most`."""
+def sample_steps(path: Path) -> list[dict[str, Any]]:
+    """Evenly spaced records of a log's training steps, at most SAMPLED."""
     lines = [line for line in _lines(path) if b'"validation"' not in line]
-    return [json.loads(line) for line in lines[:: -(-len(lines) // most) or 1]]
+    return [json.loads(line) for line in lines[:: -(-len(lines) // SAMPLED) or 1]]
 
 
 def last_step(path: Path) -> float:

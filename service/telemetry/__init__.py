@@ -1,6 +1,6 @@
 """What is measured of a run, for people and for Prometheus.
 
-metrics.py      every Prometheus metric: name, unit, help
+metrics.py      every Prometheus metric of the worker: name, unit, help
 heartbeat.py    liveness by progress
 console.py      progress bar and lines on the terminal; throughput
 loss_curve.py   the training loss of a whole run in at most 1,000 points

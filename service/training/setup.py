@@ -72,7 +72,7 @@ def open_loader(run: Run, device: Device, ranks: Ranks, parallel: Parallel) -> L
     data = replace(run.data, threads=run.data.threads or ranks.threads_per_rank)
     if data.output == "auto" and parallel.pair:
         data = replace(data, output="uint8")  # what a pair exchanges: on a GPU half the bytes of the usual float16
-    return Loader(data, seed=run.seed, device=device, rank=ranks.rank, ranks=ranks.world_size)
+    return Loader(data, seed=run.seed, device=device, rank=ranks.rank, world_size=ranks.world_size)
 
 
 def decide_precision(wanted: PrecisionOption, so_far: Precision | None, device: torch.device) -> ChosenPrecision:
@@ -99,7 +99,7 @@ def build_training(run: Run, loader: Loader, device: torch.device, parallel: Par
             classes=len(loader.dataset.classes),
             crop=run.data.crop,
             seed=run.seed,
-            place=parallel.placement,
+            placement=parallel.placement,
         )
     except ValueError as error:
         raise InputError(str(error)) from error

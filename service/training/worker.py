@@ -246,7 +246,7 @@ class Worker:
             )
 
     def read_results(self, lag: int) -> None:
-        """Read all but the last `lag` results; NonFinite at the first that is not healthy."""
+        """Read all but the last `lag` results; NonFinite at the first that is not finite."""
         while len(self.pending) > lag:
             result = self.pending.popleft()
             if result.arrived:
@@ -255,9 +255,9 @@ class Worker:
 
     def log_result(self, result: PendingResult) -> None:
         """Log a step and show it."""
-        loss, grad_norm, healthy, *flags = result.values.tolist()
+        loss, grad_norm, all_finite, *flags = result.values.tolist()
         self.agreement.update(flags)
-        if not healthy:
+        if not all_finite:
             self.metrics.nonfinite.inc()
             raise NonFinite(f"loss {loss} and gradient norm {grad_norm} at step {result.step}, expected finite numbers")
         pictures_per_second, wait_share = self.speed.rates()

@@ -7,7 +7,7 @@ In the worker's process:
     status.py           /api/status: what the page shows
     listener.py         the listening socket
 
-In the server's process, which no client can make training wait for:
+In a process of its own, so that no client can make training wait:
 
     api.py              the FastAPI application: routes, OpenAPI, authentication
     worker_client.py    asks the worker over a pipe; caches its responses

@@ -154,7 +154,7 @@ def create_app(worker: WorkerClient, authenticator: Authenticator) -> FastAPI:
     app = FastAPI(title="AlexNet trainer", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.authenticator = authenticator
     for resource in ENDPOINTS:
-        add_resource(app, worker, resource)
+        add_endpoint(app, worker, resource)
     errors: dict[int | str, dict[str, Any]] = {code: {"description": d, "model": Problem} for code, d in ERRORS.items()}
     errors[202] = {"description": f"Not done within {ACT_SECONDS:g} s; it will be."}
 
@@ -187,21 +187,21 @@ def create_app(worker: WorkerClient, authenticator: Authenticator) -> FastAPI:
     return app
 
 
-def add_resource(app: FastAPI, worker: WorkerClient, resource: Endpoint) -> None:
+def add_endpoint(app: FastAPI, worker: WorkerClient, endpoint: Endpoint) -> None:
     """Add a GET route that the worker answers."""
 
     async def handler() -> Response:
-        return await worker.get(resource)
+        return await worker.get(endpoint)
 
-    described: dict[int | str, dict[str, Any]] = {200: {"content": {resource.media_type: {}}}}
+    described: dict[int | str, dict[str, Any]] = {200: {"content": {endpoint.media_type: {}}}}
     for code in (404, 503):
         described[code] = {"description": "Not yet, or not well.", "content": {"application/json": {}}}
     app.add_api_route(
-        resource.path,
+        endpoint.path,
         handler,
         response_class=Response,
-        summary=resource.summary,
-        operation_id=resource.path.strip("/"),
+        summary=endpoint.summary,
+        operation_id=endpoint.path.strip("/"),
         responses=described,
     )
 

@@ -40,7 +40,7 @@ class Responses:
         self._filters: tuple[Path, bytes] | None = None
         self._scrapes: deque[float] = deque(maxlen=2)
         self._scraped = threading.Event()
-        self._resources: dict[str, Callable[[], HttpResponse]] = {
+        self._by_path: dict[str, Callable[[], HttpResponse]] = {
             "/metrics": self._exposition,
             "/healthz": self._health,
             "/readyz": self._ready,
@@ -53,7 +53,7 @@ class Responses:
 
     def __call__(self, path: str) -> HttpResponse:
         """The response to GET path."""
-        return self._resources[path]()
+        return self._by_path[path]()
 
     def _exposition(self) -> HttpResponse:
         body, kind = self._metrics.exposition()

@@ -63,7 +63,7 @@ class ServerProcess:
         tls: tuple[Path, Path] | None,
         say: Callable[[str], None],
     ):
-        """get: answers the GET of a path; any thread may call it. is_leader: whether this is rank 0, which takes acts."""
+        """get: answers the GET of a path; any thread may call it. is_leader: whether acts are taken here."""
         self._listener, self._get, self._control_queue, self._say = listener, get, control_queue, say
         self._settings = {
             "listener": listener.fileno(),

@@ -27,10 +27,10 @@ def finite_or_none(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def run_facts(run: Run, ranks: int, layout: Layout | None, device: str) -> dict[str, Any]:
+def run_facts(run: Run, world_size: int, layout: Layout | None, device: str) -> dict[str, Any]:
     """The facts about a run that do not change."""
     versions = {"torch": torch.__version__, "python": platform.python_version()}
-    sizes = {"batch_size": run.batch_size, "epochs": run.epochs, "ranks": ranks}
+    sizes = {"batch_size": run.batch_size, "epochs": run.epochs, "ranks": world_size}
     return {
         "recipe": run.recipe,
         "out": str(run.out),

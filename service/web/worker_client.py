@@ -80,18 +80,18 @@ class WorkerClient:
             return JSONResponse({"error": f"{MAX_PENDING} questions are waiting, expected fewer; try again later"}, 429)
         return await asyncio.wait_for(asyncio.shield(self._send_request({"act": act})), seconds)
 
-    async def get(self, resource: Endpoint) -> Response:
+    async def get(self, endpoint: Endpoint) -> Response:
         """A resource, from the cache unless that is too old; asks the worker only once at a time for each."""
-        async with self._locks.setdefault(resource.path, asyncio.Lock()):
-            at, response = self._cache.get(resource.path, (0.0, Response()))
-            if time.monotonic() - at >= resource.cache_seconds:
+        async with self._locks.setdefault(endpoint.path, asyncio.Lock()):
+            at, response = self._cache.get(endpoint.path, (0.0, Response()))
+            if time.monotonic() - at >= endpoint.cache_seconds:
                 try:
-                    asked = self._in_flight.get(resource.path)
+                    asked = self._in_flight.get(endpoint.path)
                     if asked is None or asked.done():
-                        asked = self._in_flight[resource.path] = self._send_request({"get": resource.path})
+                        asked = self._in_flight[endpoint.path] = self._send_request({"get": endpoint.path})
                     response = await asyncio.wait_for(asyncio.shield(asked), WORKER_SECONDS)
                 except OSError:  # a TimeoutError is one
                     why = f"the worker did not answer within {WORKER_SECONDS:g} s, expected it to; see its log"
                     response = JSONResponse({"error": why, "status": "stalled", "phase": "unresponsive"}, 503)
-                self._cache[resource.path] = time.monotonic(), response
+                self._cache[endpoint.path] = time.monotonic(), response
             return Response(response.body, response.status_code, media_type=response.media_type)

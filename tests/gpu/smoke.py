@@ -49,7 +49,7 @@ from model.step import (
     TrainingState,
     TrainStep,
     compiled_train_step,
-    prepare,
+    normalise_pictures,
     train_step,
 )
 from pipeline.load.loader import Batch, DataConfig, Device, Loader, mean_crop
@@ -234,7 +234,7 @@ def network_input(options: Options, config: DataConfig, device: Device, count: i
     """What the first layer sees of the positions up to `count`, on the host."""
     batch = next(Loader(config, seed=3, device=device).train(count))
     mean = mean_crop(load_dataset(config.shards), config).to(batch.pictures.device)
-    return prepare(StepInputs(*batch), mean, 1.0).cpu(), batch
+    return normalise_pictures(StepInputs(*batch), mean, 1.0).cpu(), batch
 
 
 def parity(options: Options, decoder: Device) -> str:

@@ -23,8 +23,8 @@ from model.step import (
     TrainingState,
     TrainStep,
     compiled_train_step,
+    compute_gradients,
     eval_step,
-    gradients_of,
     train_step,
     training_loss,
 )
@@ -61,7 +61,7 @@ def examples(first: int, rank: int, ranks: int) -> StepInputs:
 
 def gradients(training: TrainingState, batch: StepInputs) -> dict[str, Tensor]:
     """Of the loss of a batch, by name."""
-    arrived = training.parallel.wait_for_gradients(gradients_of(training_loss(training, batch), training))
+    arrived = training.parallel.wait_for_gradients(compute_gradients(training_loss(training, batch), training))
     return {f"gradient.{name}": gradient for name, gradient in arrived.items()}
 
 
@@ -80,7 +80,7 @@ def steps(parallel: Parallel, backend: str, dtype: str) -> dict[str, Tensor]:
         classes=CLASSES,
         crop=CROP,
         seed=2**40 + 1,
-        place=parallel.placement,
+        placement=parallel.placement,
     ).to(numbers)
     optimizer = MomentumSGD(OptimConfig(), dict(model.named_parameters()))
     mean = torch.full((CROP, CROP, 3), 110.0, dtype=numbers)

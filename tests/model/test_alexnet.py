@@ -166,7 +166,9 @@ def test_he_keeps_the_scale_of_the_signal(pixel_std: float) -> None:
 
 
 def test_a_tower_alone_starts_as_it_does_beside_the_other() -> None:
-    both, alone = (AlexNet(ModelConfig(fc_width=16), crop=67, seed=5, place=Placement(t, t)) for t in ((0, 1), (1,)))
+    both, alone = (
+        AlexNet(ModelConfig(fc_width=16), crop=67, seed=5, placement=Placement(t, t)) for t in ((0, 1), (1,))
+    )
     weights = dict(both.named_parameters())
     for name, parameter in alone.named_parameters():
         assert name.startswith("towers.1.")

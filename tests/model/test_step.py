@@ -9,7 +9,7 @@ from model.step import (
     StepInputs,
     compiled_train_step,
     eval_step,
-    prepare,
+    normalise_pictures,
     train_step,
     two_graphs,
 )
@@ -19,7 +19,7 @@ from steps import CROP, TOLD, Bench, assert_same_step, counting, examples
 def test_prepare_is_the_formula_and_channels_last() -> None:
     batch = examples()._replace(scale=torch.linspace(0.5, 1, 8))
     mean = torch.rand(CROP, CROP, 3) * 255
-    found = prepare(batch, mean, 58.0)
+    found = normalise_pictures(batch, mean, 58.0)
     expected = (batch.pictures.double() + batch.offset[:, None, None].double() - mean.double()) / 58
     expected = expected * batch.scale.double()[:, None, None, None]
     assert found.shape == (8, 3, CROP, CROP) and found.is_contiguous(memory_format=torch.channels_last)
@@ -64,12 +64,12 @@ def poisoned(batch: StepInputs) -> StepInputs:
 def test_nothing_not_finite_ever_reaches_the_weights(compile: bool) -> None:
     bench = Bench()
     step = compiled_train_step("aot_eager") if compile else train_step
-    assert bench.run(step, examples()).healthy
+    assert bench.run(step, examples()).all_finite
     before = bench.tensors()
     result = bench.run(step, poisoned(examples(first=8)))
-    assert not torch.isfinite(result.loss) and not result.healthy
+    assert not torch.isfinite(result.loss) and not result.all_finite
     # The host has not looked yet: a good step after the bad one changes nothing either.
-    assert not bench.run(step, examples(first=16)).healthy
+    assert not bench.run(step, examples(first=16)).all_finite
     assert all(torch.equal(a, b) for a, b in zip(before, bench.tensors(), strict=True))
 
 
@@ -79,7 +79,7 @@ def test_an_infinite_gradient_under_a_finite_loss_is_caught() -> None:
         bench.model.held()[1].fc8.weight.mul_(1e38)
     before = bench.tensors()
     result = bench.run(train_step, examples())
-    assert not torch.isfinite(result.grad_norm) and not result.healthy
+    assert not torch.isfinite(result.grad_norm) and not result.all_finite
     assert all(torch.equal(a, b) for a, b in zip(before, bench.tensors(), strict=True))
 
 
@@ -95,7 +95,7 @@ def test_validation_counts_as_sorting_does() -> None:
     batch = counting(examples(64))
     loss, top1, top5, *_ = eval_step(bench.training, TOLD, batch).tolist()
     with torch.no_grad():
-        logits = bench.model(prepare(batch, bench.mean, 58.0))
+        logits = bench.model(normalise_pictures(batch, bench.mean, 58.0))
     order = logits.argsort(1, descending=True)
     assert top1 == (order[:, 0] != batch.labels).sum()
     assert top5 == (order[:, :5] != batch.labels[:, None]).all(1).sum()

@@ -23,7 +23,7 @@ PAPER = AugmentConfig()
 
 
 def drawn(config: AugmentConfig = PAPER, first: int = 0, count: int = 2000, samples: int = 1000):
-    return augment_parameters(config, COLOUR, seed=4, border=32, samples=samples, first=first, count=count)
+    return augment_parameters(config, COLOUR, seed=4, crop_margin=32, samples=samples, first=first, count=count)
 
 
 def test_draws_depend_on_position_alone() -> None:
@@ -63,7 +63,7 @@ def test_the_papers_shift_is_alpha_times_eigenvalue_on_unit_values() -> None:
 def test_the_sources_shift_is_alpha_times_deviation_divided_by_1_1_until_epoch_67() -> None:
     config = AugmentConfig(colour="deviations", colour_epochs=67)
     last = 67 * 1000
-    draws = augment_parameters(config, COLOUR, seed=4, border=32, samples=1000, first=last - 8, count=16)
+    draws = augment_parameters(config, COLOUR, seed=4, crop_margin=32, samples=1000, first=last - 8, count=16)
     expected = (reference_alpha(last - 8, 8) * np.array(COLOUR.standard_deviations)) @ ROTATION.T
     np.testing.assert_allclose(draws.shift[:8], expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(draws.scale[:8], 1 / 1.1, rtol=1e-7)

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from model.step import StepInputs, prepare
+from model.step import StepInputs, normalise_pictures
 from paths import REAL_PICTURES
 from pictures import write_tree
 from pipeline.command import InputError
@@ -107,7 +107,7 @@ def reference_input(root: Path, position: int, augment: AugmentConfig) -> tuple[
 def seen_by_the_network(batch: Batch, root: Path, config: DataConfig) -> np.ndarray:
     """(B, 224, 224, 3) as the step prepares it."""
     mean = mean_crop(Loader(config).dataset, config)
-    return prepare(StepInputs(*batch), mean, 1.0).permute(0, 2, 3, 1).numpy()
+    return normalise_pictures(StepInputs(*batch), mean, 1.0).permute(0, 2, 3, 1).numpy()
 
 
 @pytest.mark.parametrize("colour", ["eigenvalues", "deviations", "off"])
@@ -179,7 +179,7 @@ def test_any_number_of_ranks_sees_the_same_global_batches(square: Path) -> None:
     config = DataConfig(shards=square)
     whole = take(Loader(config, seed=SEED), 10, 0, 4)
     for ranks in (2, 3, 4, 11):
-        parts = [take(Loader(config, seed=SEED, rank=r, ranks=ranks), 10, 0, 4) for r in range(ranks)]
+        parts = [take(Loader(config, seed=SEED, rank=r, world_size=ranks), 10, 0, 4) for r in range(ranks)]
         for step, batch in enumerate(whole):
             mine = [part[step] for part in parts]
             assert {len(batch.labels) for batch in mine} == {-(-10 // ranks)}  # as even as can be, and all as long
@@ -193,7 +193,7 @@ def test_validation_ranks_partition_every_batch(square: Path) -> None:
     config = DataConfig(shards=square)
     whole = list(Loader(config).validation(5))
     for ranks in (2, 3, 4):
-        parts = [list(Loader(config, rank=rank, ranks=ranks).validation(5)) for rank in range(ranks)]
+        parts = [list(Loader(config, rank=rank, world_size=ranks).validation(5)) for rank in range(ranks)]
         assert {len(part) for part in parts} == {len(whole)}  # or some would wait for others in vain
         for step, batch in enumerate(whole):
             for found, expected in zip(counted([part[step] for part in parts]), batch, strict=True):
