@@ -20,7 +20,8 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from dashboards import BOARD, DOCKER, board, chosen, filled, panels, queries
+from dashboards import BOARD, board, chosen, filled, panels, queries
+from paths import DOCKER
 from service.telemetry.metrics import Metrics
 
 EVERYTHING = {"job": ".+", "instance": ".+", "__rate_interval": "40s"}

@@ -16,7 +16,8 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from dashboards import DOCKER, Query, board, chosen, filled, panels, queries
+from dashboards import Query, board, chosen, filled, panels, queries
+from paths import DOCKER
 from processes import command
 from prometheus import FOLDER, Prometheus, prometheus, until
 from service.telemetry.metrics import Metrics

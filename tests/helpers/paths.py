@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).parents[2]  # of the repository
-HELPERS: Final = Path(__file__).parent
 DOCKER: Final = ROOT / "docker"
 REAL_PICTURES: Final = (
     ROOT.parent / "shared/data/imagenet-sample.tar"

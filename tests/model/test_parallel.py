@@ -13,10 +13,9 @@ from torch import Tensor
 
 from model.parallel import Parallel, choose_layout
 from parallel_steps import ACT, END, STEPS, steps
-from paths import HELPERS
 from processes import PATIENCE
 
-PROGRAM = HELPERS / "parallel_steps.py"
+PROGRAM = Path(__file__).with_name("parallel_steps.py")
 
 
 # What each number of ranks runs in each layout. Generating code takes minutes; without it the same graph is traced. A

@@ -12,11 +12,10 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from paths import HELPERS
 from processes import command, losses, rank_pids, records, run, start, torchrun, wait_until, weights
 from service.run.checkpoint import FOLDER, newest_checkpoint
 
-WORKER = str(HELPERS / "recording_worker.py")
+WORKER = str(Path(__file__).with_name("recording_worker.py"))
 # Float64 sums in another order: the norm of the difference over the norm. A step errs by some hundred times 2^-53 of
 # its gradient, 1e-14. Training at these rates amplifies that by the number of steps or so, as long as no unit is taken
 # over ReLU's edge, and of a million units none lies within 1e-12 of it but by a chance of one in a million.

@@ -11,7 +11,6 @@ from selenium.webdriver.common.keys import Keys
 
 from browser import HERE, WHY_NOT, Page
 from page_server import DROPS, PageServer, curve, pictures, rate_event, starting, training
-from paths import HELPERS
 
 pytestmark = pytest.mark.skipif(not HERE, reason=WHY_NOT)
 
@@ -21,7 +20,7 @@ ALERTS = [
     {"name": "TrainerRestarts", "severity": "info", "summary": "the run was restarted"},
 ]
 PROPOSAL = {"rate": 1e-5, "factor": 0.1, "reason": "the error has not improved by 0.001 for 3 epochs"}
-CONTRAST = HELPERS / "contrast.js"
+CONTRAST = Path(__file__).with_name("contrast.js")
 EVIL = "<img src=x onerror='window.fired=1'><script>window.fired=1</script>\"onload=\"window.fired=1"
 LONG = "Donaudampfschifffahrtsgesellschaft" * 9
 

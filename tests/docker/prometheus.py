@@ -13,7 +13,8 @@ from typing import Any, Final
 
 import yaml
 
-from dashboards import DOCKER, Query
+from dashboards import Query
+from paths import DOCKER
 from processes import PATIENCE
 
 FOLDER: Final = DOCKER / "prometheus"
