@@ -33,6 +33,7 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     try:
         status = main()
     except InputError as error:
+        sys.stdout.flush()  # into a pipe it is buffered, and the error is to be the last line of both
         sys.stderr.write(f"error: {error}\n")
         status = EXIT_WRONG_CALL
     except KeyboardInterrupt as stop:

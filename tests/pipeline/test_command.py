@@ -45,3 +45,10 @@ def test_other_faults_of_a_finaliser_are_told_and_do_not_end_it() -> None:
     body = "Finalised.__del__ = lambda self: 1 / 0; Finalised(); print('after'); return EXIT_DONE"
     status, printed, errors = run(body)
     assert (status, printed) == (0, "after\n") and "ZeroDivisionError" in errors
+
+
+def test_the_error_comes_last_where_both_streams_are_one() -> None:
+    code = START.replace("BODY", "print('before'); raise InputError('wrong')").replace("NUMBER", "signal.SIGINT")
+    command = ["env", "--unset=PYTHONUNBUFFERED", sys.executable, "-c", code]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=50)
+    assert (done.returncode, done.stdout) == (2, "before\nerror: wrong\n")
