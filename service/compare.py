@@ -1,0 +1,75 @@
+"""COMMAND python -m service.compare: curves and final errors of several runs, side by side."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.command import EXIT_DONE, InputError, end_on_sigterm, run_command, say
+from pipeline.files import write_atomic
+from service.results.curves import curves_png
+from service.results.history import read_histories
+from service.results.table import HEADINGS, markdown, table_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Draw training losses, validation errors and learning rates of runs over epochs, and print their final figures.
+
+    The runs may still be training. The loss is the mean of the last 100 steps, images/s the median of all.
+    """
+
+    runs: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...", help_behavior_hint="(at least one)")
+    ]
+    """Folders of runs, --out of service.train."""
+    out: Path = Path("compare.png")
+    """The PNG to write."""
+    table: Path | None = None
+    """File for the table as Markdown."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise InputError("no run is named, expected at least one folder; give --out of a service.train")
+        for path, flag in ((self.out, "--out"), (self.table, "--table")):
+            if path and (path.is_dir() or not path.absolute().parent.is_dir()):
+                raise InputError(f"{flag} is {path}, expected a file in a folder that is there; give another {flag}")
+
+
+def main() -> int:
+    """Compare as the command line says."""
+    options = tyro.cli(CompareOptions, prog="python -m service.compare")
+    end_on_sigterm()
+    histories = read_histories(options.runs)
+    rows = table_rows(histories)
+    _write(options.out, curves_png(histories), "--out")
+    if options.table:
+        _write(options.table, markdown(rows).encode(), "--table")
+    _print(rows)
+    say(f"{options.out}: losses, errors and learning rates of {len(rows)} runs")
+    return EXIT_DONE
+
+
+def _write(path: Path, data: bytes, flag: str) -> None:
+    try:
+        write_atomic(path, data)
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror}); give another {flag}") from error
+
+
+def _print(rows: list[tuple[str, ...]]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for number, heading in enumerate(HEADINGS):
+        table.add_column(heading, justify="left" if number < 2 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(markup=False, highlight=False)
+    console.width = console.width if console.is_terminal else 200
+    console.print(table)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,132 @@
+"""A run's folder -> its losses, errors, learning rates and events over epochs.
+
+Only log.jsonl, events.jsonl and run.json are read, so a run may still train, or be on another host's disk.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.command import InputError
+from service.run.checkpoint import Validation
+from service.run.config import RUN_FILE
+
+LOG_FILE: Final = "log.jsonl"
+EVENTS_FILE: Final = "events.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RunHistory:
+    """A run so far; the columns have a row for each logged step."""
+
+    name: str  # the shortest end of the folder's path that no other run compared has
+    recipe: str
+    epochs: NDArray[np.float64]  # (n,) done after the step
+    losses: NDArray[np.float64]  # (n,) training loss
+    learning_rates: NDArray[np.float64]  # (n,)
+    images_per_second: NDArray[np.float64]  # (n,) 0 before the second step after each start
+    step: int  # the last that is logged
+    validations: tuple[Validation, ...]
+    events: tuple[dict[str, Any], ...]
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done."""
+        return float(self.epochs[-1])
+
+    @property
+    def best(self) -> Validation | None:
+        """The validation with the lowest top-1 error, the first of equal ones; None where there was none."""
+        return min(self.validations, key=lambda each: each.top1, default=None)
+
+
+def read_histories(folders: Sequence[Path]) -> list[RunHistory]:
+    """The histories of several runs; InputError where a folder is not a run's, is damaged, or is there twice."""
+    return [read_history(folder, name) for folder, name in zip(folders, short_names(folders), strict=True)]
+
+
+def read_history(folder: Path, name: str) -> RunHistory:
+    """The history of one run; InputError where the folder is not a run's, holds no step yet, or is damaged."""
+    if not (folder / LOG_FILE).is_file():
+        raise InputError(f"{folder} has no {LOG_FILE}, expected the folder of a run (--out of service.train)")
+    records = list(_records(folder / LOG_FILE))
+    steps = [each for each in records if "validation" not in each]
+    if not steps:
+        raise InputError(f"{folder / LOG_FILE} holds no step, expected a run that trains; wait for its first step")
+    names = ("epoch", "loss", "learning_rate", "images_per_second")
+    try:
+        epochs, losses, rates, speeds = (np.array([each[name] for each in steps], np.float64) for name in names)
+        validations = [
+            Validation(**{name: value for name, value in each.items() if name != "validation"})
+            for each in records
+            if "validation" in each
+        ]
+        step = int(steps[-1]["step"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder / LOG_FILE} is damaged ({error!r}), expected a log of service.train") from error
+    return RunHistory(
+        name=name,
+        recipe=_recipe(folder),
+        epochs=epochs,
+        losses=losses,
+        learning_rates=rates,
+        images_per_second=speeds,
+        step=step,
+        validations=tuple(validations),
+        events=tuple(_records(folder / EVENTS_FILE)) if (folder / EVENTS_FILE).is_file() else (),
+    )
+
+
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """For each folder the shortest end of its path that no other has; InputError where one is there twice."""
+    paths = [folder.resolve().parts for folder in folders]
+    for folder, path in zip(folders, paths, strict=True):
+        if paths.count(path) > 1:
+            raise InputError(f"{folder} is named twice, expected each run once; name another one")
+    ends = [range(1, len(path) + 1) for path in paths]
+    return [
+        next("/".join(path[-n:]) for n in end if sum(other[-n:] == path[-n:] for other in paths) == 1)
+        for path, end in zip(paths, ends, strict=True)
+    ]
+
+
+def mean_points(
+    epochs: NDArray[np.float64], values: NDArray[np.float64], most: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A curve in `most` points at most, each the mean of as many steps but for the last, at the last one's epoch."""
+    each = -(-len(values) // most)
+    firsts = np.arange(0, len(values), each)
+    counts = np.diff(np.append(firsts, len(values)))
+    return epochs[firsts + counts - 1], np.add.reduceat(values, firsts) / counts
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a JSON Lines file; its last line may be under way, and is passed over if it is not whole."""
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}), expected a run's file; mend its rights") from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                return
+            raise InputError(
+                f"{path} is damaged at line {number:,}, expected JSON; restore it, or resume the run"
+            ) from error
+        if not isinstance(record, dict):
+            raise InputError(f"{path} is damaged at line {number:,}, expected a JSON object; restore it")
+        yield record
+
+
+def _recipe(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / RUN_FILE).read_bytes())["recipe"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "?"  # it only labels the run
