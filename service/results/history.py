@@ -4,6 +4,7 @@ Only log.jsonl, events.jsonl and run.json are read, so a run may still train, or
 """
 
 import json
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from service.run.config import RUN_FILE
 
 LOG_FILE: Final = "log.jsonl"
 EVENTS_FILE: Final = "events.jsonl"
+COLUMNS: Final = ("epoch", "loss", "learning_rate", "images_per_second")  # of a step's record
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,21 +56,23 @@ def read_history(folder: Path, name: str) -> RunHistory:
     """The history of one run; InputError where the folder is not a run's, holds no step yet, or is damaged."""
     if not (folder / LOG_FILE).is_file():
         raise InputError(f"{folder} has no {LOG_FILE}, expected the folder of a run (--out of service.train)")
-    records = list(_records(folder / LOG_FILE))
-    steps = [each for each in records if "validation" not in each]
-    if not steps:
-        raise InputError(f"{folder / LOG_FILE} holds no step, expected a run that trains; wait for its first step")
-    names = ("epoch", "loss", "learning_rate", "images_per_second")
+    # Arrays, because a log may have a million lines, which would fill a gigabyte as dictionaries.
+    columns = [array("d") for _ in COLUMNS]
+    validations: list[Validation] = []
+    step = 0
     try:
-        epochs, losses, rates, speeds = (np.array([each[name] for each in steps], np.float64) for name in names)
-        validations = [
-            Validation(**{name: value for name, value in each.items() if name != "validation"})
-            for each in records
-            if "validation" in each
-        ]
-        step = int(steps[-1]["step"])
+        for record in _records(folder / LOG_FILE):
+            if record.pop("validation", False):
+                validations.append(Validation(**record))
+                continue
+            step = int(record["step"])
+            for column, field in zip(columns, COLUMNS, strict=True):
+                column.append(record[field])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder / LOG_FILE} is damaged ({error!r}), expected a log of service.train") from error
+    epochs, losses, rates, speeds = (np.array(column) for column in columns)
+    if not len(epochs):
+        raise InputError(f"{folder / LOG_FILE} holds no step, expected a run that trains; wait for its first step")
     return RunHistory(
         name=name,
         recipe=_recipe(folder),
@@ -107,22 +111,23 @@ def mean_points(
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a JSON Lines file; its last line may be under way, and is passed over if it is not whole."""
+    broken: ValueError | None = None
     try:
-        lines = path.read_bytes().splitlines(keepends=True)
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if broken:
+                    where = f"{path} is damaged at line {number - 1:,}"
+                    raise InputError(f"{where}, expected JSON; restore it, or resume the run") from broken
+                try:
+                    record = json.loads(line)
+                except ValueError as error:
+                    broken = error
+                    continue
+                if not isinstance(record, dict):
+                    raise InputError(f"{path} is damaged at line {number:,}, expected a JSON object; restore it")
+                yield record
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}), expected a run's file; mend its rights") from error
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):
-                return
-            raise InputError(
-                f"{path} is damaged at line {number:,}, expected JSON; restore it, or resume the run"
-            ) from error
-        if not isinstance(record, dict):
-            raise InputError(f"{path} is damaged at line {number:,}, expected a JSON object; restore it")
-        yield record
 
 
 def _recipe(folder: Path) -> str:
