@@ -9,6 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from pipeline.command import InputError
+
+
+def write_output(path: Path, data: bytes, flag: str) -> None:
+    """Write the file that a command was asked for by `flag`, as `write_atomic` does; InputError where it cannot be."""
+    try:
+        write_atomic(path, data)
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror}); give another {flag}") from error
+
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Make `path` hold `data`, durably: after a crash it holds all of it, or what it held before."""

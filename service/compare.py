@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.command import EXIT_DONE, InputError, end_on_sigterm, run_command, say
-from pipeline.files import write_atomic
+from pipeline.files import write_output
 from service.results.curves import curves_png
 from service.results.history import read_histories
 from service.results.table import HEADINGS, markdown, table_rows
@@ -45,19 +45,12 @@ def main() -> int:
     end_on_sigterm()
     histories = read_histories(options.runs)
     rows = table_rows(histories)
-    _write(options.out, curves_png(histories), "--out")
+    write_output(options.out, curves_png(histories), "--out")
     if options.table:
-        _write(options.table, markdown(rows).encode(), "--table")
+        write_output(options.table, markdown(rows).encode(), "--table")
     _print(rows)
     say(f"{options.out}: losses, errors and learning rates of {len(rows)} runs")
     return EXIT_DONE
-
-
-def _write(path: Path, data: bytes, flag: str) -> None:
-    try:
-        write_atomic(path, data)
-    except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror}); give another {flag}") from error
 
 
 def _print(rows: list[tuple[str, ...]]) -> None:

@@ -1,6 +1,7 @@
 """COMMAND python -m service.launch: the worker on every GPU of this host.
 
-One process, or torchrun's; the exit status says how the run has ended."""
+One process, or torchrun's; the exit status says how the run has ended.
+"""
 
 import argparse
 import os
@@ -16,7 +17,7 @@ from torch.distributed.run import main as torchrun
 from pipeline.command import EXIT_DONE, EXIT_FAULTS, InputError, run_command, say
 from service.run.checkpoint import newest_checkpoint
 from service.run.config import parse_run
-from service.run.log import last_step
+from service.run.log import LOG_FILE, last_step
 
 
 def parse_process_count(arguments: list[str]) -> tuple[int | None, list[str]]:
@@ -36,7 +37,7 @@ def nothing_lost(out: Path) -> bool:
     except InputError as error:
         say(f"error: {error}")
         return False
-    return last_step(out / "log.jsonl") <= (checkpoint.state.step if checkpoint else 0)
+    return last_step(out / LOG_FILE) <= (checkpoint.state.step if checkpoint else 0)
 
 
 def run_torchrun(count: int, arguments: list[str], out: Path) -> int:
@@ -48,10 +49,10 @@ def run_torchrun(count: int, arguments: list[str], out: Path) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's own default; set here, torchrun prints no warning
     try:
         torchrun(["--standalone", "--nproc-per-node", str(count), "-m", "service.train", *arguments])
-    except SignalException as told:
+    except SignalException as error:
         for number in (signal.SIGTERM, signal.SIGINT):  # it is stopping already; another one would end in a traceback
             signal.signal(number, signal.SIG_IGN)
-        return 128 + told.sigval if nothing_lost(out) else EXIT_FAULTS
+        return 128 + error.sigval if nothing_lost(out) else EXIT_FAULTS
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         return failure.exitcode if failure.exitcode > 0 else EXIT_FAULTS  # negative: killed by a signal

@@ -1,6 +1,7 @@
 """COMMAND python -m service.train: train in one process, or in one of torchrun's.
 
-The worker trains, validates, checkpoints, resumes, stops when asked, and reports how it is doing."""
+The worker trains, validates, checkpoints, resumes, stops when asked, and reports how it is doing.
+"""
 
 import sys
 from contextlib import ExitStack

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import tyro
 
-from pipeline.command import EXIT_DONE, InputError, run_command, say
-from pipeline.files import write_atomic
+from pipeline.command import EXIT_DONE, run_command, say
+from pipeline.files import write_output
 from service.run.checkpoint import Checkpoint, find_checkpoint
 from service.run.filters import filters_png
 
@@ -33,10 +33,7 @@ def main() -> int:
     """Draw as the command line says."""
     options = tyro.cli(VisualiseOptions, prog="python -m service.visualise")
     checkpoint = find_checkpoint(options.checkpoint)
-    try:
-        write_atomic(options.out, filters_png(checkpoint.path))
-    except OSError as error:
-        raise InputError(f"cannot write {options.out} ({error.strerror}); give another --out") from error
+    write_output(options.out, filters_png(checkpoint.path), "--out")
     say(f"{options.out}: conv1 filters of {checkpoint.path}, {_error(checkpoint)}")
     return EXIT_DONE
 

@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 from typing import Any, Final
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
@@ -58,9 +59,9 @@ def _draw_errors(axes: Axes, history: RunHistory, line: dict[str, Any]) -> None:
 def _draw_rates(axes: Axes, history: RunHistory, line: dict[str, Any]) -> None:
     axes.step(history.epochs, history.learning_rates, where="post", linewidth=1.3, **line)
     for event in history.events:
-        manual = event["kind"] != "learning-rate" or event.get("manual")
-        if manual:  # what a schedule does the line shows by itself
-            at = history.learning_rates[min(int((history.epochs <= event["epoch"]).sum()), len(history.epochs) - 1)]
+        if event["kind"] != "learning-rate" or event.get("manual"):  # what a schedule does the line shows by itself
+            step = min(np.searchsorted(history.epochs, event["epoch"], side="right"), len(history.epochs) - 1)
+            at = history.learning_rates[step]  # the rate of the first step after the event
             mark = MARKS.get(event["kind"], "o")
             axes.plot(event["epoch"], at, mark, color=line["color"], markersize=7, clip_on=False)
             words = " ".join(word for word in (event["kind"], describe_change(event)) if word)

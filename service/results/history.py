@@ -5,7 +5,7 @@ Only log.jsonl, events.jsonl and run.json are read, so a run may still train, or
 
 import json
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from pipeline.command import InputError
 from service.run.checkpoint import Validation
 from service.run.config import RUN_FILE
+from service.run.log import EVENTS_FILE, LOG_FILE, read_records
 
-LOG_FILE: Final = "log.jsonl"
-EVENTS_FILE: Final = "events.jsonl"
 COLUMNS: Final = ("epoch", "loss", "learning_rate", "images_per_second")  # of a step's record
 
 
@@ -61,7 +60,7 @@ def read_history(folder: Path, name: str) -> RunHistory:
     validations: list[Validation] = []
     step = 0
     try:
-        for record in _records(folder / LOG_FILE):
+        for record in read_records(folder / LOG_FILE):
             if record.pop("validation", False):
                 validations.append(Validation(**record))
                 continue
@@ -82,7 +81,7 @@ def read_history(folder: Path, name: str) -> RunHistory:
         images_per_second=speeds,
         step=step,
         validations=tuple(validations),
-        events=tuple(_records(folder / EVENTS_FILE)) if (folder / EVENTS_FILE).is_file() else (),
+        events=tuple(read_records(folder / EVENTS_FILE)) if (folder / EVENTS_FILE).is_file() else (),
     )
 
 
@@ -92,10 +91,9 @@ def short_names(folders: Sequence[Path]) -> list[str]:
     for folder, path in zip(folders, paths, strict=True):
         if paths.count(path) > 1:
             raise InputError(f"{folder} is named twice, expected each run once; name another one")
-    ends = [range(1, len(path) + 1) for path in paths]
     return [
-        next("/".join(path[-n:]) for n in end if sum(other[-n:] == path[-n:] for other in paths) == 1)
-        for path, end in zip(paths, ends, strict=True)
+        next(str(Path(*path[-n:])) for n in range(1, len(path) + 1) if sum(p[-n:] == path[-n:] for p in paths) == 1)
+        for path in paths
     ]
 
 
@@ -107,27 +105,6 @@ def mean_points(
     firsts = np.arange(0, len(values), each)
     counts = np.diff(np.append(firsts, len(values)))
     return epochs[firsts + counts - 1], np.add.reduceat(values, firsts) / counts
-
-
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a JSON Lines file; its last line may be under way, and is passed over if it is not whole."""
-    broken: ValueError | None = None
-    try:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if broken:
-                    where = f"{path} is damaged at line {number - 1:,}"
-                    raise InputError(f"{where}, expected JSON; restore it, or resume the run") from broken
-                try:
-                    record = json.loads(line)
-                except ValueError as error:
-                    broken = error
-                    continue
-                if not isinstance(record, dict):
-                    raise InputError(f"{path} is damaged at line {number:,}, expected a JSON object; restore it")
-                yield record
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}), expected a run's file; mend its rights") from error
 
 
 def _recipe(folder: Path) -> str:

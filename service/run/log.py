@@ -2,13 +2,16 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from pipeline.command import InputError
 from pipeline.files import write_atomic
 
+LOG_FILE: Final = "log.jsonl"
+EVENTS_FILE: Final = "events.jsonl"
 NOWHERE: Final = Path(os.devnull)  # where ranks other than 0 write their logs
 SAMPLED: Final = 500  # lines that are read of a log, which may have a million
 
@@ -58,6 +61,27 @@ def sample_steps(path: Path) -> list[dict[str, Any]]:
     """Evenly spaced records of a log's training steps, at most SAMPLED."""
     lines = [line for line in _lines(path) if b'"validation"' not in line]
     return [json.loads(line) for line in lines[:: -(-len(lines) // SAMPLED) or 1]]
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a JSON Lines file; its last line may be under way, and is passed over if it is not whole."""
+    broken: ValueError | None = None
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if broken:
+                    where = f"{path} is damaged at line {number - 1:,}"
+                    raise InputError(f"{where}, expected JSON; restore it, or resume the run") from broken
+                try:
+                    record = json.loads(line)
+                except ValueError as error:
+                    broken = error
+                    continue
+                if not isinstance(record, dict):
+                    raise InputError(f"{path} is damaged at line {number:,}, expected a JSON object; restore it")
+                yield record
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}), expected a run's file; mend its rights") from error
 
 
 def last_step(path: Path) -> float:

@@ -49,5 +49,5 @@ class RankAgreement:
         self._act = False
         mine = self._control_queue.take(timeout_seconds) if self._ranks.is_leader else []
         found = self._ranks.all_gather((self._stop.signal is not None, [request.act for request in mine]))
-        self._end |= any(told for told, _ in found)
+        self._end |= any(stopping for stopping, _ in found)
         return mine if self._ranks.is_leader else [ControlRequest(act, Future()) for act in found[0][1]]

@@ -28,7 +28,7 @@ from service.run.events import (
     rates_of,
     reason_to_refuse,
 )
-from service.run.log import NOWHERE, JsonLog, StepRecord, sample_steps
+from service.run.log import EVENTS_FILE, LOG_FILE, NOWHERE, JsonLog, StepRecord, sample_steps
 from service.telemetry.console import ProgressDisplay, Throughput
 from service.telemetry.heartbeat import COMPILE_FACTOR, Heartbeat
 from service.telemetry.loss_curve import LossCurve, Point
@@ -87,8 +87,8 @@ class Worker:
         flop = training_flops_per_picture(run.model, len(self.loader.dataset.classes), run.data.crop)
         # Of all ranks' devices together; NaN where no peak is stated, which makes the MFU NaN too.
         self.peak_pictures_per_second = ranks.world_size * run.peak_tflops * 1e12 / flop or float("nan")
-        self.log = JsonLog.truncated_to(run.out / "log.jsonl" if ranks.is_leader else NOWHERE, self.state.step)
-        self.events = JsonLog.with_records(run.out / "events.jsonl" if ranks.is_leader else NOWHERE, self.state.events)
+        self.log = JsonLog.truncated_to(run.out / LOG_FILE if ranks.is_leader else NOWHERE, self.state.step)
+        self.events = JsonLog.with_records(run.out / EVENTS_FILE if ranks.is_leader else NOWHERE, self.state.events)
         self.rates_sent: tuple[LearningRates, Tensor] | None = None
         self.writer = CheckpointWriter(
             run.out,
@@ -105,7 +105,7 @@ class Worker:
         self.speed, self.waited = Throughput(), 0.0
         self.rates = rates_of(run.optim, self.state, self.samples)
         self.latest: StepRecord | None = None
-        logged = sample_steps(run.out / "log.jsonl") if ranks.is_leader else []
+        logged = sample_steps(run.out / LOG_FILE) if ranks.is_leader else []
         self.curve = LossCurve.resumed([Point(each["step"], each["epoch"], each["loss"]) for each in logged])
         self.preview = Preview()
         self.update_run_metrics()

@@ -5,6 +5,5 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parents[2]  # of the repository
 DOCKER: Final = ROOT / "docker"
-REAL_PICTURES: Final = (
-    ROOT.parent / "shared/data/imagenet-sample.tar"
-)  # 200 of ImageNet; tests of it are skipped elsewhere
+# 200 pictures of ImageNet; tests of them are skipped where they are not.
+REAL_PICTURES: Final = ROOT.parent / "shared/data/imagenet-sample.tar"
