@@ -5,7 +5,7 @@ GPUs exchange them; a process that holds one tower passes a `gather_channels` fo
 """
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, cast
 
@@ -13,14 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.dropout import keep_mask
-from model.lrn import LRNConfig, local_response_norm
-from model.pool import max_pool
+from model.layers.dropout import drop_units
+from model.layers.lrn import LRNConfig, local_response_norm
+from model.layers.pool import max_pool
 
-LAYERS_WITH_BIAS_ONE = ("conv2", "conv4", "conv5", "fc6", "fc7")  # section 5: gives the ReLUs positive inputs early on
+# Section 5: gives the ReLUs positive inputs early on. It has no conv6; the 2012 source starts that as it does conv5.
+LAYERS_WITH_BIAS_ONE = ("conv2", "conv4", "conv5", "conv6", "fc6", "fc7")
 TOWER_CHANNELS = (48, 128, 192, 192, 128)  # kernels of one tower, figure 2
 
 PICTURE_STD = 58.0  # of the RGB values of ImageNet's pictures about their mean, on 0..255
+# Mean and deviation of each channel on 0..255, as torchvision has them on 0..1 (transforms/_presets.py).
+TORCHVISION_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
+TORCHVISION_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
 Precision = Literal["float32", "mixed", "bfloat16"]
 PrecisionOption = Precision | Literal["auto"]
@@ -30,6 +34,10 @@ PrecisionOption = Precision | Literal["auto"]
 class ModelConfig:
     """What distinguishes one AlexNet from another; the defaults are the paper's text."""
 
+    layout: Literal["towers", "torchvision"] = "towers"
+    """towers: the paper's; torchvision: torchvision's AlexNet, one tower of 64, 192, 384, 256, 256 kernels without
+    normalisation, its own mean and deviations; layer_order, normalise, lrn, conv6 and pixel_std have no meaning
+    there."""
     activation: Literal["relu", "tanh"] = "relu"
     """Nonlinearity, section 3.1."""
     layer_order: Literal["paper", "source"] = "paper"
@@ -38,6 +46,8 @@ class ModelConfig:
     """Local response normalisation after conv1 and conv2, section 3.3."""
     lrn: LRNConfig = field(default_factory=LRNConfig)
     """Its constants."""
+    conv6: bool = False
+    """A sixth convolutional layer over the last pooling layer, as the paper's CNN* has."""
     fc_width: int = 4096
     """Units of fc6 and of fc7, both towers together."""
     dropout: float = 0.5
@@ -55,6 +65,13 @@ class ModelConfig:
             raise ValueError(f"fc_width is {self.fc_width}, expected a positive even number: each tower holds half")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}, expected a probability below 1")
+        if self.conv6 and self.layout == "torchvision":
+            raise ValueError("conv6 is set for layout torchvision, which has five convolutions; expected layout towers")
+
+    @property
+    def channel_std(self) -> tuple[float, float, float]:
+        """What a picture's red, green and blue (0..255, mean subtracted) are divided by."""
+        return TORCHVISION_STD if self.layout == "torchvision" else (self.pixel_std, self.pixel_std, self.pixel_std)
 
 
 def concatenate(parts: list[Tensor]) -> Tensor:
@@ -73,7 +90,12 @@ class Placement:
     gather_channels: Callable[[list[Tensor]], Tensor] = concatenate
     """Both towers' channels or units, from those of the towers held."""
     gather_fc_inputs: Callable[[Tensor], Tensor] = lambda maps: maps
-    """The rows that the fully connected layers take, from the rows of conv5's maps."""
+    """The rows that the fully connected layers take, from the rows of the last convolution's maps."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether the process holds all."""
+        return tuple(self.towers) == tuple(self.connected) == (0, 1)
 
 
 WHOLE_NETWORK = Placement()
@@ -127,7 +149,10 @@ def _group_pixels_by_four(x: Tensor, left: int) -> Tensor:
 
 
 class Tower(nn.Module):
-    """One GPU's half: 48, 128, 192, 192, 128 kernels, half of each fully connected layer and of the classes."""
+    """One GPU's half: 48, 128, 192, 192, 128 kernels, half of each fully connected layer and of the classes.
+
+    With `conv6` there are 128 kernels more, over both towers' pooled maps (the 2012 source has conv6 so).
+    """
 
     def __init__(self, config: ModelConfig, classes: int, crop: int, connected: bool = True):
         """connected: False leaves out the fully connected layers."""
@@ -140,6 +165,8 @@ class Tower(nn.Module):
         self.conv3 = nn.Conv2d(2 * c2, c3, 3, padding=1)  # from both towers
         self.conv4 = nn.Conv2d(c3, c4, 3, padding=1)
         self.conv5 = nn.Conv2d(c4, c5, 3, padding=1)
+        if config.conv6:
+            self.conv6 = nn.Conv2d(2 * c5, c5, 3, padding=1)  # from both towers
         if not connected:
             return
         self.fc6 = nn.Linear(2 * c5 * map_side(crop) ** 2, units)
@@ -157,12 +184,16 @@ class Tower(nn.Module):
         return max_pool(self.normalise(x))  # (B, 128, 13, 13)
 
     def conv3_to_5(self, both: Tensor) -> Tensor:
-        """(B, 256, 13, 13) -> (B, 128 * 6 * 6)."""
+        """(B, 256, 13, 13) -> (B, 128, 6, 6)."""
         x = self.activate(self.conv3(both))  # (B, 192, 13, 13)
         x = self.activate(self.conv4(x))  # (B, 192, 13, 13)
         x = self.conv5(x)  # (B, 128, 13, 13)
         # The paper activates, then pools: the result is the same, but this way there are fewer values to activate.
-        return self.activate(max_pool(x)).flatten(1)
+        return self.activate(max_pool(x))
+
+    def conv6_maps(self, both: Tensor) -> Tensor:
+        """(B, 256, 6, 6) -> (B, 128, 6, 6)."""
+        return self.activate(self.conv6(both))
 
     def normalise(self, x: Tensor) -> Tensor:
         if not self.config.normalise:
@@ -186,13 +217,11 @@ class AlexNet(nn.Module):
         placement: Placement = WHOLE_NETWORK,
     ):
         super().__init__()
-        if map_side(crop) < 1:
-            raise ValueError(f"crop is {crop} pixels, expected at least 63: three poolings leave nothing of less")
-        if config.precision == "auto":
-            raise ValueError("precision is auto, expected float32, mixed or bfloat16; choose_precision says which")
-        self.config, self.classes, self.seed, self.placement = config, classes, seed, placement
+        assert config.layout == "towers", "make_network makes the other layout"
+        check_options(config, crop)
         if classes < 2:
             raise ValueError(f"classes is {classes}, expected at least 2: each tower holds half of them")
+        self.config, self.classes, self.crop, self.seed, self.placement = config, classes, crop, seed, placement
         # Tower 0 takes the odd class.
         self.towers = nn.ModuleDict(
             {str(t): Tower(config, (classes + 1 - t) // 2, crop, t in placement.connected) for t in placement.towers}
@@ -204,21 +233,34 @@ class AlexNet(nn.Module):
 
         With the pictures' training positions (B,) int64 this is a training pass: dropout is on. Without, it is off.
         """
+        x = self._last_hidden(pictures, positions)
+        with autocast(pictures, self.config.precision != "float32"):
+            parts = [self._padded(tower.fc8(x)) for tower in self.held().values() if tower.connected]
+            logits = self.placement.gather_channels(parts)[:, : self.classes]
+        return at_least_float32(logits)
+
+    def hidden(self, pictures: Tensor) -> Tensor:
+        """(B, fc_width), float32 or better: fc7's activations, dropout off, the feature vectors of figure 4."""
+        return at_least_float32(self._last_hidden(pictures, None))
+
+    def _last_hidden(self, pictures: Tensor, positions: Tensor | None) -> Tensor:
+        """(B, fc_width): what fc8 takes."""
         towers, join = self.held(), self.placement.gather_channels
-        with _autocast(pictures, self.config.precision == "bfloat16"):
+        with autocast(pictures, self.config.precision == "bfloat16"):
             parts = [tower.conv1_and_2(pictures) for tower in towers.values()]
         if self.config.precision == "mixed":
             parts = [part.bfloat16() for part in parts]  # conv3 would cast too, but here it halves the bytes to join
-        with _autocast(pictures, self.config.precision != "float32"):
+        with autocast(pictures, self.config.precision != "float32"):
             maps = join(parts)  # (B, 256, 13, 13): the GPUs talk
-            x = self.placement.gather_fc_inputs(
-                join([tower.conv3_to_5(maps) for tower in towers.values()])
-            )  # (B, 9216)
+            if self.config.conv6:
+                maps = join([tower.conv3_to_5(maps) for tower in towers.values()])  # (B, 256, 6, 6): once more
+                parts = [tower.conv6_maps(maps).flatten(1) for tower in towers.values()]
+            else:
+                parts = [tower.conv3_to_5(maps).flatten(1) for tower in towers.values()]
+            x = self.placement.gather_fc_inputs(join(parts))  # (B, 9216)
             towers = {t: tower for t, tower in towers.items() if tower.connected}
             x = join([self._drop(t, 6, tower.activate(tower.fc6(x)), positions) for t, tower in towers.items()])
-            x = join([self._drop(t, 7, tower.activate(tower.fc7(x)), positions) for t, tower in towers.items()])
-            logits = join([self._padded(tower.fc8(x)) for tower in towers.values()])[:, : self.classes]
-        return logits if logits.dtype == torch.float64 else logits.float()
+            return join([self._drop(t, 7, tower.activate(tower.fc7(x)), positions) for t, tower in towers.items()])
 
     def _padded(self, logits: Tensor) -> Tensor:
         """Pad tower 1's logits by one if the count of classes is odd: both towers' must be equally wide."""
@@ -230,25 +272,38 @@ class AlexNet(nn.Module):
         return {int(name): cast(Tower, tower) for name, tower in self.towers.items()}
 
     def _drop(self, tower: int, layer: int, x: Tensor, positions: Tensor | None) -> Tensor:
-        """Inverted dropout: equivalent to the paper's halving of outputs at test time."""
-        if positions is None or self.config.dropout == 0:
-            return x
-        keep = keep_mask(self.seed, layer, positions, tower * x.shape[1], x.shape[1], self.config.dropout)
-        return torch.where(keep, x / (1 - self.config.dropout), 0)
+        """Drop of a tower's units (B, fc_width / 2), its half of the layer."""
+        return drop_units(x, self.seed, layer, positions, tower * x.shape[1], self.config.dropout)
 
 
-def _autocast(pictures: Tensor, on: bool) -> torch.autocast:
+def check_options(config: ModelConfig, crop: int) -> None:
+    """ValueError where no network can be made of the options."""
+    if map_side(crop) < 1:
+        raise ValueError(f"crop is {crop} pixels, expected at least 63: three poolings leave nothing of less")
+    if config.precision == "auto":
+        raise ValueError("precision is auto, expected float32, mixed or bfloat16; choose_precision says which")
+
+
+def autocast(pictures: Tensor, on: bool) -> torch.autocast:
+    """Convolutions and products in bfloat16, if on."""
     return torch.autocast(pictures.device.type, torch.bfloat16, enabled=on)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """x as float32, unless it is float64."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 @torch.no_grad()
-def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
+def initialise(model: nn.Module, config: ModelConfig, seed: int, layers: Mapping[str, str] | None = None) -> None:
     """Draw each weight from its own generator, so that a tower starts the same whichever process holds it.
 
     Kernels become channels-last, as the pictures are.
+    layers: the layer (conv1 to fc8) that each module is, by the module's name, where that does not end in the layer's.
     """
     for name, parameter in model.named_parameters():
-        layer, kind = name.split(".")[-2:]
+        module, _, kind = name.rpartition(".")
+        layer = layers[module] if layers else module.rpartition(".")[2]
         if kind == "bias":
             parameter.fill_(1.0 if config.init != "he" and layer in LAYERS_WITH_BIAS_ONE else 0.0)
         else:
@@ -261,6 +316,7 @@ def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
 
 def _weight_std(config: ModelConfig, layer: str, weight: Tensor) -> float:
     if config.init == "he":
-        input_std = PICTURE_STD / config.pixel_std if layer == "conv1" else 1.0
+        # Green's deviation: the others' are the same, or within a fiftieth.
+        input_std = PICTURE_STD / config.channel_std[1] if layer == "conv1" else 1.0
         return (2 / weight[0].numel()) ** 0.5 / input_std
-    return 0.03 if config.init == "source" and layer in ("conv3", "conv4", "conv5") else 0.01
+    return 0.03 if config.init == "source" and layer in ("conv3", "conv4", "conv5", "conv6") else 0.01

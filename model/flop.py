@@ -1,6 +1,16 @@
 """How many floating-point operations training takes."""
 
+from typing import NamedTuple
+
 from model.alexnet import TOWER_CHANNELS, ModelConfig, map_sides
+from model.torchvision import FC_SIDE, TORCHVISION_CHANNELS
+
+
+class Products(NamedTuple):
+    """Products of numbers that the layers take for one picture, forward."""
+
+    conv1: int
+    others: int
 
 
 def training_flops_per_picture(config: ModelConfig, classes: int, crop: int) -> int:
@@ -9,10 +19,26 @@ def training_flops_per_picture(config: ModelConfig, classes: int, crop: int) -> 
     Each layer's products count three times: forward, for the gradient of its weights, and for that of its input, which
     conv1 does not need.
     """
+    products = _torchvision(config, classes, crop) if config.layout == "torchvision" else _towers(config, classes, crop)
+    return 2 * (2 * products.conv1 + 3 * products.others)
+
+
+def _towers(config: ModelConfig, classes: int, crop: int) -> Products:
     (c1, c2, c3, c4, c5), (side1, side2, side3, side5) = TOWER_CHANNELS, map_sides(crop)
-    conv1 = 11**2 * 3 * c1 * side1**2
+    conv1 = 11**2 * 3 * c1 * side1**2  # of one tower, as the other convolutions
     conv2 = 5**2 * c1 * c2 * side2**2
     deeper = 3**2 * (2 * c2 * c3 + c3 * c4 + c4 * c5) * side3**2
-    width = config.fc_width
-    connected = 2 * c5 * side5**2 * width + width * width + width * classes
-    return 2 * (2 * (2 * conv1 + 3 * conv2 + 3 * deeper) + 3 * connected)
+    conv6 = 3**2 * 2 * c5 * c5 * side5**2 if config.conv6 else 0
+    connected = _connected(2 * c5 * side5**2, config.fc_width, classes)
+    return Products(2 * conv1, 2 * (conv2 + deeper + conv6) + connected)
+
+
+def _torchvision(config: ModelConfig, classes: int, crop: int) -> Products:
+    (c1, c2, c3, c4, c5), (side1, side2, side3, _) = TORCHVISION_CHANNELS, map_sides(crop)
+    conv2 = 5**2 * c1 * c2 * side2**2
+    deeper = 3**2 * (c2 * c3 + c3 * c4 + c4 * c5) * side3**2
+    return Products(11**2 * 3 * c1 * side1**2, conv2 + deeper + _connected(c5 * FC_SIDE**2, config.fc_width, classes))
+
+
+def _connected(inputs: int, width: int, classes: int) -> int:
+    return inputs * width + width * width + width * classes

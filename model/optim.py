@@ -86,6 +86,11 @@ def plateau_drops(errors: Sequence[float], patience: int, min_improvement: float
     return min(drops, max_drops)
 
 
+def is_conv1(name: str) -> bool:
+    """Whether a parameter is the first convolution's, as the towers name it or as torchvision does."""
+    return ".conv1." in name or name.startswith("features.0.")
+
+
 class MomentumSGD:
     """Named parameters with their velocities, float32 tensors of the same shapes."""
 
@@ -103,7 +108,7 @@ class MomentumSGD:
         config = self.config
         for gradient, (name, w) in zip(gradients, self.parameters.items(), strict=True):
             v, bias = self.velocities[name], name.endswith(".bias")
-            lr = rates[1 if ".conv1." in name else 0] * (config.bias_lr_factor if bias else 1.0)
+            lr = rates[1 if is_conv1(name) else 0] * (config.bias_lr_factor if bias else 1.0)
             decay = config.weight_decay if config.decay_biases or not bias else 0.0
             new = config.momentum * v - lr * (gradient + decay * w)
             v.copy_(torch.where(all_finite, new, v))

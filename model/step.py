@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.alexnet import AlexNet
+from model.network import Network
 from model.optim import MomentumSGD
 from model.parallel import Parallel
 from model.precision import processor_kind
@@ -47,7 +47,7 @@ class StepResult(NamedTuple):
 class TrainingState:
     """What steps work on, and change in place."""
 
-    model: AlexNet
+    model: Network
     optimizer: MomentumSGD
     mean: Tensor  # (crop, crop, 3), the central crop of the mean picture
     all_finite: Tensor  # bool scalar: whether every step so far had a finite loss and gradients
@@ -57,20 +57,35 @@ class TrainingState:
 TrainStep = Callable[[TrainingState, StepControls, StepInputs], StepResult]
 
 
-def normalise_pictures(inputs: StepInputs, mean: Tensor, pixel_std: float) -> Tensor:
+def normalise_pictures(inputs: StepInputs, mean: Tensor, pixel_std: float | tuple[float, float, float]) -> Tensor:
     """The network's input, (B, 3, crop, crop) channels-last: (picture + offset - mean picture) * scale / pixel_std.
 
     mean: (crop, crop, 3), the central crop of the mean picture, which stays as it is when a picture is mirrored.
+    pixel_std: of all channels, or red's, green's and blue's.
     """
     batch, height, width, _ = inputs.pictures.shape
     # Whole rows of pixels, because the compiler vectorises along 3 x width numbers, but not along 3.
     rows = inputs.pictures.view(batch, height, 3 * width).to(mean.dtype)
-    # One offset for each number of a row. Concatenated, because the compiler keeps what it concatenates; a plain
-    # `repeat` it would look up number by number, which takes longer than everything else here.
-    offsets = torch.cat([inputs.offset.repeat(1, width - 1), inputs.offset], dim=1)
-    rows = rows + offsets[:, None] - mean.view(height, 3 * width)
-    x = (rows * (inputs.scale / pixel_std)[:, None, None]).view(batch, height, width, 3)
+    rows = rows + _along_a_row(inputs.offset, width)[:, None] - mean.view(height, 3 * width)
+    x = (rows * _row_scales(inputs.scale, pixel_std, width)).view(batch, height, width, 3)
     return x.permute(0, 3, 1, 2)  # rows of RGB pixels are what channels-last means, so this moves nothing
+
+
+def _along_a_row(colours: Tensor, width: int) -> Tensor:
+    """(B, 3) -> (B, 3 width): a colour's number for each number of a row of pixels.
+
+    Concatenated, because the compiler keeps what it concatenates; a plain `repeat` it would look up number by number,
+    which takes longer than everything else of `normalise_pictures`.
+    """
+    return torch.cat([colours.repeat(1, width - 1), colours], dim=1)
+
+
+def _row_scales(scale: Tensor, pixel_std: float | tuple[float, float, float], width: int) -> Tensor:
+    """(B,) -> (B, 1, 1), or (B, 1, 3 width) where the channels differ: what the numbers of a row are multiplied by."""
+    red, green, blue = pixel_std if isinstance(pixel_std, tuple) else (pixel_std,) * 3
+    if red == green == blue:
+        return (scale / red)[:, None, None]
+    return _along_a_row(torch.stack([scale / red, scale / green, scale / blue], dim=1), width)[:, None]
 
 
 def local_logits(training: TrainingState, inputs: StepInputs, *, train: bool) -> Tensor:
@@ -78,7 +93,7 @@ def local_logits(training: TrainingState, inputs: StepInputs, *, train: bool) ->
     model, parallel = training.model, training.parallel
     pictures, offset, scale = parallel.gather_conv_inputs(inputs.pictures, inputs.offset, inputs.scale)
     x = normalise_pictures(
-        inputs._replace(pictures=pictures, offset=offset, scale=scale), training.mean, model.config.pixel_std
+        inputs._replace(pictures=pictures, offset=offset, scale=scale), training.mean, model.config.channel_std
     )
     return parallel.local_rows(
         parallel.with_gradient_all_reduce(model)(x, parallel.gather_pair_rows(inputs.positions) if train else None)

@@ -76,7 +76,8 @@ def steps(parallel: Parallel, backend: str, dtype: str) -> dict[str, Tensor]:
     """What this rank finds: losses, gradients, weights, velocities, counts."""
     numbers: torch.dtype = getattr(torch, dtype)
     model = AlexNet(
-        ModelConfig(fc_width=64, init="he", pixel_std=58.0, precision="float32"),
+        # With conv6 the towers talk once more; without, they do what they do here and no more.
+        ModelConfig(fc_width=64, init="he", pixel_std=58.0, precision="float32", conv6=True),
         classes=CLASSES,
         crop=CROP,
         seed=2**40 + 1,

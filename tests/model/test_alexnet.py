@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.alexnet import AlexNet, FirstConv, ModelConfig, Placement, map_side
-from model.dropout import keep_mask
 from model.flop import training_flops_per_picture
-from model.lrn import LRNConfig
+from model.layers.dropout import keep_mask
+from model.layers.lrn import LRNConfig
+from model.network import make_network
 
 
 def small(config: ModelConfig, **options) -> AlexNet:
@@ -47,6 +48,8 @@ def plain(weights: dict[str, Tensor], config: ModelConfig, x: Tensor, positions:
     x = act(F.conv2d(x, *joined("conv4"), padding=1, groups=2))
     x = F.conv2d(x, *joined("conv5"), padding=1, groups=2)
     x = act(pool(x)) if source else pool(act(x))
+    if config.conv6:
+        x = act(F.conv2d(x, *joined("conv6"), padding=1))
     x = x.flatten(1)
     x = dropped(act(F.linear(x, *joined("fc6"))), 6)
     x = dropped(act(F.linear(x, *joined("fc7"))), 7)
@@ -59,6 +62,7 @@ CONFIGS = {
     "tanh without norm": ModelConfig(
         fc_width=64, init="he", precision="float32", activation="tanh", normalise=False, dropout=0.2
     ),
+    "conv6": ModelConfig(fc_width=64, init="he", precision="float32", conv6=True),
 }
 
 
@@ -78,6 +82,35 @@ def test_outputs_and_gradients_equal_the_network_written_plainly(name: str, trai
     ours_grads, theirs_grads = (torch.autograd.grad(F.cross_entropy(o, labels), parameters) for o in (ours, theirs))
     for ours_grad, theirs_grad in zip(ours_grads, theirs_grads, strict=True):
         torch.testing.assert_close(ours_grad, theirs_grad, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed", "bfloat16"])
+def test_the_last_hidden_layer_is_what_the_classes_are_read_from(precision) -> None:
+    model = AlexNet(ModelConfig(fc_width=64, init="he", precision=precision), classes=7, crop=67, seed=3)
+    x = torch.randn(4, 3, 67, 67, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        hidden, logits = model.hidden(x), model(x)
+        if precision != "float32":
+            model = model.bfloat16()  # as autocast multiplies
+        last = [tower.fc8 for tower in model.held().values()]
+        read = torch.cat([fc8(hidden.to(fc8.weight.dtype)) for fc8 in last], dim=1)
+    assert hidden.shape == (4, 64) and hidden.dtype == torch.float32 and (hidden >= 0).all()
+    assert torch.equal(read.float(), logits)
+
+
+def test_conv6_takes_pooled_maps_of_both_towers() -> None:
+    model = AlexNet(ModelConfig(conv6=True, fc_width=64, init="source"), classes=10)
+    with torch.no_grad():
+        for tower in model.held().values():
+            assert tower.conv6.weight.shape == (128, 256, 3, 3) and (tower.conv6.bias == 1).all()
+            tower.conv6.register_forward_hook(lambda module, inputs, output: shapes.append(output.shape))
+        shapes: list[torch.Size] = []
+        model(torch.zeros(1, 3, 224, 224))
+    assert shapes == [(1, 128, 6, 6)] * 2
+    without = AlexNet(ModelConfig(fc_width=64, init="source"), classes=10)
+    others = {name: weight for name, weight in model.named_parameters() if ".conv6." not in name}
+    assert others.keys() == dict(without.named_parameters()).keys()
+    assert all(torch.equal(weight, others[name]) for name, weight in without.named_parameters())
 
 
 def test_it_has_the_papers_60_965_224_parameters_and_659_272_neurons() -> None:
@@ -123,10 +156,18 @@ def test_conv1_in_fours_is_the_convolution(crop: int) -> None:
     assert ((ours - theirs).norm() / theirs.norm()) < 2**-7
 
 
-@pytest.mark.parametrize(("crop", "classes", "width"), [(224, 1000, 4096), (67, 7, 64)])
-def test_training_flop_are_those_that_torch_counts(crop: int, classes: int, width: int) -> None:
-    config = ModelConfig(precision="float32", fc_width=width)
-    model = AlexNet(config, classes=classes, crop=crop)
+@pytest.mark.parametrize(
+    ("config", "crop", "classes"),
+    [
+        (ModelConfig(), 224, 1000),
+        (ModelConfig(fc_width=64), 67, 7),
+        (ModelConfig(fc_width=64, conv6=True), 112, 7),
+        (ModelConfig(fc_width=64, layout="torchvision"), 112, 7),
+    ],
+    ids=["paper", "small", "conv6", "torchvision"],
+)
+def test_training_flop_are_those_that_torch_counts(config: ModelConfig, crop: int, classes: int) -> None:
+    model = make_network(config, classes=classes, crop=crop, seed=0)
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 3, crop, crop), torch.zeros(1, dtype=torch.int64)).sum().backward()
     assert training_flops_per_picture(config, classes, crop) == counter.get_total_flops()
@@ -194,3 +235,5 @@ def test_wrong_options_say_what_is_expected() -> None:
         ModelConfig(fc_width=7)
     with pytest.raises(ValueError, match="dropout is 1"):
         ModelConfig(dropout=1)
+    with pytest.raises(ValueError, match="conv6 is set for layout torchvision"):
+        ModelConfig(conv6=True, layout="torchvision")

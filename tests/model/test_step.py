@@ -26,6 +26,16 @@ def test_prepare_is_the_formula_and_channels_last() -> None:
     torch.testing.assert_close(found.permute(0, 2, 3, 1).double(), expected, rtol=1e-5, atol=1e-5)  # float32
 
 
+def test_channels_may_have_deviations_of_their_own() -> None:
+    batch = examples()._replace(scale=torch.linspace(0.5, 1, 8))
+    mean = torch.rand(CROP, CROP, 3) * 255
+    found = normalise_pictures(batch, mean, (58.4, 57.1, 57.4))
+    for channel, deviation in enumerate((58.4, 57.1, 57.4)):
+        assert torch.equal(found[:, channel], normalise_pictures(batch, mean, deviation)[:, channel])
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(normalise_pictures(batch, mean, (58.0, 58.0, 58.0)), normalise_pictures(batch, mean, 58.0))
+
+
 # Generating code takes a minute; the other precisions' graphs are traced, counted and run without it.
 @pytest.mark.parametrize(
     ("precision", "backend"),

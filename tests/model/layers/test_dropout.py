@@ -3,7 +3,7 @@
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from model.dropout import keep_mask
+from model.layers.dropout import keep_mask
 
 
 def mask(seed: int = 1, layer: int = 6, first: int = 0, count: int = 512, units: int = 1024, drop: float = 0.5):

@@ -36,3 +36,14 @@ def keep_mask(seed: int, layer: int, positions: Tensor, first_unit: int, units: 
     row = _materialised(_mix(_materialised(_mix(positions & _LOW_32 ^ key)) ^ (positions >> 32)))  # (B,)
     unit = torch.arange(first_unit, first_unit + units, device=positions.device) * 0x9E3779B1 & _LOW_32
     return _mix(row[:, None] ^ unit[None, :]) >= round(drop * 2**32)
+
+
+def drop_units(x: Tensor, seed: int, layer: int, positions: Tensor | None, first_unit: int, drop: float) -> Tensor:
+    """Inverted dropout of (B, units), off without positions: equivalent to the paper's halving of outputs at test time.
+
+    layer, first_unit: whose outputs x are, and which of them its first column is.
+    """
+    if positions is None or drop == 0:
+        return x
+    keep = keep_mask(seed, layer, positions, first_unit, x.shape[1], drop)
+    return torch.where(keep, x / (1 - drop), 0)

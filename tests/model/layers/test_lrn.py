@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.lrn import LRNConfig, local_response_norm
+from model.layers.lrn import LRNConfig, local_response_norm
 
 
 def picture(channels: int, dtype: torch.dtype, scale: float = 20.0) -> Tensor:

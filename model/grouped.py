@@ -1,0 +1,82 @@
+"""The two towers as one module of torch's plain operators, which other programs can take: for export.
+
+What a tower keeps to itself is a convolution in two groups; what both share is a plain one.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.alexnet import TOWER_CHANNELS, AlexNet, ModelConfig, map_side
+from model.layers.lrn import LRNConfig
+
+
+class GroupedAlexNet(nn.Module):
+    """96, 256, 384, 384, 256 kernels, tower 0's first; computes in its weights' type, dropout off."""
+
+    def __init__(self, config: ModelConfig, *, classes: int = 1000, crop: int = 224):
+        super().__init__()
+        self.config = config
+        c1, c2, c3, c4, c5 = (2 * kernels for kernels in TOWER_CHANNELS)
+        self.conv1 = nn.Conv2d(3, c1, 11, stride=4, padding=2)
+        self.conv2 = nn.Conv2d(c1, c2, 5, padding=2, groups=2)
+        self.conv3 = nn.Conv2d(c2, c3, 3, padding=1)
+        self.conv4 = nn.Conv2d(c3, c4, 3, padding=1, groups=2)
+        self.conv5 = nn.Conv2d(c4, c5, 3, padding=1, groups=2)
+        self.conv6 = nn.Conv2d(c5, c5, 3, padding=1) if config.conv6 else None
+        self.fc6 = nn.Linear(c5 * map_side(crop) ** 2, config.fc_width)
+        self.fc7 = nn.Linear(config.fc_width, config.fc_width)
+        self.fc8 = nn.Linear(config.fc_width, classes)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Logits (B, classes) of (B, 3, crop, crop) pictures, as `AlexNet` takes them."""
+        x = self.conv1(pictures)  # (B, 96, 55, 55)
+        if self.config.layer_order == "paper":
+            x = _pool(self._normalise(self._activate(x)))  # (B, 96, 27, 27)
+        else:
+            x = self._activate(_pool(self._normalise(x)))
+        x = _pool(self._normalise(self._activate(self.conv2(x))))  # (B, 256, 13, 13)
+        x = self._activate(self.conv3(x))  # (B, 384, 13, 13)
+        x = self._activate(self.conv4(x))
+        x = self._activate(_pool(self.conv5(x)))  # (B, 256, 6, 6)
+        if self.conv6 is not None:
+            x = self._activate(self.conv6(x))
+        x = self._activate(self.fc6(x.flatten(1)))
+        return self.fc8(self._activate(self.fc7(x)))
+
+    def _activate(self, x: Tensor) -> Tensor:
+        return x.relu() if self.config.activation == "relu" else x.tanh()
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        """Each tower's channels alone."""
+        if not self.config.normalise:
+            return x
+        return torch.cat([_response_norm(half, self.config.lrn) for half in x.chunk(2, dim=1)], dim=1)
+
+
+def _pool(x: Tensor) -> Tensor:
+    return F.max_pool2d(x, 3, 2)
+
+
+def _response_norm(x: Tensor, config: LRNConfig) -> Tensor:
+    """`model.layers.lrn`'s normalisation of (B, C, H, W), written plainly."""
+    channels, reach = x.shape[1], config.size // 2
+    squares = F.pad(x * x, (0, 0, 0, 0, reach, reach))  # (B, reach + C + reach, H, W)
+    total = squares[:, :channels]
+    for first in range(1, 2 * reach + 1):
+        total = total + squares[:, first : first + channels]
+    return x / (config.k + config.alpha * total) ** config.beta
+
+
+def grouped(model: AlexNet) -> GroupedAlexNet:
+    """The same network as one module, with copies of the weights of a process that holds both towers."""
+    assert model.placement.whole, "a tower alone is no network"
+    with torch.device("meta"):  # shapes alone: the weights are there already
+        module = GroupedAlexNet(model.config, classes=model.classes, crop=model.crop)
+    towers = [dict(tower.named_parameters()) for tower in model.held().values()]
+    weights = {
+        name: torch.cat([tower[name].detach() for tower in towers]).contiguous()  # kernels, units, classes
+        for name, _ in module.named_parameters()
+    }
+    module.load_state_dict(weights, assign=True)
+    return module.eval()
