@@ -4,7 +4,7 @@ import hashlib
 import io
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -18,6 +18,16 @@ def write_output(path: Path, data: bytes, flag: str) -> None:
         write_atomic(path, data)
     except OSError as error:
         raise InputError(f"cannot write {path} ({error.strerror}); give another {flag}") from error
+
+
+def check_outputs(paths: Mapping[str, Path | None]) -> None:
+    """InputError where a file that a flag asks for cannot be one, or two flags ask for the same."""
+    given = {flag: path for flag, path in paths.items() if path}
+    for flag, path in given.items():
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            raise InputError(f"{flag} is {path}, expected a file in a folder that is there; give another {flag}")
+        if twice := [other for other in given if other != flag and given[other].absolute() == path.absolute()]:
+            raise InputError(f"{flag} and {twice[0]} are both {path}, expected two files; give another {flag}")
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from pipeline.command import EXIT_DONE, InputError, end_on_sigterm, run_command, say
-from pipeline.files import write_output
+from pipeline.files import check_outputs, write_output
 from service.results.curves import curves_png
 from service.results.history import read_histories
-from service.results.table import HEADINGS, markdown, table_rows
+from service.results.table import HEADINGS, LEFT, markdown, print_table, table_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +32,7 @@ class CompareOptions:
     def __post_init__(self) -> None:
         if not self.runs:
             raise InputError("no run is named, expected at least one folder; give --out of a service.train")
-        for path, flag in ((self.out, "--out"), (self.table, "--table")):
-            if path and (path.is_dir() or not path.absolute().parent.is_dir()):
-                raise InputError(f"{flag} is {path}, expected a file in a folder that is there; give another {flag}")
+        check_outputs({"--out": self.out, "--table": self.table})
 
 
 def main() -> int:
@@ -47,21 +43,10 @@ def main() -> int:
     rows = table_rows(histories)
     write_output(options.out, curves_png(histories), "--out")
     if options.table:
-        write_output(options.table, markdown(rows).encode(), "--table")
-    _print(rows)
+        write_output(options.table, markdown(HEADINGS, rows, LEFT).encode(), "--table")
+    print_table(HEADINGS, rows, LEFT)
     say(f"{options.out}: losses, errors and learning rates of {len(rows)} runs")
     return EXIT_DONE
-
-
-def _print(rows: list[tuple[str, ...]]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for number, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="left" if number < 2 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console = Console(markup=False, highlight=False)
-    console.width = console.width if console.is_terminal else 200
-    console.print(table)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,15 @@ POINTS: Final = 400  # of a loss curve: as many as the picture can tell apart
 # Okabe and Ito's palette, which the colour-blind can tell apart; without its yellow, too pale for a line on white.
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 STYLES: Final = ("-", "--", "-.", ":")  # the palette again, in another style, for every seven runs
-MARKS: Final = {"learning-rate": "v", "checkpoint": "s", "pause": "|", "resume": "|", "stop": "X", "precision": "D"}
+MARKS: Final = {
+    "learning-rate": "v",
+    "checkpoint": "s",
+    "pause": "|",
+    "resume": "|",
+    "stop": "X",
+    "precision": "D",
+    "fork": "*",
+}
 
 
 def curves_png(histories: Sequence[RunHistory]) -> bytes:

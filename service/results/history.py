@@ -64,6 +64,8 @@ def read_history(folder: Path, name: str) -> RunHistory:
             if record.pop("validation", False):
                 validations.append(Validation(**record))
                 continue
+            if record.get("evaluation"):  # of the finished network: no point of a curve
+                continue
             step = int(record["step"])
             for column, field in zip(columns, COLUMNS, strict=True):
                 column.append(record[field])

@@ -1,9 +1,11 @@
-"""The final figures of several runs, side by side."""
+"""Tables as text and Markdown; the final figures of several runs, side by side."""
 
 from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
 from service.results.history import RunHistory
 
@@ -21,6 +23,7 @@ HEADINGS: Final = (
     "at epoch",
     "images/s",
 )
+LEFT: Final = 2  # of them are words
 
 
 def table_rows(histories: Sequence[RunHistory]) -> list[tuple[str, ...]]:
@@ -45,7 +48,19 @@ def _row(history: RunHistory) -> tuple[str, ...]:
     )
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """The rows as a Markdown table; numbers to the right, a bar in a name escaped."""
-    lines = [HEADINGS, ["---"] * 2 + ["---:"] * (len(HEADINGS) - 2), *rows]
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
+    """The rows as a Markdown table; after the first `left` columns are numbers, to the right; a bar is escaped."""
+    lines = [headings, ["---"] * left + ["---:"] * (len(headings) - left), *rows]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> None:
+    """The same on stdout, in aligned columns."""
+    table = Table(box=None, pad_edge=False)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if number < left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(markup=False, highlight=False)
+    console.width = console.width if console.is_terminal else 200
+    console.print(table)

@@ -144,7 +144,7 @@ def test_the_table_has_each_runs_last_and_best_figures(tmp_path: Path) -> None:
     loss = f"{np.mean([2.0 / step for step in range(121 - LAST_STEPS, 121)]):.4f}"
     assert rows[0] == ("one", "demo", "120", "3.00", loss, "90.00%", "30.00%", "16.67%", "3", "100")
     assert rows[1] == ("a|b", "demo", "120", "3.00", loss, "-", "-", "-", "-", "100")
-    text = markdown(rows).splitlines()
+    text = markdown(HEADINGS, rows, 2).splitlines()
     assert len(text) == 4 and text[0].count("|") == len(HEADINGS) + 1
     assert text[3].startswith("| a\\|b | demo |")
 
