@@ -31,7 +31,8 @@ from nvidia.dali.types import Constant, DALIDataType, DALIImageType, DALIInterpT
 from PIL import Image
 from webdataset.compat import WebDataset
 
-from pipeline.load.loader import DALI_TYPES, FULL_SIDE, DataConfig, Loader
+from pipeline.load.graph import DALI_TYPES, FULL_SIDE
+from pipeline.load.loader import DataConfig, Loader
 from pipeline.manifest import ColourStatistics, Dataset
 
 COLOUR_STD = 0.1  # of the shift's random factors, section 4.1

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.command import InputError
 from pipeline.files import sha256_of
+from pipeline.randomness import SHARD, permutation
 
 SCHEMA_VERSION: Final = 2
 DATASET_FILE: Final = "dataset.json"
@@ -95,6 +96,11 @@ class Dataset:
     rejected: int
     colour: ColourStatistics
     files: dict[str, str]  # SHA-256 of every file but the tars, their indexes and dataset.json, by path
+
+
+def shard_order(seed: int, split: str, pictures: int) -> NDArray[np.int64]:
+    """The shuffle of a split: entry k is the place in the source's order of the picture with key k in the tars."""
+    return permutation(seed, SHARD, pictures, stream=SPLITS.index(split))
 
 
 def index_name(tar: str) -> str:

@@ -16,6 +16,7 @@ from model.parallel import Layout, choose_layout, make_parallel
 from pipeline.command import EXIT_DONE, EXIT_FAULTS, InputError, run_command, say
 from pipeline.load.loader import Device, choose_device
 from pipeline.memory import keep_freed_memory
+from service.evaluation.finished import evaluate_finished
 from service.run.config import Run, parse_run, write_run
 from service.run.lock import DOCTOR, lock_run
 from service.telemetry.console import ProgressDisplay
@@ -46,6 +47,7 @@ def train(worker: Worker) -> int:
             worker.save_if_due()
             worker.act()
         worker.save()
+        evaluate_finished(worker)
     except NonFinite as error:
         worker.close()
         remedy = "train again with a lower --optim.lr into another --out"

@@ -1,6 +1,7 @@
 """Shards -> training batches on the device.
 
-loader.py       the DALI pipeline and its Batch; DataConfig
+loader.py       batches of a data set, by the graph; DataConfig
+graph.py        the DALI graph: JPEG files -> crops of pixels
 order.py        training position -> sample; a rank's part of a batch
 augment.py      training position -> crop, mirror and colour shift; AugmentConfig
 inputs.py       all that the DALI pipeline and the training step are given of a batch's samples; damaged ones replaced

@@ -4,35 +4,26 @@ The graph has no random operator and no state: `fn.external_source` hands it JPE
 batch is a pure function of (data set, seed, position), on CPU and GPU alike.
 """
 
-import os
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from nvidia.dali import fn
-from nvidia.dali import math as dali_math
 from nvidia.dali.pipeline import Pipeline
-from nvidia.dali.types import DALIDataType, DALIImageType, DALIInterpType
 
 from pipeline.command import InputError
 from pipeline.load.augment import AugmentConfig
+from pipeline.load.graph import FULL_SIDE, Device, GraphConfig, Output, build_graph
 from pipeline.load.inputs import SampleInputs, TrainInputs, replace_damaged, validation_inputs
 from pipeline.load.order import rank_slice
 from pipeline.load.probe import gpu_decoder_works
 from pipeline.load.storage import SampleStore
 from pipeline.manifest import Dataset, load_dataset, load_mean
-
-FULL_SIDE: Final = 256  # pixels: what pictures of original size are resized to, their shorter side; section 2
-
-Device = Literal["cpu", "gpu"]
-Output = Literal["uint8", "float16", "float32"]
-DALI_TYPES: Final = {"uint8": DALIDataType.UINT8, "float16": DALIDataType.FLOAT16, "float32": DALIDataType.FLOAT}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +74,14 @@ def crop_margin(dataset: Dataset, config: DataConfig) -> int:
 
 def mean_crop(dataset: Dataset, config: DataConfig) -> torch.Tensor:
     """(crop, crop, 3) float32: the middle of the training set's mean picture, RGB on 0..255."""
-    start = crop_margin(dataset, config) // 2
-    mean = load_mean(config.shards, dataset)
-    return torch.from_numpy(mean[start : start + config.crop, start : start + config.crop].copy())
+    crop_margin(dataset, config)  # which refuses a crop that is too large
+    return torch.from_numpy(central_crop(load_mean(config.shards, dataset), config.crop))
+
+
+def central_crop(picture: NDArray[np.float32], crop: int) -> NDArray[np.float32]:
+    """(crop, crop, 3): the middle of a square picture."""
+    start = (len(picture) - crop) // 2
+    return picture[start : start + crop, start : start + crop].copy()
 
 
 class Loader:
@@ -94,7 +90,8 @@ class Loader:
     def __init__(
         self, config: DataConfig, *, seed: int = 0, device: Device = "cpu", rank: int = 0, world_size: int = 1
     ):
-        self.config, self.seed, self.device = config, seed, device
+        self.config, self.seed = config, seed
+        self.device: Device = device
         self.rank, self.world_size = rank, world_size
         self.dataset = load_dataset(config.shards)
         self.crop_margin = crop_margin(self.dataset, config)
@@ -128,6 +125,18 @@ class Loader:
         """This rank's part of each batch of validation pictures, in order; the last batch may be shorter."""
         store = SampleStore(self.config.shards, self.dataset, "val")
         return self._batches(store, self._validation_rows(store, batch_size), self._part(batch_size)[1])
+
+    def pictures(self, split: str, samples: range, batch_size: int) -> Iterator[Batch]:
+        """These samples of a split, in order and whatever the rank, each picture's centre crop as it is."""
+        store = SampleStore(self.config.shards, self.dataset, split)
+        starts = range(samples.start, samples.stop, batch_size)
+        rows = (
+            validation_inputs(
+                store, self.crop_margin, self.mean, np.arange(start, min(start + batch_size, samples.stop))
+            )
+            for start in starts
+        )
+        return self._batches(store, rows, batch_size)
 
     def _validation_rows(self, store: SampleStore, batch_size: int) -> Iterator[SampleInputs]:
         for start in range(0, len(store), batch_size):
@@ -167,46 +176,19 @@ class Loader:
             yield self._batch(pictures, waiting.popleft())
 
     def _graph(self, feed: Any, batch_size: int) -> Pipeline:
-        graph = Pipeline(
-            batch_size=batch_size,
-            num_threads=self.config.threads or len(os.sched_getaffinity(0)),
-            device_id=None if self.device == "cpu" else torch.cuda.current_device(),
-            prefetch_queue_depth=self.config.prefetch,
-            seed=0,  # there is no random operator
+        return build_graph(
+            feed,
+            GraphConfig(
+                batch_size=batch_size,
+                size=self.dataset.size,
+                crop=self.config.crop,
+                output=self.output,
+                decoder=self.decoder,
+                device=self.device,
+                threads=self.config.threads,
+                prefetch=self.config.prefetch,
+            ),
         )
-        crop = self.config.crop
-        with graph:
-            jpegs, corner, mirror, mean = fn.external_source(feed, num_outputs=4, batch=True)
-            pictures: Any = fn.decoders.image(
-                jpegs,
-                device="mixed" if self.decoder == "gpu" else "cpu",
-                output_type=DALIImageType.RGB,
-                jpeg_fancy_upsampling=True,
-            )
-            if self.decoder != self.device:
-                pictures = pictures.gpu()
-            if self.dataset.size:
-                position = corner / max(self.crop_margin, 1)
-            else:
-                pictures = fn.resize(
-                    pictures, size=FULL_SIDE, mode="not_smaller", interp_type=DALIInterpType.INTERP_TRIANGULAR
-                )
-                sides = pictures.shape(device="cpu")[:2]
-                spare = fn.cast(dali_math.max(sides - crop, 1), dtype=DALIDataType.FLOAT)
-                position = (corner + (sides - FULL_SIDE) // 2) / spare
-            pictures = fn.crop_mirror_normalize(
-                pictures,
-                crop=(crop, crop),
-                crop_pos_y=position[0],
-                crop_pos_x=position[1],
-                mirror=mirror,
-                mean=mean,
-                dtype=DALI_TYPES[self.output],
-                output_layout="HWC",
-            )
-            graph.set_outputs(pictures)
-        graph.build()
-        return graph
 
     def _batch(self, pictures: Any, rows: SampleInputs) -> Batch:
         tensor = torch.from_dlpack(pictures.as_tensor())

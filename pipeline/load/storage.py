@@ -3,6 +3,7 @@
 import mmap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from isal.isal_zlib import crc32  # several times as fast as zlib's, which not every Python has with SIMD
@@ -14,6 +15,9 @@ from pipeline.manifest import Dataset, load_samples
 # Where a sample's JPEG bytes stand, and what they are: shard, offset and size in bytes, CRC-32. A plain tuple, because
 # a named one takes longer to make, and there is one for each sample of an epoch.
 Location = tuple[int, int, int, int]
+
+BLOCK: Final = 512  # bytes of a header in a tar; a sample's bytes follow its header
+KEY_DIGITS: Final = 8  # of a sample's name, as sharding writes it
 
 
 class SampleStore:
@@ -44,6 +48,15 @@ class SampleStore:
     def is_intact(self, location: Location) -> bool:
         """Whether the bytes there are what was sharded."""
         return crc32(self.read([location])[0]) == location[3]
+
+    def keys(self) -> NDArray[np.int64]:
+        """(N,) each sample's key, which its JPEG's header in the tar begins with: its place in the split's shuffle."""
+        headers = (
+            (shard, offset - BLOCK) for shard, offset in zip(self.table["shard"], self.table["offset"], strict=True)
+        )
+        return np.array(
+            [int(bytes(self._bytes[shard][start : start + KEY_DIGITS])) for shard, start in headers], np.int64
+        )
 
     def replacement(self, location: Location) -> int:
         """The sample that takes a damaged one's place, always the same: the next sound one of the table."""

@@ -89,7 +89,20 @@ def _reasons() -> Iterator[None]:
         raise UnusablePicture(_reason(error)) from error
 
 
+def to_square(data: bytes, size: int) -> NDArray[np.uint8]:
+    """The central square of an upright picture, (size, size, 3) RGB, as `to_jpeg` encodes it; UnusablePicture too."""
+    if not data:
+        raise UnusablePicture("the file is empty")
+    with _reasons():
+        return _square(data, size)
+
+
 def _square_jpeg(data: bytes, size: int, quality: int) -> tuple[bytes, NDArray[np.uint8]]:
+    jpeg = _encode(_square(data, size), quality)
+    return jpeg, _decode(jpeg).pixels
+
+
+def _square(data: bytes, size: int) -> NDArray[np.uint8]:
     if data.startswith(_JPEG):
         _require_size(_jpeg_header(data))
         # A large JPEG: let the DCT scale it down by 2 or more, to no less than twice the size.
@@ -97,8 +110,7 @@ def _square_jpeg(data: bytes, size: int, quality: int) -> tuple[bytes, NDArray[n
         pixels = _upright(decoded.pixels, orientation(data))
     else:
         pixels = _by_pillow(data)
-    jpeg = _encode(central_square(pixels, size), quality)
-    return jpeg, _decode(jpeg).pixels
+    return central_square(pixels, size)
 
 
 def _own_size_jpeg(data: bytes, quality: int) -> tuple[bytes, NDArray[np.uint8]]:

@@ -4,11 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from pipeline.randomness import SHARD, permutation
+from pipeline.manifest import shard_order
 from pipeline.source.ilsvrc import Source
 from pipeline.write.shard import MAX_SOURCE_BYTES, ShardTask
-
-_STREAMS: Final = {"train": 0, "val": 1, "test": 2}  # each split has its own shuffle
 
 # A reader may hold every tar of ImageNet open (513 + 20) under the usual limit of 1,024; 75 MB each at 256 pixels.
 _MOST_SHARD_SAMPLES: Final = 2500
@@ -33,7 +31,7 @@ def shard_tasks(
 ) -> Iterator[ShardTask]:
     """The task of every shard, made as it is asked for, split by split: each split is shuffled as a whole."""
     for split, listing in source.splits.items():
-        order = permutation(plan.seed, SHARD, len(listing), stream=_STREAMS[split])
+        order = shard_order(plan.seed, split, len(listing))
         step = plan.shard_samples or _shard_samples(len(listing))
         for number, first in enumerate(range(0, len(listing), step)):
             yield ShardTask(

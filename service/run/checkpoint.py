@@ -1,13 +1,14 @@
 """Crash-safe checkpoints: written aside, fsynced, listed with their hashes, then renamed; verified when read.
 
-RUN/checkpoints/step-00001000/  towers-0.safetensors towers-1.safetensors state.json run.json manifest.json
+RUN/checkpoints/step-00001000/  towers-0.safetensors towers-1.safetensors (or network.safetensors) state.json run.json
+                                preprocessing.json mean.npy manifest.json
 RUN/checkpoints/LATEST          a hint for people and scripts; loading trusts only a manifest that verifies
 """
 
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from model.alexnet import AlexNet
+from model.network import Network
 from model.optim import MomentumSGD
 from pipeline.command import InputError, say
 from pipeline.files import fsync_folder, sha256_of, write_atomic
@@ -25,6 +26,7 @@ from pipeline.files import fsync_folder, sha256_of, write_atomic
 FOLDER: Final = "checkpoints"
 MANIFEST: Final = "manifest.json"
 SCHEMA_VERSION: Final = 1
+NETWORK_FILE: Final = "network.safetensors"
 MOMENTUM: Final = "momentum."  # before a velocity's name in a tower's file; weights have their plain names
 
 Tensors = dict[str, dict[str, Tensor]]  # by file name, then by tensor name
@@ -42,6 +44,19 @@ class Validation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The error of a finished network on the validation set, averaged over the paper's ten views of each picture."""
+
+    epoch: int
+    step: int
+    views: int
+    samples: int
+    top1: float  # error, 0..1
+    top5: float
+    interval: tuple[float, float]  # 95% of the top-1 error
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunState:
     """Where a run stands; with the weights and velocities, all that a resume needs (there is no random state)."""
 
@@ -50,6 +65,7 @@ class RunState:
     restarts: int = 0
     history: tuple[Validation, ...] = ()
     events: tuple[dict[str, Any], ...] = ()
+    evaluation: Evaluation | None = None  # of the finished network
 
 
 @dataclass(frozen=True)
@@ -66,11 +82,17 @@ def tower_file(tower: int | str) -> str:
     return f"towers-{tower}.safetensors"
 
 
-def copy_tensors(model: AlexNet, optimizer: MomentumSGD) -> Tensors:
+def file_of(parameter: str) -> str:
+    """The file that holds a parameter: its tower's, or that of a network that has none."""
+    first, second, *_ = parameter.split(".")
+    return tower_file(second) if first == "towers" else NETWORK_FILE
+
+
+def copy_tensors(model: Network, optimizer: MomentumSGD) -> Tensors:
     """Copies on the host of each tower's weights and velocities: what the training loop pays for a checkpoint."""
     files: Tensors = {}
     for name, weight in model.named_parameters():
-        file = files.setdefault(tower_file(name.split(".")[1]), {})
+        file = files.setdefault(file_of(name), {})
         file[name] = _host_copy(weight)
         file[MOMENTUM + name] = _host_copy(optimizer.velocities[name])
     return files
@@ -82,22 +104,38 @@ def _host_copy(tensor: Tensor) -> Tensor:
 
 def read_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """A verified checkpoint's weights and velocities, of both towers."""
-    return {name: tensor for tower in (0, 1) for name, tensor in load_file(checkpoint.path / tower_file(tower)).items()}
+    files = sorted(checkpoint.path.glob("*.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """A verified checkpoint's weights alone."""
+    return {name: tensor for name, tensor in read_tensors(checkpoint).items() if not name.startswith(MOMENTUM)}
 
 
 @torch.no_grad()
-def restore(tensors: Iterable[tuple[str, Tensor]], model: AlexNet, optimizer: MomentumSGD) -> None:
-    """Copy named weights and velocities into the towers that this process holds; those of other towers are skipped."""
+def restore(
+    tensors: Iterable[tuple[str, Tensor]], model: Network, optimizer: MomentumSGD, *, complete: bool = True
+) -> None:
+    """Copy named weights and velocities into what this process holds of the network; the rest is skipped.
+
+    complete: all that it holds must be among them.
+    """
     held: dict[str, Tensor] = dict(model.named_parameters())
     held |= {MOMENTUM + name: velocity for name, velocity in optimizer.velocities.items()}
     for name, tensor in tensors:
         if name in held:
             held.pop(name).copy_(tensor)
-    assert not held, f"a checkpoint of the same run lacks {sorted(held)}"
+    assert not (complete and held), f"a checkpoint of the same run lacks {sorted(held)}"
 
 
-def save_checkpoint(run_folder: Path, state: RunState, tensors: Tensors, run: dict[str, Any]) -> Path:
-    """Write a checkpoint: until the rename its name is one that loading ignores; after it the checkpoint is durable."""
+def save_checkpoint(
+    run_folder: Path, state: RunState, tensors: Tensors, run: dict[str, Any], files: Mapping[str, bytes] | None = None
+) -> Path:
+    """Write a checkpoint: until the rename its name is one that loading ignores; after it the checkpoint is durable.
+
+    files: what else it holds, by name.
+    """
     parent = run_folder / FOLDER
     final = parent / f"step-{state.step:08d}"
     temporary = parent / f".tmp-{final.name}"
@@ -108,8 +146,10 @@ def save_checkpoint(run_folder: Path, state: RunState, tensors: Tensors, run: di
             write_atomic(temporary / name, serialise(file))
         _write_json(temporary / "state.json", asdict(state))
         _write_json(temporary / "run.json", run)
-        files = {path.name: [path.stat().st_size, sha256_of(path)] for path in sorted(temporary.iterdir())}
-        _write_json(temporary / MANIFEST, {"schema_version": SCHEMA_VERSION, "files": files})
+        for name, data in (files or {}).items():
+            write_atomic(temporary / name, data)
+        listed = {path.name: [path.stat().st_size, sha256_of(path)] for path in sorted(temporary.iterdir())}
+        _write_json(temporary / MANIFEST, {"schema_version": SCHEMA_VERSION, "files": listed})
         fsync_folder(temporary)
         # The same step again: its checkpoint did not verify, or lacks a validation that was done since.
         replaced = parent / f".replaced-{final.name}"
@@ -161,9 +201,19 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if wrong:
         raise InputError(f"{path} is no sound checkpoint: {'; '.join(wrong)}; choose another one")
     fields = json.loads((path / "state.json").read_bytes())
+    return Checkpoint(path, _state(fields), json.loads((path / "run.json").read_bytes()))
+
+
+def _state(fields: dict[str, Any]) -> RunState:
     history = tuple(Validation(**entry) for entry in fields["history"])
-    state = RunState(**{**fields, "history": history, "events": tuple(fields["events"])})
-    return Checkpoint(path, state, json.loads((path / "run.json").read_bytes()))
+    evaluation = fields.get("evaluation")
+    measured = Evaluation(**{**evaluation, "interval": tuple(evaluation["interval"])}) if evaluation else None
+    return RunState(**{**fields, "history": history, "events": tuple(fields["events"]), "evaluation": measured})
+
+
+def identity_of(checkpoint: Path) -> str:
+    """The SHA-256 of a checkpoint: of its manifest, which lists the hashes of all that is in it."""
+    return sha256_of(checkpoint / MANIFEST)
 
 
 def newest_checkpoint(run_folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:

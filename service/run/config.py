@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 import tyro
 
 from model.alexnet import ModelConfig
-from model.lrn import LRNConfig
+from model.layers.lrn import LRNConfig
 from model.optim import OptimConfig
 from pipeline.command import InputError
 from pipeline.files import write_atomic
@@ -28,6 +28,8 @@ MAY_CHANGE: Final = frozenset(
         "data.threads",
         "data.prefetch",
         "out",
+        "parent",
+        "keep",
         "epochs",
         "max_steps",
         "checkpoint_every",
@@ -64,6 +66,11 @@ class Run:
     optim: OptimConfig = field(default_factory=OptimConfig)
     out: Path = Path("run")
     """Folder of the run: checkpoints, log.jsonl, events.jsonl; a run that is there goes on where it stopped."""
+    parent: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """Start from the network of another run, or of a checkpoint; a run that is already in --out goes on instead."""
+    keep: Literal["all", "weights"] = "all"
+    """What --from brings. all: weights, velocities, position and history, as a fork of the run; weights: those alone,
+    of a file too, and layers that only the new network has, or whose classes are others, start afresh."""
     batch_size: int = 128
     """Pictures a step, over all ranks; section 5."""
     epochs: int = 90
@@ -112,6 +119,8 @@ class Run:
             given = "--tls-certificate" if self.tls_certificate else "--tls-key"
             raise InputError(f"{given} is alone, expected --tls-certificate and --tls-key; give both or none")
         maximum = {"port": 65535, "seed": 2**64 - 1}
+        if self.keep == "weights" and not self.parent:
+            raise InputError("--keep is for what --from brings, expected both; give --from CHECKPOINT")
         for name, most in maximum.items():
             if (value := getattr(self, name)) > most:
                 raise InputError(f"{name} is {value}, expected at most {most}; set --{name}")
@@ -166,9 +175,14 @@ def flattened(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def differences(theirs: dict[str, Any], ours: dict[str, Any], allowed: frozenset[str]) -> str:
     """The fields in which two runs differ, but for those allowed to, with both values; empty where there are none."""
-    there, here = flattened(theirs), flattened(ours)
+    there, here = with_defaults(theirs), with_defaults(ours)
     differing = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
     return ", ".join(f"{n} {there.get(n)} there, {here.get(n)} here" for n in differing if n not in allowed)
+
+
+def with_defaults(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a run.json, flattened; what an earlier version of it lacks has its default."""
+    return flattened(run_fields(Run(), "")) | flattened(fields)
 
 
 def check_same_run(out: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:

@@ -14,7 +14,8 @@ from service.run.checkpoint import RunState, Validation
 from service.run.limits import HIGHEST_RATE
 
 Kind = Literal["learning-rate", "checkpoint", "pause", "resume", "stop"]
-KINDS: Final[tuple[str, ...]] = (*get_args(Kind), "precision")  # of events: acts, and a precision changed at a resume
+# Of events: acts, a precision changed at a resume, and the start from another run.
+KINDS: Final[tuple[str, ...]] = (*get_args(Kind), "precision", "fork")
 
 Event = dict[str, Any]
 
@@ -55,6 +56,20 @@ def make_precision_event(state: RunState, samples: int, old: str, new: str, auth
     return {**make_event("precision", state, samples, author), "old": old, "new": new}
 
 
+def make_fork_event(
+    state: RunState, samples: int, parent: Mapping[str, Any], keep: str, new_schedule: bool = False
+) -> Event:
+    """The start of a run from another's network.
+
+    parent: its path, step (None for a file that does not say) and SHA-256. new_schedule: whether the learning rates are
+    this run's from here on, whatever an operator of the parent's had set.
+    """
+    step = "" if parent["step"] is None else f" at step {parent['step']:,}"
+    reason = f"from {parent['path']}{step} (SHA-256 {parent['sha256'][:12]}), {keep} kept"
+    event = make_event("fork", state, samples, "command line", reason)
+    return {**event, "parent": dict(parent), "keep": keep, "new_schedule": new_schedule}
+
+
 def reason_to_refuse(act: Act, rates: LearningRates, paused: bool) -> str:
     """Why an act cannot be done as the run stands; empty where it can."""
     if act.kind == "pause" and paused:
@@ -86,8 +101,13 @@ def rate_changes(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]
 
 def manual_base_rate(events: Iterable[Mapping[str, Any]]) -> float | None:
     """The base rate that an operator has set last, which overrides the schedule; None where none has."""
-    rates = [event["new"]["base"] for event in rate_changes(events) if event.get("manual")]
-    return rates[-1] if rates else None
+    rate = None
+    for event in events:
+        if event.get("new_schedule"):
+            rate = None
+        elif event["kind"] == "learning-rate" and event.get("manual"):
+            rate = event["new"]["base"]
+    return rate
 
 
 def rates_of(config: OptimConfig, state: RunState, samples: int) -> LearningRates:

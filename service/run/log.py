@@ -59,7 +59,7 @@ class JsonLog:
 
 def sample_steps(path: Path) -> list[dict[str, Any]]:
     """Evenly spaced records of a log's training steps, at most SAMPLED."""
-    lines = [line for line in _lines(path) if b'"validation"' not in line]
+    lines = [line for line in _lines(path) if b'"loss"' in line and b'"validation"' not in line]
     return [json.loads(line) for line in lines[:: -(-len(lines) // SAMPLED) or 1]]
 
 

@@ -1,7 +1,7 @@
 """Checkpoints written in the background; the training loop pays only for the copy off the device."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -51,14 +51,16 @@ class CheckpointWriter:
         run: dict[str, Any],
         metrics: Metrics,
         *,
+        files: Mapping[str, bytes] | None = None,
         keep: int,
         resumed_from: Path | None,
         say: Callable[[str], None],
         collect: Callable[[Tensors], Tensors] = lambda tensors: tensors,
     ):
-        """collect: adds the files of towers that other processes hold."""
+        """files: others that every checkpoint holds, by name; collect: adds those of other processes' towers."""
         self.last_good, self.failed = resumed_from, ""  # failed: why the last save did, or empty
-        self._folder, self._run, self._metrics, self._say, self._collect = folder, run, metrics, say, collect
+        self._folder, self._run, self._files, self._metrics = folder, run, files, metrics
+        self._say, self._collect = say, collect
         self._keep, self._resumed_from = keep, resumed_from
         self._verified: set[Path] = set()
 
@@ -67,7 +69,7 @@ class CheckpointWriter:
         self._metrics.checkpoint_attempts.inc()
         start = time.monotonic()
         try:
-            self.last_good = save_checkpoint(self._folder, state, self._collect(tensors), self._run)
+            self.last_good = save_checkpoint(self._folder, state, self._collect(tensors), self._run, self._files)
             prune_checkpoints(self._folder, self._keep, self._resumed_from, self._verified)
             self._metrics.checkpoint_bytes.set(sum(path.stat().st_size for path in self.last_good.iterdir()))
         except OSError as error:

@@ -7,18 +7,22 @@ from typing import Any
 
 import torch
 
-from model.alexnet import AlexNet, Precision, PrecisionOption
+from model.alexnet import Precision, PrecisionOption
+from model.network import make_network
 from model.optim import LearningRates, MomentumSGD
 from model.parallel import Parallel
 from model.precision import ChosenPrecision, choose_precision, device_name, emulated
 from model.step import TrainingState
 from pipeline.command import InputError
 from pipeline.files import sha256_of
-from pipeline.load.loader import Device, Loader, mean_crop
+from pipeline.load.graph import Device
+from pipeline.load.loader import Loader
 from pipeline.manifest import DATASET_FILE
 from service.run.checkpoint import Checkpoint, RunState, newest_checkpoint, read_tensors, restore
 from service.run.config import Run, check_same_call, check_same_run, run_fields
 from service.run.events import make_precision_event, make_rate_event, manual_base_rate
+from service.run.preprocessing import Preprocessing, preprocessing_of
+from service.training.fork import describe_start, start_from
 from service.training.ranks import Ranks
 
 
@@ -33,6 +37,7 @@ class Setup:
     state: RunState
     resumed_from: Path | None
     fields: dict[str, Any]
+    preprocessing: Preprocessing
     total_steps: int
 
 
@@ -49,22 +54,32 @@ def set_up(run: Run, device: Device, ranks: Ranks, parallel: Parallel, say: Call
     ranks.on_all_ranks(lambda: check_same_call(ranks.rank, leaders, asked))
     checkpoint = ranks.on_all_ranks(lambda: find_resumable(run, asked, say) if ranks.is_leader else None)
     torch_device = torch.device("cuda" if device == "gpu" else "cpu")
-    so_far = checkpoint.run["model"]["precision"] if checkpoint else None
+    start = ranks.on_all_ranks(
+        lambda: start_from(run, asked, loader.dataset) if ranks.is_leader and run.parent and not checkpoint else None
+    )
+    before = checkpoint.run if checkpoint else start.run if start else {}
+    so_far = before["model"]["precision"] if before else None
     precision, why = ranks.broadcast(decide_precision(run.model.precision, so_far, torch_device))
     run = replace(run, model=replace(run.model, precision=precision))
-    training = ranks.on_all_ranks(lambda: build_training(run, loader, torch_device, parallel))
+    preprocessing = ranks.on_all_ranks(lambda: preprocessing_of(loader.dataset, run.data.shards))
+    training = ranks.on_all_ranks(lambda: build_training(run, loader, preprocessing, torch_device, parallel))
     say(f"precision {precision}: {why}")
     path = ranks.broadcast(checkpoint.path if checkpoint else None)
-    state = ranks.broadcast(resumed_state(checkpoint, run, splits["train"].samples) if checkpoint else RunState())
+    initial = start.state if start else RunState()
+    state = ranks.broadcast(resumed_state(checkpoint, run, splits["train"].samples) if checkpoint else initial)
     if path:
         tensors = ranks.broadcast_tensors(read_tensors(checkpoint) if checkpoint else {})
         restore(tensors, training.model, training.optimizer)
         say(f"resumed from {path}, restart {state.restarts}")
+    elif run.parent:
+        tensors = ranks.broadcast_tensors(start.tensors if start else {})
+        restore(tensors, training.model, training.optimizer, complete=run.keep == "all")
+        say(describe_start(start) if start else "")
     if "val" not in splits:
         say(f"{run.data.shards} has no validation split: training without it; a plateau schedule keeps its rate")
     steps = -(-run.epochs * splits["train"].samples // run.batch_size)
     fields = run_fields(run, dataset)
-    return Setup(run, ranks, loader, training, state, path, fields, min(steps, run.max_steps or steps))
+    return Setup(run, ranks, loader, training, state, path, fields, preprocessing, min(steps, run.max_steps or steps))
 
 
 def open_loader(run: Run, device: Device, ranks: Ranks, parallel: Parallel) -> Loader:
@@ -91,10 +106,12 @@ def decide_precision(wanted: PrecisionOption, so_far: Precision | None, device: 
     )
 
 
-def build_training(run: Run, loader: Loader, device: torch.device, parallel: Parallel) -> TrainingState:
+def build_training(
+    run: Run, loader: Loader, preprocessing: Preprocessing, device: torch.device, parallel: Parallel
+) -> TrainingState:
     """The network and its optimiser, with their initial values."""
     try:
-        model = AlexNet(
+        model = make_network(
             run.model,
             classes=len(loader.dataset.classes),
             crop=run.data.crop,
@@ -105,7 +122,7 @@ def build_training(run: Run, loader: Loader, device: torch.device, parallel: Par
         raise InputError(str(error)) from error
     model.to(device)
     optimizer = MomentumSGD(run.optim, dict(model.named_parameters()))
-    mean = mean_crop(loader.dataset, run.data).to(device)
+    mean = torch.from_numpy(preprocessing.mean_crop(run.data.crop, run.model.layout)).to(device)
     return TrainingState(model, optimizer, mean, torch.tensor(True, device=device), parallel)
 
 

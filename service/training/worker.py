@@ -17,7 +17,7 @@ from model.optim import LearningRates
 from model.step import StepControls, StepInputs, compiled_train_step, eval_step, train_step
 from pipeline.load.loader import Batch
 from pipeline.load.order import rank_slice
-from service.run.checkpoint import RunState, Validation, copy_tensors
+from service.run.checkpoint import Evaluation, RunState, Validation, copy_tensors
 from service.run.events import (
     Event,
     describe_change,
@@ -72,6 +72,7 @@ class Worker:
     ):
         self.display, self.metrics, self.heartbeat, self.stop = display, metrics, heartbeat, stop
         self.run = run = setup.run
+        self.preprocessing = setup.preprocessing
         self.loader, self.training, self.state = setup.loader, setup.training, setup.state
         self.device = setup.training.mean.device
         self.train_step = compiled_train_step() if run.compile else train_step
@@ -94,6 +95,7 @@ class Worker:
             run.out,
             setup.fields,
             metrics,
+            files=setup.preprocessing.files(),
             keep=run.keep_checkpoints,
             resumed_from=setup.resumed_from,
             say=display.say,
@@ -117,9 +119,16 @@ class Worker:
         return self.validates and self.state.position // self.samples > done
 
     @property
+    def evaluation_due(self) -> bool:
+        """Whether all epochs are done and validated, and the network is still to be measured on the paper's views."""
+        if not self.validates or self.validation_due or self.state.position < self.run.epochs * self.samples:
+            return False
+        return self.state.evaluation is None or self.state.evaluation.step != self.state.step
+
+    @property
     def finished(self) -> bool:
         """Whether nothing of the run is left to do."""
-        return self.state.step >= self.total_steps and not self.validation_due
+        return self.state.step >= self.total_steps and not self.validation_due and not self.evaluation_due
 
     def announce_compiling(self) -> None:
         """Allow more time for the first step, which compiles, and say so."""
@@ -300,6 +309,17 @@ class Worker:
         self.log.append({"validation": True, **asdict(entry)})
         self.update_run_metrics()
         self.display.say(f"epoch {epoch}: validation loss {loss:.4f}, top-1 error {top1:.2%}, top-5 error {top5:.2%}")
+
+    def record_evaluation(self, found: Evaluation) -> None:
+        """Log and print how the finished network does, and save it with the network."""
+        self.state = replace(self.state, evaluation=found)
+        self.log.append({"evaluation": True, **asdict(found)})
+        low, high = found.interval
+        self.display.say(
+            f"evaluation, {found.views} views of {found.samples:,} pictures: top-1 error {found.top1:.2%} "
+            f"(95% {low:.2%} to {high:.2%}), top-5 error {found.top5:.2%}"
+        )
+        self.save()
 
     def save_if_due(self) -> None:
         """A checkpoint every `checkpoint_every` steps, and of the weights that were just validated."""

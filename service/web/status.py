@@ -65,6 +65,7 @@ def run_progress(worker: Worker) -> dict[str, Any]:
         "restarts": state.restarts,
         "precision": worker.run.model.precision,
         "history": [{**asdict(entry), "loss": finite_or_none(entry.loss)} for entry in state.history],
+        "evaluation": state.evaluation and asdict(state.evaluation),
         "events": list(state.events),
         "proposal": proposed_rate_drop(worker.run.optim, state, worker.rates.base),
         **{name: finite_or_none(value) for name, value in numbers.items()},

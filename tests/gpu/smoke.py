@@ -347,7 +347,7 @@ def worker(options: Options, launcher: tuple[str, ...]) -> str:
                     f"ended with {done.returncode} before step {steps}: {done.stdout[-500:]}{done.stderr[-1500:]}"
                 )
         records = [json.loads(line) for line in (Path(out) / "log.jsonl").read_text().splitlines()]
-    losses = [record["loss"] for record in records if "validation" not in record]
+    losses = [record["loss"] for record in records if "gradient_norm" in record]
     if len(losses) != 6 or "restart 1" not in done.stderr:
         raise Failed(f"logged losses {losses}, expected six and a resume: {done.stderr[-500:]}")
     return f"six steps over a resume, losses {losses[0]:.3f} to {losses[-1]:.3f}"

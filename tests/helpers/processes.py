@@ -54,6 +54,39 @@ def run(arguments: list[str], **environment: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+CALLED_IN_TURN = """
+import contextlib, io, json, sys
+from pipeline.command import run_command
+from importlib import import_module
+
+main = import_module(sys.argv[1]).main
+
+for sys.argv[1:] in json.loads(sys.stdin.read()):
+    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(said):
+        try:
+            run_command(main)
+        except SystemExit as end:
+            status = end.code
+    print(json.dumps([status, said.getvalue()]))
+"""
+
+
+def wrong_in_turn(*calls: list[str]) -> list[str]:
+    """The error lines of wrong calls of a command, by one process: to start one for each takes long."""
+    given = json.dumps([arguments[3:] for arguments in calls])
+    done = subprocess.run(
+        [sys.executable, "-c", CALLED_IN_TURN, calls[0][2]], input=given, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    found = []
+    for status, output in map(json.loads, done.stdout.splitlines()):
+        assert status == 2, output
+        (line,) = output.splitlines()
+        assert line.startswith("error: "), output
+        found.append(line)
+    return found
+
+
 def descendants(pid: int) -> list[int]:
     """Processes that a process has started, theirs too."""
     paths = Path(f"/proc/{pid}/task").glob("*/children")
@@ -101,7 +134,7 @@ def records(out: Path) -> list[dict[str, Any]]:
 
 def losses(out: Path) -> dict[int, float]:
     """Loss by step."""
-    return {r["step"]: r["loss"] for r in records(out) if "validation" not in r}
+    return {r["step"]: r["loss"] for r in records(out) if "gradient_norm" in r}
 
 
 def weights(out: Path, step: int) -> dict[str, torch.Tensor]:

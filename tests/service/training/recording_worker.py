@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-from model.alexnet import AlexNet
+from model.network import make_network
 from pipeline.command import run_command
-from pipeline.load.loader import Batch, Loader, mean_crop
+from pipeline.load.loader import Batch, Loader
+from service.run.preprocessing import Preprocessing
 from service.train import main
 
 folder = Path(os.environ["RECORD"])
 plain = Loader.train
+mean_crop = Preprocessing.mean_crop
 
 
 def recorded(self: Loader, batch_size: int, first: int = 0) -> Iterator[Batch]:
@@ -31,7 +33,9 @@ if __name__ == "__main__":
     sys.argv[0] = "service.train"
     with (
         mock.patch.object(Loader, "train", recorded),
-        mock.patch("service.training.setup.AlexNet", lambda *given, **named: AlexNet(*given, **named).double()),
-        mock.patch("service.training.setup.mean_crop", lambda *given: mean_crop(*given).double()),
+        mock.patch(
+            "service.training.setup.make_network", lambda *given, **named: make_network(*given, **named).double()
+        ),
+        mock.patch.object(Preprocessing, "mean_crop", lambda *given: mean_crop(*given).astype("float64")),
     ):
         run_command(main)

@@ -4,8 +4,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +15,7 @@ from safetensors.torch import load_file
 
 from model.alexnet import ModelConfig
 from model.flop import training_flops_per_picture
-from processes import command, losses, records, run, small_shards, start, wait_until, weights
+from processes import command, losses, records, run, small_shards, start, wait_until, weights, wrong_in_turn
 from service.run.checkpoint import FOLDER, checkpoints, newest_checkpoint, save_checkpoint
 
 
@@ -199,35 +197,6 @@ def wrong(arguments: list[str]) -> str:
     (line,) = output.splitlines()
     assert line.startswith("error: "), output
     return line
-
-
-CALLED_IN_TURN = """
-import contextlib, io, json, sys
-from pipeline.command import run_command
-from service.train import main
-
-for sys.argv[1:] in json.loads(sys.stdin.read()):
-    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(said):
-        try:
-            run_command(main)
-        except SystemExit as end:
-            status = end.code
-    print(json.dumps([status, said.getvalue()]))
-"""
-
-
-def wrong_in_turn(*calls: list[str]) -> list[str]:
-    """The same of several calls by one process: starting one for each takes longer than all that they do."""
-    given = json.dumps([arguments[3:] for arguments in calls])
-    done = subprocess.run([sys.executable, "-c", CALLED_IN_TURN], input=given, capture_output=True, text=True)
-    assert done.returncode == 0 and not done.stderr, done.stderr
-    found = []
-    for status, output in map(json.loads, done.stdout.splitlines()):
-        assert status == 2, output
-        (line,) = output.splitlines()
-        assert line.startswith("error: "), output
-        found.append(line)
-    return found
 
 
 def test_wrong_calls_get_one_line_and_status_2(shards: Path, tmp_path: Path) -> None:

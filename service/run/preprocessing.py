@@ -1,0 +1,76 @@
+"""How the pictures of a run's data set were made, and what its classes are called: what its network needs to be used.
+
+It is saved with every checkpoint, so that a network can be used where its training pictures are not.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.alexnet import TORCHVISION_MEAN
+from pipeline.load.graph import FULL_SIDE
+from pipeline.load.loader import central_crop
+from pipeline.manifest import Dataset, PictureClass, array_bytes, load_mean
+
+PREPROCESSING_FILE: Final = "preprocessing.json"
+MEAN_FILE: Final = "mean.npy"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Preprocessing:
+    """What turns a picture file into what a network was trained on, before the crop."""
+
+    size: int  # side of the stored pictures, pixels; 0 where each kept its own
+    quality: int  # of the stored JPEGs; 0: they are not encoded again
+    classes: tuple[PictureClass, ...]
+    mean: NDArray[np.float32]  # (side, side, 3) RGB on 0..255: the training set's mean picture
+
+    @property
+    def side(self) -> int:
+        """Side of the square that crops are taken from, pixels."""
+        return self.size or FULL_SIDE
+
+    def mean_crop(self, crop: int, layout: Literal["towers", "torchvision"]) -> NDArray[np.float32]:
+        """(crop, crop, 3): what a network takes off a crop: the middle of the mean picture, or torchvision's colour."""
+        if layout == "torchvision":
+            return np.broadcast_to(np.array(TORCHVISION_MEAN, np.float32), (crop, crop, 3)).copy()
+        return central_crop(self.mean, crop)
+
+    def facts(self) -> dict[str, Any]:
+        """All but the mean picture, as plain JSON values."""
+        return {"size": self.size, "quality": self.quality, "classes": [asdict(each) for each in self.classes]}
+
+    def files(self) -> dict[str, bytes]:
+        """The files of a checkpoint that hold it, by name."""
+        text = json.dumps(self.facts(), indent=1) + "\n"
+        return {PREPROCESSING_FILE: text.encode(), MEAN_FILE: array_bytes(self.mean)}
+
+
+def preprocessing_of(dataset: Dataset, shards: Path) -> Preprocessing:
+    """A data set's."""
+    return Preprocessing(
+        size=dataset.size, quality=dataset.quality, classes=dataset.classes, mean=load_mean(shards, dataset)
+    )
+
+
+def preprocessing_from(facts: Mapping[str, Any], mean: NDArray[np.float32]) -> Preprocessing:
+    """From the values of `facts` and the mean picture."""
+    return Preprocessing(
+        size=facts["size"],
+        quality=facts["quality"],
+        classes=tuple(PictureClass(**each) for each in facts["classes"]),
+        mean=mean,
+    )
+
+
+def read_preprocessing(checkpoint: Path) -> Preprocessing | None:
+    """A verified checkpoint's; None where an earlier version wrote it, without."""
+    if not (checkpoint / PREPROCESSING_FILE).exists():
+        return None
+    facts = json.loads((checkpoint / PREPROCESSING_FILE).read_bytes())
+    return preprocessing_from(facts, np.load(checkpoint / MEAN_FILE, allow_pickle=False))

@@ -1,0 +1,118 @@
+"""A run that starts from another's network: a fork that goes on with everything, or new training of its weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Tensor
+
+from model.network import make_network
+from pipeline.command import InputError
+from pipeline.manifest import Dataset
+from service.network.read import load
+from service.run.checkpoint import RunState, find_checkpoint, identity_of, read_tensors
+from service.run.config import Run, differences, with_defaults
+from service.run.events import make_fork_event
+
+# What a fork that keeps all may have otherwise than its parent: where and how it computes, its schedule, its
+# augmentation and its dropout. The rest decides which pictures a position is, or what the weights are of.
+FORK_MAY_CHANGE: Final = (
+    "data.shards",
+    "data.decoder",
+    "data.output",
+    "data.threads",
+    "data.prefetch",
+    "data.augment.",
+)
+FORK_MAY_CHANGE_TOO: Final = ("optim.", "model.precision", "model.dropout")
+FORK_MUST_AGREE: Final = ("data.", "model.", "batch_size", "seed", "dataset_sha256")
+LAST_LAYERS: Final = (".fc8.", "classifier.6.")
+ADDED_LAYER: Final = ".conv6."  # of the paper's CNN*, on a start from the weights of a network without it
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from instead of initial weights."""
+
+    state: RunState
+    tensors: dict[str, Tensor]  # weights by name, and velocities where they are kept
+    run: Mapping[str, Any]  # the parent's run.json; empty where only weights are kept
+    fresh: tuple[str, ...]  # parameters that keep their initial values
+
+
+def start_from(run: Run, fields: Mapping[str, Any], dataset: Dataset) -> Start:
+    """What `--from` and `--keep` bring; InputError where they do not suit this run."""
+    assert run.parent
+    samples = dataset.splits["train"].samples
+    return _fork(run.parent, fields, samples) if run.keep == "all" else _weights(run.parent, run, dataset, samples)
+
+
+def _fork(parent: Path, fields: Mapping[str, Any], samples: int) -> Start:
+    if parent.is_file():
+        raise InputError(f"{parent} holds weights alone, expected a run or a checkpoint of one; use --keep weights")
+    checkpoint = find_checkpoint(parent)
+    theirs = with_defaults(checkpoint.run)
+    names = [
+        name
+        for name in theirs
+        if name.startswith(FORK_MUST_AGREE) and not name.startswith((*FORK_MAY_CHANGE, *FORK_MAY_CHANGE_TOO))
+    ]
+    if values := differences(checkpoint.run, dict(fields), frozenset(theirs.keys() - names)):
+        raise InputError(f"{parent} cannot go on as this run ({values}); give the same options, or --keep weights")
+    if checkpoint.state.position >= fields["epochs"] * samples:
+        done = checkpoint.state.position / samples
+        raise InputError(
+            f"{parent} has {done:.4g} epochs, expected fewer than the {fields['epochs']} to train; set --epochs"
+        )
+    identity = {"path": str(checkpoint.path), "step": checkpoint.state.step, "sha256": identity_of(checkpoint.path)}
+    ours = with_defaults(dict(fields))
+    new_schedule = any(theirs[name] != ours[name] for name in ours if name.startswith("optim."))
+    state = replace(checkpoint.state, restarts=0, evaluation=None)
+    event = make_fork_event(state, samples, identity, "all", new_schedule)
+    return Start(replace(state, events=(*state.events, event)), read_tensors(checkpoint), checkpoint.run, ())
+
+
+def _weights(parent: Path, run: Run, dataset: Dataset, samples: int) -> Start:
+    network = load(parent, "cpu")
+    if network.config.layout != run.model.layout:
+        raise InputError(
+            f"{parent} holds a network of layout {network.config.layout}, expected {run.model.layout}; "
+            f"set --model.layout {network.config.layout}"
+        )
+    theirs, ours = [each.id for each in network.classes], [each.id for each in dataset.classes]
+    same_classes = theirs == ours or (len(theirs) == len(ours) and not any(theirs))  # a file may not name them
+    weights = {
+        name: weight.detach()
+        for name, weight in network.model.named_parameters()
+        if same_classes or not any(layer in f".{name}" for layer in LAST_LAYERS)
+    }
+    needed = {name: tuple(weight.shape) for name, weight in _reference(run, len(ours)).items()}
+    for name in sorted(weights.keys() | needed.keys()):
+        has = tuple(weights[name].shape) if name in weights else None
+        if has != needed.get(name) and (has or not _may_be_fresh(name)):
+            raise InputError(
+                f"{parent} holds {has or 'nothing'} as {name}, expected {needed.get(name, 'nothing')}; "
+                "give the options of --model and --data.crop that it was trained with"
+            )
+    identity = {"path": str(network.path), "step": network.step, "sha256": network.sha256}
+    state = RunState()
+    state = replace(state, events=(make_fork_event(state, samples, identity, "weights"),))
+    return Start(state, weights, {}, tuple(sorted(needed.keys() - weights.keys())))
+
+
+def _may_be_fresh(name: str) -> bool:
+    return ADDED_LAYER in name or any(layer in f".{name}" for layer in LAST_LAYERS)
+
+
+def _reference(run: Run, classes: int) -> dict[str, Tensor]:
+    """The parameters of the whole network, of which this process may train a part."""
+    model = make_network(replace(run.model, precision="float32"), classes=classes, crop=run.data.crop, seed=run.seed)
+    return dict(model.named_parameters())
+
+
+def describe_start(start: Start) -> str:
+    """What the run starts from, in a line."""
+    event = start.state.events[-1]
+    fresh = f"; new: {', '.join(start.fresh)}" if start.fresh else ""
+    return f"starts {event['reason']}{fresh}"
