@@ -33,6 +33,7 @@ class RunHistory:
     images_per_second: NDArray[np.float64]  # (n,) 0 before the second step after each start
     step: int  # the last that is logged
     validations: tuple[Validation, ...]
+    final_error: float | None  # top-1, 0..1, of the finished network on the paper's ten views; None before
     events: tuple[dict[str, Any], ...]
 
     @property
@@ -58,13 +59,14 @@ def read_history(folder: Path, name: str) -> RunHistory:
     # Arrays, because a log may have a million lines, which would fill a gigabyte as dictionaries.
     columns = [array("d") for _ in COLUMNS]
     validations: list[Validation] = []
-    step = 0
+    step, final = 0, None
     try:
         for record in read_records(folder / LOG_FILE):
             if record.pop("validation", False):
                 validations.append(Validation(**record))
                 continue
-            if record.get("evaluation"):  # of the finished network: no point of a curve
+            if record.get("evaluation"):
+                final = float(record["top1"])
                 continue
             step = int(record["step"])
             for column, field in zip(columns, COLUMNS, strict=True):
@@ -83,6 +85,7 @@ def read_history(folder: Path, name: str) -> RunHistory:
         images_per_second=speeds,
         step=step,
         validations=tuple(validations),
+        final_error=final,
         events=tuple(read_records(folder / EVENTS_FILE)) if (folder / EVENTS_FILE).is_file() else (),
     )
 

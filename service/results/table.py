@@ -21,6 +21,7 @@ HEADINGS: Final = (
     "top-5",
     "best top-1",
     "at epoch",
+    "ten views",
     "images/s",
 )
 LEFT: Final = 2  # of them are words
@@ -44,6 +45,7 @@ def _row(history: RunHistory) -> tuple[str, ...]:
         f"{last.top5:.2%}" if last else MISSING,
         f"{history.best.top1:.2%}" if history.best else MISSING,
         f"{history.best.epoch}" if history.best else MISSING,
+        f"{history.final_error:.2%}" if history.final_error is not None else MISSING,
         f"{np.median(speeds):,.0f}" if len(speeds) else MISSING,
     )
 

@@ -8,12 +8,13 @@ from typing import Any, Final
 from torch import Tensor
 
 from model.network import make_network
+from model.optim import OptimConfig
 from pipeline.command import InputError
 from pipeline.manifest import Dataset
 from service.network.read import load
 from service.run.checkpoint import RunState, find_checkpoint, identity_of, read_tensors
 from service.run.config import Run, differences, with_defaults
-from service.run.events import make_fork_event
+from service.run.events import Event, make_fork_event, make_rate_event, rates_of
 
 # What a fork that keeps all may have otherwise than its parent: where and how it computes, its schedule, its
 # augmentation and its dropout. The rest decides which pictures a position is, or what the weights are of.
@@ -38,17 +39,18 @@ class Start:
     state: RunState
     tensors: dict[str, Tensor]  # weights by name, and velocities where they are kept
     run: Mapping[str, Any]  # the parent's run.json; empty where only weights are kept
+    event: Event  # that says so
     fresh: tuple[str, ...]  # parameters that keep their initial values
 
 
 def start_from(run: Run, fields: Mapping[str, Any], dataset: Dataset) -> Start:
-    """What `--from` and `--keep` bring; InputError where they do not suit this run."""
+    """What `--from` and `--keep` bring; InputError where they do not suit this run. fields: its run.json."""
     assert run.parent
     samples = dataset.splits["train"].samples
-    return _fork(run.parent, fields, samples) if run.keep == "all" else _weights(run.parent, run, dataset, samples)
+    return _fork(run.parent, run, fields, samples) if run.keep == "all" else _weights(run.parent, run, dataset, samples)
 
 
-def _fork(parent: Path, fields: Mapping[str, Any], samples: int) -> Start:
+def _fork(parent: Path, run: Run, fields: Mapping[str, Any], samples: int) -> Start:
     if parent.is_file():
         raise InputError(f"{parent} holds weights alone, expected a run or a checkpoint of one; use --keep weights")
     checkpoint = find_checkpoint(parent)
@@ -60,17 +62,19 @@ def _fork(parent: Path, fields: Mapping[str, Any], samples: int) -> Start:
     ]
     if values := differences(checkpoint.run, dict(fields), frozenset(theirs.keys() - names)):
         raise InputError(f"{parent} cannot go on as this run ({values}); give the same options, or --keep weights")
-    if checkpoint.state.position >= fields["epochs"] * samples:
+    if checkpoint.state.position >= run.epochs * samples:
         done = checkpoint.state.position / samples
-        raise InputError(
-            f"{parent} has {done:.4g} epochs, expected fewer than the {fields['epochs']} to train; set --epochs"
-        )
+        raise InputError(f"{parent} has {done:.4g} epochs, expected fewer than the {run.epochs} to train; set --epochs")
     identity = {"path": str(checkpoint.path), "step": checkpoint.state.step, "sha256": identity_of(checkpoint.path)}
     ours = with_defaults(dict(fields))
     new_schedule = any(theirs[name] != ours[name] for name in ours if name.startswith("optim."))
     state = replace(checkpoint.state, restarts=0, evaluation=None)
+    old = rates_of(OptimConfig(**checkpoint.run["optim"]), state, samples)
     event = make_fork_event(state, samples, identity, "all", new_schedule)
-    return Start(replace(state, events=(*state.events, event)), read_tensors(checkpoint), checkpoint.run, ())
+    state = replace(state, events=(*state.events, event))
+    if (new := rates_of(run.optim, state, samples)) != old:
+        state = replace(state, events=(*state.events, make_rate_event(state, samples, old, new, "command line")))
+    return Start(state, read_tensors(checkpoint), checkpoint.run, event, ())
 
 
 def _weights(parent: Path, run: Run, dataset: Dataset, samples: int) -> Start:
@@ -96,9 +100,8 @@ def _weights(parent: Path, run: Run, dataset: Dataset, samples: int) -> Start:
                 "give the options of --model and --data.crop that it was trained with"
             )
     identity = {"path": str(network.path), "step": network.step, "sha256": network.sha256}
-    state = RunState()
-    state = replace(state, events=(make_fork_event(state, samples, identity, "weights"),))
-    return Start(state, weights, {}, tuple(sorted(needed.keys() - weights.keys())))
+    event = make_fork_event(RunState(), samples, identity, "weights")
+    return Start(RunState(events=(event,)), weights, {}, event, tuple(sorted(needed.keys() - weights.keys())))
 
 
 def _may_be_fresh(name: str) -> bool:
@@ -113,6 +116,5 @@ def _reference(run: Run, classes: int) -> dict[str, Tensor]:
 
 def describe_start(start: Start) -> str:
     """What the run starts from, in a line."""
-    event = start.state.events[-1]
     fresh = f"; new: {', '.join(start.fresh)}" if start.fresh else ""
-    return f"starts {event['reason']}{fresh}"
+    return f"starts {start.event['reason']}{fresh}"

@@ -84,7 +84,8 @@ class Ranks:
         """Rank 0's host tensors, one after the other, on every rank."""
         shapes = self.broadcast({name: (t.shape, t.dtype) for name, t in tensors.items()})
         for name, (shape, dtype) in shapes.items():
-            tensor = tensors[name] if self.is_leader else torch.empty(shape, dtype=dtype)
+            # Contiguous, because what is sent is memory, whatever the strides.
+            tensor = tensors[name].contiguous() if self.is_leader else torch.empty(shape, dtype=dtype)
             if self.world_size > 1:
                 dist.broadcast(tensor, src=0)
             yield name, tensor

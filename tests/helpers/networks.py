@@ -23,7 +23,7 @@ def small_run(shards: Path, **changes: Any) -> Run:
     """The run that `processes.command` starts; changes: of its model, but for seed and crop."""
     demo = RECIPES["demo"][1]
     crop, seed = changes.pop("crop", 67), changes.pop("seed", 0)
-    model = replace(demo.model, fc_width=64, precision="float32", **changes)
+    model = replace(demo.model, **{"fc_width": 64, "precision": "float32", **changes})
     return replace(demo, data=DataConfig(shards=shards, crop=crop), model=model, batch_size=8, seed=seed)
 
 

@@ -140,10 +140,11 @@ def test_the_table_has_each_runs_last_and_best_figures(tmp_path: Path) -> None:
     one, other = write_run(tmp_path / "one"), write_run(tmp_path / "a|b", validates=False)
     with (one / "log.jsonl").open("a") as log:  # a worse error after the best one
         log.write(json.dumps({"validation": True, "epoch": 4, "step": 160, "loss": 1, "top1": 0.9, "top5": 0.3}) + "\n")
+        log.write(json.dumps({"evaluation": True, "epoch": 4, "step": 160, "views": 10, "top1": 0.1234}) + "\n")
     rows = table_rows(read_histories([one, other]))
     loss = f"{np.mean([2.0 / step for step in range(121 - LAST_STEPS, 121)]):.4f}"
-    assert rows[0] == ("one", "demo", "120", "3.00", loss, "90.00%", "30.00%", "16.67%", "3", "100")
-    assert rows[1] == ("a|b", "demo", "120", "3.00", loss, "-", "-", "-", "-", "100")
+    assert rows[0] == ("one", "demo", "120", "3.00", loss, "90.00%", "30.00%", "16.67%", "3", "12.34%", "100")
+    assert rows[1] == ("a|b", "demo", "120", "3.00", loss, "-", "-", "-", "-", "-", "100")
     text = markdown(HEADINGS, rows, 2).splitlines()
     assert len(text) == 4 and text[0].count("|") == len(HEADINGS) + 1
     assert text[3].startswith("| a\\|b | demo |")

@@ -11,7 +11,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
 from browser import HERE, WHY_NOT, Page
-from page_server import DROPS, PageServer, curve, pictures, rate_event, starting, training
+from page_server import DROPS, NOW, PageServer, curve, pictures, rate_event, starting, training
 
 pytestmark = pytest.mark.skipif(not HERE, reason=WHY_NOT)
 
@@ -68,6 +68,17 @@ def test_the_status_is_shown_in_words_that_people_use(page: Page) -> None:
     assert page.driver.title == "38% · Training · paper · AlexNet trainer"
     page.click("#history summary")
     assert page.texts("#history-rows tr:first-child > *") == ["34", "340,306", "1.229", "27.3%", "10.7%"]
+
+
+def test_a_finished_run_shows_its_parent_and_its_error_on_ten_views(page: Page, server: PageServer) -> None:
+    measured = {"epoch": 90, "step": 900810, "views": 10, "samples": 50000, "top1": 0.4066, "top5": 0.1821}
+    reason = "from runs/145 at step 346,308 (SHA-256 0123456789ab), all kept"
+    fork = {"kind": "fork", "step": 346308, "epoch": 34.6, "time": NOW, "author": "command line", "reason": reason}
+    server.status = training(evaluation=measured, events=[fork])
+    opened(page)
+    assert pairs(page, "#figures")["Top-1, 10 views"] == "40.7%"
+    assert "top-5 18.2%" in page.text("#figures")
+    assert page.text("#events li").startswith(f"Started from another network {reason} Epoch 34.6")
 
 
 def test_news_appear_without_a_reload(page: Page, server: PageServer) -> None:
