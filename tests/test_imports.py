@@ -21,6 +21,7 @@ ROOMS = (
     "service.diagnostics",
     "service.web",
     "service.evaluation",
+    "service.retrieval",
     "service.training",
     "service.telemetry",
     "service.results",
@@ -48,6 +49,7 @@ COMMANDS = (
     "service.export",
     "service.launch",
     "service.predict",
+    "service.retrieve",
     "service.train",
     "service.visualise",
 )

@@ -1,7 +1,7 @@
 """The network of a run, a checkpoint or an exported file, ready to be used."""
 
 import json
-import pickle
+import warnings
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -181,9 +181,13 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     remedy = "give a state dict as torchvision's AlexNet_Weights download it"
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)  # which unpickles nothing but tensors
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = str(error).partition("\n")[0]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)  # not torch's: read it or not
+            weights = torch.load(path, map_location="cpu", weights_only=True)  # which unpickles nothing but tensors
+    except MemoryError:
+        raise  # this machine's fault, not the file's
+    except Exception as error:  # it raises a dozen unrelated types on damaged data
+        reason = " ".join(str(error).partition("\n")[0].split()) or type(error).__name__
         raise InputError(f"{path} holds no weights ({reason}), expected tensors alone; {remedy}") from error
     if not isinstance(weights, dict) or not all(isinstance(each, Tensor) for each in weights.values()):
         raise InputError(f"{path} holds {type(weights).__name__}, expected tensors by name; {remedy}")
@@ -219,7 +223,10 @@ def _from_torchvision(path: Path, weights: dict[str, Tensor], device: torch.devi
     if last is None or last.dim() != 2:
         raise InputError(f"{path} has no {TORCHVISION_LAST}, expected the weights of torchvision's AlexNet; give those")
     classes, width = last.shape
-    config = ModelConfig(layout="torchvision", fc_width=width)
+    try:
+        config = ModelConfig(layout="torchvision", fc_width=width)
+    except ValueError as error:
+        raise InputError(f"{path} holds no network that can be built: {error}") from error
     return assemble(
         path, sha256_of(path), config, TORCHVISION_CROP, torchvision_preprocessing(classes), weights, device
     )

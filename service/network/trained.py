@@ -61,7 +61,6 @@ class TrainedNetwork:
     preprocessing: Preprocessing
     crop: int  # side of what it sees of a picture, pixels
     mean: Tensor  # (crop, crop, 3) on the model's device
-    step: int | None = None  # at which it was trained; None where that is not known
     dataset_sha256: str = ""  # of the `dataset.json` it was trained on; empty where that is not known
     step: int | None = None  # of training; None where that is not known
 
