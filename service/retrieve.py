@@ -26,6 +26,7 @@ from service.retrieval.report import HEADINGS, Pictures, json_values, sheet, tab
 from service.retrieval.search import Engine, Neighbours, engine_of, passes, search
 from service.retrieval.writing import feature_chunks, write_index
 
+DESCRIPTION: Final = "The pictures of a split that a network finds most alike, as in figure 4: index once, then find."
 MOST_TILES: Final = 2000  # of a sheet
 # Measured with 4,096 columns, for 1, 10 and 1,000 queries: faiss is no faster (benchmarks/retrieve.py).
 FASTEST: Final[Engine] = "blocks"
@@ -97,7 +98,7 @@ Options = Annotated[IndexOptions, tyro.conf.subcommand("index")] | Annotated[Fin
 
 def main() -> int:
     """Index or find, as the command line says."""
-    options = tyro.cli(Options, prog="python -m service.retrieve", description=__doc__)  # pyright: ignore
+    options = tyro.cli(Options, prog="python -m service.retrieve", description=DESCRIPTION)  # pyright: ignore
     end_on_sigterm()
     return index(options) if isinstance(options, IndexOptions) else find(options)
 

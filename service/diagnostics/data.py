@@ -11,7 +11,7 @@ from pipeline.manifest import load_dataset
 from service.diagnostics.finding import Finding, size
 from service.diagnostics.probes import READ_SECONDS, Outcome
 
-FULL_SIDE: Final = 256  # pixels: what pictures of original size are resized to, as in pipeline.load.loader
+FULL_SIDE: Final = 256  # pixels: what pictures of original size are resized to, as in pipeline.load.graph
 LEAST_SIDE: Final = 63  # of a crop, as model.alexnet has it
 
 

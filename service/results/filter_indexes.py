@@ -93,7 +93,9 @@ class Measured:
         if self.p is None or self.difference is None:
             return f"too few kernels to compare the towers in {name}: means {means[0]} and {means[1]}"
         if self.p >= LEVEL:
-            return f"no difference between the towers in {name}: means {means[0]} and {means[1]}, p = {self.p:.4f}"
+            return (
+                f"no difference found between the towers in {name}: means {means[0]} and {means[1]}, p = {self.p:.4f}"
+            )
         more = int(self.difference > 0)
         figures = f"means {means[more]} against {means[1 - more]}, p = {self.p:.4f}"
         return f"tower {more}'s kernels are {self.kind.more}: {figures}"

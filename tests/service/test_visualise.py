@@ -86,7 +86,7 @@ def test_the_figure_and_the_numbers_are_of_the_newest_checkpoint(
     assert lines[4].split()[8:] == [f"+{difference:.3f}", "0.0002"]
     means = f"{colours[1].mean():.3f} against {colours[0].mean():.3f}"
     assert lines[6] == f"tower 1's kernels are more chromatic: means {means}, p = 0.0002"
-    assert lines[5].startswith("no difference between the towers in orientation: means ")
+    assert lines[5].startswith("no difference found between the towers in orientation: means ")
     assert "p < 0.05" in lines[7] and "9,999 resamples" in lines[7] and "not about other runs" in lines[8]
     assert f"conv1 filters of {folder}, validation top-1 error 50.00%, top-5 error 25.00% after epoch 2" in said
 
@@ -175,7 +175,7 @@ def test_p_is_the_share_of_all_divisions_with_as_large_a_difference() -> None:
     [
         ((1.0, 0.3), "tower 0's kernels are more chromatic"),
         ((0.3, 1.0), "tower 1's kernels are more chromatic"),
-        ((1.0, 1.0), "no difference between the towers in colour"),
+        ((1.0, 1.0), "no difference found between the towers in colour"),
     ],
 )
 def test_a_difference_is_found_where_there_is_one(colours: tuple[float, float], claim: str) -> None:
