@@ -154,6 +154,7 @@ def trials(options: Options) -> dict[str, Trial]:
         found[f"step against eager, {precision}"] = partial(step_parity, precision=precision)
     found["the worker"] = partial(worker, launcher=())
     found["the worker under torchrun"] = partial(worker, launcher=TORCHRUN)
+    found["evaluation"] = evaluation
     for decoder in decoders:
         found[f"speed of the loader, {decoder} decoder"] = partial(loader_speed, decoder=decoder)
     for precision in STEP_TOLERANCE:
@@ -351,6 +352,28 @@ def worker(options: Options, launcher: tuple[str, ...]) -> str:
     if len(losses) != 6 or "restart 1" not in done.stderr:
         raise Failed(f"logged losses {losses}, expected six and a resume: {done.stderr[-500:]}")
     return f"six steps over a resume, losses {losses[0]:.3f} to {losses[-1]:.3f}"
+
+
+def evaluation(options: Options) -> str:
+    """A network of a few steps on ten views: the same figures for batches of 1 and 128, and about those of the CPU."""
+    with tempfile.TemporaryDirectory() as out:
+        arguments = ["--data.shards", str(options.shards), "--out", out, "--device", options.device, "--port", "0"]
+        train = [sys.executable, "-m", "service.train", "demo", *arguments, "--max-steps", "20", "--no-compile"]
+        subprocess.run(train, capture_output=True, check=True)
+        found = []
+        for device, batch_size in ((options.device, 1), (options.device, 128), ("cpu", 128)):
+            call = [sys.executable, "-m", "service.evaluate", out, "--shards", str(options.shards), "--views", "10"]
+            call += ["--device", device, "--batch-size", str(batch_size), "--json", f"{out}/found.json"]
+            done = subprocess.run(call, capture_output=True, text=True)
+            if done.returncode:
+                raise Failed(f"ended with {done.returncode} on {device}: {done.stderr[-500:]}")
+            found.append(json.loads(Path(out, "found.json").read_text()))
+    one, many, cpu = found
+    words = f"top-1 error {one['top1_error']:.4f} of {one['samples']} pictures, {cpu['top1_error']:.4f} on the CPU"
+    # A picture or two may stand between two classes, for TF32 as for any rounding.
+    if one != many or abs(one["top1_error"] - cpu["top1_error"]) * one["samples"] > 2:
+        raise Failed(f"{words}, {many['top1_error']:.4f} in batches of 128")
+    return words
 
 
 def images_per_second(options: Options, batch_size: int, work: Callable[[], object]) -> float:
