@@ -27,7 +27,8 @@ from model.alexnet import AlexNet, ModelConfig, Precision
 from model.optim import MomentumSGD, OptimConfig
 from model.parallel import Layout, make_parallel
 from model.step import StepControls, StepInputs, TrainingState, compiled_train_step
-from pipeline.load.loader import DataConfig, Loader, mean_crop
+from pipeline.load.loader import DataConfig, Loader, central_crop
+from pipeline.manifest import load_mean
 from pipeline.memory import keep_freed_memory
 
 TRAINING: Final[dict[str, Layout | None]] = {
@@ -70,7 +71,8 @@ def work_of(side: str, rank: int, options: Options) -> Callable[[], object]:
         return lambda: parallel.gather_conv_inputs(*next(batches))
     model = AlexNet(ModelConfig(precision=options.precision), placement=parallel.placement)
     optimizer = MomentumSGD(OptimConfig(), dict(model.named_parameters()))
-    training = TrainingState(model, optimizer, mean_crop(loader.dataset, config), torch.tensor(True), parallel)
+    mean = torch.from_numpy(central_crop(load_mean(config.shards, loader.dataset), config.crop))
+    training = TrainingState(model, optimizer, mean, torch.tensor(True), parallel)
     controls, step = StepControls(torch.full((2,), 0.001), torch.zeros(2)), compiled_train_step()
     return lambda: step(training, controls, StepInputs(*next(batches)))
 

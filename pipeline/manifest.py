@@ -46,6 +46,11 @@ class PictureClass:
     id: str
     words: str
 
+    @property
+    def name(self) -> str:
+        """The first of its words, or its id where it has none."""
+        return self.words.partition(",")[0] or self.id
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,6 +26,7 @@ from service.evaluation.report import HEADINGS, LEFT, json_values, remarks, subm
 from service.network.read import load
 from service.network.trained import TrainedNetwork
 from service.results.table import markdown, print_table
+from service.run.checkpoint import find_checkpoint
 from service.training.ranks import Ranks, RanksLost, join_ranks
 
 PATIENCE_SECONDS = 3600.0  # that a rank waits for the others, which may read from slower disks
@@ -101,9 +103,12 @@ def main() -> int:
 
 def evaluate(options: EvaluateOptions, ranks: Ranks) -> int:
     """Measure on all ranks together; rank 0 reports."""
-    loader, networks, numbers = ranks.on_all_ranks(lambda: open_all(options, ranks))
+    # By rank 0, because a run's newest checkpoint may be another a moment later.
+    found_here = ranks.on_all_ranks(lambda: [network_path(path) for path in options.checkpoints if ranks.is_leader])
+    paths = ranks.broadcast(found_here)
+    loader, networks, numbers = ranks.on_all_ranks(lambda: open_all(options, paths, ranks))
     samples = loader.dataset.splits[options.split].samples
-    with progress(-(-samples // ranks.world_size), "pictures") as advance:
+    with progress(-(-samples // ranks.world_size), "pictures") if ranks.is_leader else nullcontext(_quiet) as advance:
         evaluator = Evaluator(
             networks,
             loader,
@@ -133,17 +138,29 @@ def evaluate(options: EvaluateOptions, ranks: Ranks) -> int:
     return EXIT_FAULTS if damaged else EXIT_DONE
 
 
-def open_all(options: EvaluateOptions, ranks: Ranks) -> tuple[Loader, list[TrainedNetwork], list[int]]:
+def _quiet(count: int) -> None:
+    pass
+
+
+def network_path(path: Path) -> Path:
+    """The file, or the checkpoint's folder, that a path stands for."""
+    return path if path.is_file() else find_checkpoint(path).path
+
+
+def open_all(
+    options: EvaluateOptions, paths: Sequence[Path], ranks: Ranks
+) -> tuple[Loader, list[TrainedNetwork], list[int]]:
     """The pictures, the networks, and the number of each class; InputError where they do not belong together."""
     device = choose_device(options.device)
     loader = open_pictures(options.shards, device, ranks.threads_per_rank)
     check_split(loader, options.split)
-    if not has_labels(loader, options.split) and (not options.predictions or options.weights == "fit"):
+    needs_labels = options.weights == "fit" or options.json or options.table or options.reliability
+    if not has_labels(loader, options.split) and (needs_labels or not options.predictions):
         raise InputError(
             f"{options.split} of {options.shards} has no labels, expected some to measure errors; "
             "give --predictions FILE alone"
         )
-    networks = [load(path, options.device) for path in options.checkpoints]
+    networks = [load(path, options.device) for path in paths]
     for network in networks:
         check_fits(network, loader)
     return loader, networks, class_numbers(loader.dataset, options.devkit)

@@ -27,7 +27,7 @@ class ExportOptions:
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """A run (its newest sound checkpoint), a checkpoint, or a file that service.load takes."""
     format: Format
-    """What to write; onnx needs the extra alexnet-trainer[onnx]."""
+    """What to write; onnx needs pip install -e '.[onnx]'."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")]
     """The file: .safetensors; .pth or .safetensors for torchvision; .onnx; .pt2 for torch-export."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import numpy as np
+import torch
 import tyro
 
 from pipeline.command import EXIT_DONE, EXIT_FAULTS, InputError, end_on_sigterm, printable, run_command, say
@@ -189,7 +190,8 @@ def recorded_network(index: Index, moved: Path | None) -> TrainedNetwork:
     path = moved or Path(index.facts.checkpoint)
     if not path.exists():
         raise InputError(f"{path} is not there, expected the checkpoint of {index.path}; give --checkpoint")
-    network = load(path)
+    # On the same kind of device where there is one, because the two round differently.
+    network = load(path, "gpu" if index.facts.device == "gpu" and torch.cuda.is_available() else "cpu")
     if network.sha256 != index.facts.checkpoint_sha256:
         raise InputError(
             f"{index.path} is an index of another checkpoint ({index.facts.checkpoint}) than {network.path}, expected "

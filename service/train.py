@@ -41,6 +41,7 @@ def train(worker: Worker) -> int:
     try:
         worker.validate_if_due()
         worker.announce_compiling()
+        worker.save_start()
         for batch in worker.batches():
             worker.step(batch)
             worker.validate_if_due()

@@ -23,7 +23,7 @@ from pipeline.load.inputs import SampleInputs, TrainInputs, replace_damaged, val
 from pipeline.load.order import rank_slice
 from pipeline.load.probe import gpu_decoder_works
 from pipeline.load.storage import SampleStore
-from pipeline.manifest import Dataset, load_dataset, load_mean
+from pipeline.manifest import Dataset, load_dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +70,6 @@ def crop_margin(dataset: Dataset, config: DataConfig) -> int:
     if config.crop > side:
         raise InputError(f"crop is {config.crop} pixels, expected at most the {side} of the shards; set --data.crop")
     return side - config.crop
-
-
-def mean_crop(dataset: Dataset, config: DataConfig) -> torch.Tensor:
-    """(crop, crop, 3) float32: the middle of the training set's mean picture, RGB on 0..255."""
-    crop_margin(dataset, config)  # which refuses a crop that is too large
-    return torch.from_numpy(central_crop(load_mean(config.shards, dataset), config.crop))
 
 
 def central_crop(picture: NDArray[np.float32], crop: int) -> NDArray[np.float32]:

@@ -5,7 +5,7 @@ result does not depend on ranks, batch or cores, and sums are made at the end, i
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -35,12 +35,6 @@ class Outcomes:
     likeliest: NDArray[
         np.int32
     ]  # (N, 5) the last predictor's most probable classes, best first; -1 where there are fewer
-
-    def part(self, samples: slice) -> "Outcomes":
-        """Those of some pictures."""
-        rows = (getattr(self, each.name) for each in fields(self))
-        return Outcomes(*(row[samples] if each == "labels" or each == "likeliest" else row[:, samples] for each, row in
-                          zip((f.name for f in fields(self)), rows, strict=True)))  # fmt: skip
 
 
 def joined(parts: Sequence[Outcomes]) -> Outcomes:

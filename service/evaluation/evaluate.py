@@ -130,7 +130,7 @@ class Evaluator:
         advance: Callable[[int], None] = lambda count: None,
         should_stop: Callable[[], bool] = lambda: False,
     ):
-        """advance: called with counts of pictures. should_stop: asked now and then; on any rank it ends all."""
+        """advance: called with counts of pictures. should_stop: asked now and then; one rank's yes ends it for all."""
         self.networks, self.loader, self.split = networks, loader, split
         self.views: Views = views
         self.batch_size, self.ranks, self.advance, self.should_stop = batch_size, ranks or Ranks(), advance, should_stop

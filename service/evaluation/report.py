@@ -90,10 +90,10 @@ def remarks(found: Evaluated, classes: Sequence[PictureClass]) -> list[str]:
     worst = sorted(found.by_class, key=lambda each: -each.top1)[:SHOWN]
     lines.append(f"of {result.name}:")
     lines.append("classes with the highest top-1 error: " + "; ".join(
-        f"{_words(classes[each.index])} {each.top1:.1%} of {each.samples}" for each in worst
+        f"{classes[each.index].name} {each.top1:.1%} of {each.samples}" for each in worst
     ))  # fmt: skip
     lines.append("worst confusions: " + ("; ".join(
-        f"{_words(classes[each.true])} taken for {_words(classes[each.predicted])} {each.samples} times "
+        f"{classes[each.true].name} taken for {classes[each.predicted].name} {each.samples} times "
             f"({each.share:.1%})"
         for each in found.confusions[:SHOWN]
     ) or "none"))  # fmt: skip
@@ -105,10 +105,6 @@ def remarks(found: Evaluated, classes: Sequence[PictureClass]) -> list[str]:
 
 def _views(views: int) -> str:
     return "centre crop" if views == 1 else "softmax averaged over ten views: corners, centre, their mirrors"
-
-
-def _words(each: PictureClass) -> str:
-    return each.words.partition(",")[0] or each.id
 
 
 def json_values(

@@ -72,15 +72,18 @@ def check_exportable(network: TrainedNetwork, format: Format) -> None:
             f"{network.path} has two towers, expected one: torchvision's AlexNet cannot hold it; "
             "use --format safetensors, onnx or torch-export"
         )
+    if format == "torchvision" and network.config.activation != "relu":
+        raise InputError(
+            f"{network.path} has activation {network.config.activation}, expected torchvision's relu; "
+            "use --format safetensors, onnx or torch-export"
+        )
 
 
 def check_packages(format: Format) -> None:
     """InputError where a format needs what is not installed."""
     missing = [name for name in ONNX_PACKAGES if not importlib.util.find_spec(name)]
     if format == "onnx" and missing:
-        raise InputError(
-            f"--format onnx needs {', '.join(missing)}, expected the extra onnx; pip install 'alexnet-trainer[onnx]'"
-        )
+        raise InputError(f"--format onnx needs {', '.join(missing)}, expected the extra onnx; pip install -e '.[onnx]'")
 
 
 def export(network: TrainedNetwork, format: Format, out: Path) -> Difference:

@@ -1,6 +1,7 @@
 """A trained network: pictures -> probabilities, features, words."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from os import PathLike
@@ -82,7 +83,8 @@ class TrainedNetwork:
     @torch.inference_mode()
     def logits(self, pictures: Tensor) -> Tensor:
         """(B, classes) float32 of (B, crop, crop, 3) uint8 RGB pictures."""
-        return self.model(self._normalised(pictures))
+        with _whole_float32(self.device):
+            return self.model(self._normalised(pictures))
 
     def probabilities(self, squares: Tensor | NDArray[np.uint8], views: Views = 1) -> Tensor:
         """(B, classes) float64 of (B, side, side, 3) uint8 RGB pictures: softmax, averaged over the views of each."""
@@ -129,7 +131,8 @@ class TrainedNetwork:
 
     @torch.inference_mode()
     def _features(self, squares: Tensor, views: Views) -> Tensor:
-        return self.model.hidden(self._normalised(view_batch(squares, self.crop, views)))
+        with _whole_float32(self.device):
+            return self.model.hidden(self._normalised(view_batch(squares, self.crop, views)))
 
     def _by_chunks(
         self, squares: Tensor | NDArray[np.uint8], views: Views, work: Callable[[Tensor, Views], Tensor]
@@ -141,8 +144,8 @@ class TrainedNetwork:
             raise ValueError(
                 f"squares are {tuple(squares.shape)} {squares.dtype}, expected (B, side, side, 3) torch.uint8"
             )
-        if min(squares.shape[1:3]) < self.crop:
-            raise ValueError(f"squares are {tuple(squares.shape)}, expected at least {self.crop} pixels a side")
+        if squares.shape[1] != squares.shape[2] or squares.shape[1] < self.crop:
+            raise ValueError(f"squares are {tuple(squares.shape)}, expected squares of at least {self.crop} pixels")
         return torch.cat([work(part.to(self.device), views) for part in squares.split(chunk_size(views))])
 
     def _normalised(self, pictures: Tensor) -> Tensor:
@@ -151,6 +154,13 @@ class TrainedNetwork:
         whole = torch.zeros(batch, dtype=torch.int64, device=self.device)
         inputs = StepInputs(pictures.contiguous(), zeros, ones, whole, whole, ones)
         return normalise_pictures(inputs, self.mean, self.config.channel_std)
+
+
+def _whole_float32(device: torch.device) -> AbstractContextManager[None]:
+    """Without TF32, in which cuDNN convolves float32 unless told otherwise."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
 
 
 def chunk_size(views: int) -> int:

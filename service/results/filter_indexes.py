@@ -7,23 +7,19 @@ Here the towers are 0 and 1, and which of them takes to colour is chance.
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from safetensors import safe_open
 from scipy.stats import permutation_test
 from torch import Tensor
 
 from model.filters import colour_index, filters_picture, orientation_index
-from pipeline.command import InputError
 from service.results.curves import COLOURS
 from service.results.table import MISSING
 
-KERNELS: Final = ("towers.0.conv1.weight", "towers.1.conv1.weight", "features.0.weight")  # the last is torchvision's
 RESAMPLES: Final = 9999
 SEED: Final = 0  # of the permutations: the same checkpoint has the same p
 LEVEL: Final = 0.05
@@ -99,19 +95,6 @@ class Measured:
         more = int(self.difference > 0)
         figures = f"means {means[more]} against {means[1 - more]}, p = {self.p:.4f}"
         return f"tower {more}'s kernels are {self.kind.more}: {figures}"
-
-
-def read_kernels(checkpoint: Path) -> list[Tensor]:
-    """conv1's kernels, (48, 3, 11, 11) of each tower, of a checkpoint's folder; torchvision's network is one tower."""
-    found: dict[str, Tensor] = {}
-    for path in sorted(checkpoint.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            found |= {name: file.get_tensor(name) for name in KERNELS if name in file.keys()}
-    if not found:
-        raise InputError(
-            f"{checkpoint} holds none of {', '.join(KERNELS)}, expected conv1's; choose another checkpoint"
-        )
-    return [found[name] for name in KERNELS if name in found]
 
 
 def measure(towers: Sequence[Tensor]) -> list[Measured]:

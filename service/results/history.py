@@ -68,7 +68,7 @@ def read_history(folder: Path, name: str) -> RunHistory:
             if record.get("evaluation"):
                 final = float(record["top1"])
                 continue
-            step = int(record["step"])
+            step, final = int(record["step"]), None  # what was measured before is another network's
             for column, field in zip(columns, COLUMNS, strict=True):
                 column.append(record[field])
     except (KeyError, TypeError, ValueError) as error:

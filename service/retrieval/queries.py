@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pipeline.command import InputError
@@ -77,7 +76,7 @@ def _picture_queries(
 
     def work(job: tuple[int, Path, NDArray[np.uint8]]) -> tuple[int, Query]:
         place, path, square = job
-        features = network.features(torch.from_numpy(square)[None].to(network.device)).cpu().numpy()
+        features = network.features(square[None]).cpu().numpy()
         name = file_name(path)
         return place, Query(
             name, as_float16(features, lambda _: name)[0], square=square, label=class_of(path, network.preprocessing)

@@ -57,7 +57,7 @@ def table_rows(queries: Sequence[Query], found: Neighbours, pictures: Pictures) 
 
 
 def _words(each: PictureClass | None) -> str:
-    return (each.words.partition(",")[0] or each.id) if each else MISSING
+    return each.name if each else MISSING
 
 
 def _nearest(found: Neighbours, number: int) -> list[tuple[int, int, float]]:

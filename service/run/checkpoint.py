@@ -104,8 +104,14 @@ def _host_copy(tensor: Tensor) -> Tensor:
 
 def read_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """A verified checkpoint's weights and velocities, of both towers."""
-    files = sorted(checkpoint.path.glob("*.safetensors"))
-    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+    files = [load_file(path) for path in tensor_files(checkpoint.path)]
+    return {name: tensor for file in files for name, tensor in file.items()}
+
+
+def tensor_files(checkpoint: Path) -> list[Path]:
+    """The files of weights that a checkpoint's manifest lists; others that lie there are not its own."""
+    listed = json.loads((checkpoint / MANIFEST).read_bytes())["files"]
+    return [checkpoint / name for name in sorted(listed) if name.endswith(".safetensors")]
 
 
 def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ the method. An event is a plain record: kind, step, epoch, time, author, reason,
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal, get_args
 
 from model.optim import LearningRates, OptimConfig, rates_at
@@ -99,19 +99,25 @@ def rate_changes(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]
     return [event for event in events if event["kind"] == "learning-rate"]
 
 
+def since_new_schedule(state: RunState) -> RunState:
+    """The state with only those events and validations that its schedule goes by: since a fork that has its own."""
+    starts = [place for place, event in enumerate(state.events) if event.get("new_schedule")]
+    if not starts:
+        return state
+    fork = state.events[starts[-1]]
+    history = tuple(entry for entry in state.history if entry.step > fork["step"])
+    return replace(state, events=state.events[starts[-1] + 1 :], history=history)
+
+
 def manual_base_rate(events: Iterable[Mapping[str, Any]]) -> float | None:
     """The base rate that an operator has set last, which overrides the schedule; None where none has."""
-    rate = None
-    for event in events:
-        if event.get("new_schedule"):
-            rate = None
-        elif event["kind"] == "learning-rate" and event.get("manual"):
-            rate = event["new"]["base"]
-    return rate
+    rates = [event["new"]["base"] for event in rate_changes(events) if event.get("manual")]
+    return rates[-1] if rates else None
 
 
 def rates_of(config: OptimConfig, state: RunState, samples: int) -> LearningRates:
     """The rates of the next step: the schedule's, until an operator has set one; conv1's overrides stay."""
+    state = since_new_schedule(state)
     scheduled = rates_at(config, state.position / samples, [entry.top1 for entry in state.history])
     base = manual_base_rate(state.events)
     return scheduled if base is None else with_base(scheduled, base)
@@ -141,6 +147,7 @@ def proposed_rate_drop(config: OptimConfig, state: RunState, rate: float) -> dic
 
     rate: the current one. Schedule plateau does the same by itself.
     """
+    state = since_new_schedule(state)
     if config.schedule != "manual" and manual_base_rate(state.events) is None:
         return None
     changes = rate_changes(state.events)

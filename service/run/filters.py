@@ -2,20 +2,34 @@
 
 import io
 from pathlib import Path
+from typing import Final
 
 from PIL import Image
 from safetensors import safe_open
+from torch import Tensor
 
 from model.filters import filters_picture
-from service.run.checkpoint import tower_file
+from pipeline.command import InputError
+from service.run.checkpoint import tensor_files
+
+KERNELS: Final = ("towers.0.conv1.weight", "towers.1.conv1.weight", "features.0.weight")  # the last is torchvision's
+
+
+def read_kernels(checkpoint: Path) -> list[Tensor]:
+    """conv1's kernels, (48, 3, 11, 11) of each tower, of a checkpoint's folder; torchvision's network is one tower."""
+    found: dict[str, Tensor] = {}
+    for path in tensor_files(checkpoint):
+        with safe_open(path, "pt") as file:
+            found |= {name: file.get_tensor(name) for name in KERNELS if name in file.keys()}
+    if not found:
+        raise InputError(
+            f"{checkpoint} holds none of {', '.join(KERNELS)}, expected conv1's; choose another checkpoint"
+        )
+    return [found[name] for name in KERNELS if name in found]
 
 
 def filters_png(checkpoint: Path) -> bytes:
-    """conv1's kernels of both towers, of a checkpoint's folder, as a PNG file."""
-    kernels = []
-    for tower in (0, 1):
-        with safe_open(checkpoint / tower_file(tower), "pt") as file:
-            kernels.append(file.get_tensor(f"towers.{tower}.conv1.weight"))
+    """conv1's kernels of each tower, of a checkpoint's folder, as a PNG file."""
     stream = io.BytesIO()
-    Image.fromarray(filters_picture(kernels)).save(stream, "PNG")
+    Image.fromarray(filters_picture(read_kernels(checkpoint))).save(stream, "PNG")
     return stream.getvalue()

@@ -13,20 +13,12 @@ from pipeline.command import InputError
 from pipeline.manifest import Dataset
 from service.network.read import load
 from service.run.checkpoint import RunState, find_checkpoint, identity_of, read_tensors
-from service.run.config import Run, differences, with_defaults
+from service.run.config import MAY_CHANGE, Run, differences, with_defaults
 from service.run.events import Event, make_fork_event, make_rate_event, rates_of
 
 # What a fork that keeps all may have otherwise than its parent: where and how it computes, its schedule, its
 # augmentation and its dropout. The rest decides which pictures a position is, or what the weights are of.
-FORK_MAY_CHANGE: Final = (
-    "data.shards",
-    "data.decoder",
-    "data.output",
-    "data.threads",
-    "data.prefetch",
-    "data.augment.",
-)
-FORK_MAY_CHANGE_TOO: Final = ("optim.", "model.precision", "model.dropout")
+FORK_MAY_CHANGE: Final = (*MAY_CHANGE, "data.augment.", "model.dropout")
 FORK_MUST_AGREE: Final = ("data.", "model.", "batch_size", "seed", "dataset_sha256")
 LAST_LAYERS: Final = (".fc8.", "classifier.6.")
 ADDED_LAYER: Final = ".conv6."  # of the paper's CNN*, on a start from the weights of a network without it
@@ -55,11 +47,7 @@ def _fork(parent: Path, run: Run, fields: Mapping[str, Any], samples: int) -> St
         raise InputError(f"{parent} holds weights alone, expected a run or a checkpoint of one; use --keep weights")
     checkpoint = find_checkpoint(parent)
     theirs = with_defaults(checkpoint.run)
-    names = [
-        name
-        for name in theirs
-        if name.startswith(FORK_MUST_AGREE) and not name.startswith((*FORK_MAY_CHANGE, *FORK_MAY_CHANGE_TOO))
-    ]
+    names = [name for name in theirs if name.startswith(FORK_MUST_AGREE) and not name.startswith(FORK_MAY_CHANGE)]
     if values := differences(checkpoint.run, dict(fields), frozenset(theirs.keys() - names)):
         raise InputError(f"{parent} cannot go on as this run ({values}); give the same options, or --keep weights")
     if checkpoint.state.position >= run.epochs * samples:
@@ -110,8 +98,11 @@ def _may_be_fresh(name: str) -> bool:
 
 def _reference(run: Run, classes: int) -> dict[str, Tensor]:
     """The parameters of the whole network, of which this process may train a part."""
-    model = make_network(replace(run.model, precision="float32"), classes=classes, crop=run.data.crop, seed=run.seed)
-    return dict(model.named_parameters())
+    config = replace(run.model, precision="float32")
+    try:
+        return dict(make_network(config, classes=classes, crop=run.data.crop, seed=run.seed).named_parameters())
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def describe_start(start: Start) -> str:

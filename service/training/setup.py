@@ -20,9 +20,9 @@ from pipeline.load.loader import Loader
 from pipeline.manifest import DATASET_FILE
 from service.run.checkpoint import Checkpoint, RunState, newest_checkpoint, read_tensors, restore
 from service.run.config import Run, check_same_call, check_same_run, run_fields
-from service.run.events import make_precision_event, make_rate_event, manual_base_rate
+from service.run.events import make_precision_event, make_rate_event, manual_base_rate, since_new_schedule
 from service.run.preprocessing import Preprocessing, preprocessing_of
-from service.training.fork import describe_start, start_from
+from service.training.fork import Start, describe_start, start_from
 from service.training.ranks import Ranks
 
 
@@ -65,8 +65,9 @@ def set_up(run: Run, device: Device, ranks: Ranks, parallel: Parallel, say: Call
     training = ranks.on_all_ranks(lambda: build_training(run, loader, preprocessing, torch_device, parallel))
     say(f"precision {precision}: {why}")
     path = ranks.broadcast(checkpoint.path if checkpoint else None)
-    initial = start.state if start else RunState()
-    state = ranks.broadcast(resumed_state(checkpoint, run, splits["train"].samples) if checkpoint else initial)
+    samples = splits["train"].samples
+    initial = initial_state(start, run, samples) if start else RunState()
+    state = ranks.broadcast(resumed_state(checkpoint, run, samples) if checkpoint else initial)
     if path:
         tensors = ranks.broadcast_tensors(read_tensors(checkpoint) if checkpoint else {})
         restore(tensors, training.model, training.optimizer)
@@ -77,7 +78,7 @@ def set_up(run: Run, device: Device, ranks: Ranks, parallel: Parallel, say: Call
         say(describe_start(start) if start else "")
     if "val" not in splits:
         say(f"{run.data.shards} has no validation split: training without it; a plateau schedule keeps its rate")
-    steps = -(-run.epochs * splits["train"].samples // run.batch_size)
+    steps = -(-run.epochs * samples // run.batch_size)
     fields = run_fields(run, dataset)
     return Setup(run, ranks, loader, training, state, path, fields, preprocessing, min(steps, run.max_steps or steps))
 
@@ -126,6 +127,15 @@ def build_training(
     return TrainingState(model, optimizer, mean, torch.tensor(True, device=device), parallel)
 
 
+def initial_state(start: Start, run: Run, samples: int) -> RunState:
+    """The state that a run starts from, and an event where a fork computes in another precision than its parent."""
+    old, new = start.run["model"]["precision"] if start.run else run.model.precision, run.model.precision
+    if old == new:
+        return start.state
+    event = make_precision_event(start.state, samples, old, new, "command line")
+    return replace(start.state, events=(*start.state.events, event))
+
+
 def find_resumable(run: Run, asked: dict[str, Any], say: Callable[[str], None]) -> Checkpoint | None:
     """The newest sound checkpoint in the run's folder; InputError when it is another run's."""
     checkpoint = newest_checkpoint(run.out, say)
@@ -143,7 +153,7 @@ def resumed_state(checkpoint: Checkpoint, run: Run, samples: int) -> RunState:
     old, new = checkpoint.run["optim"]["lr"], run.optim.lr
     if old == new:
         return state
-    by_hand = manual_base_rate(state.events)
+    by_hand = manual_base_rate(since_new_schedule(state).events)
     current = old if by_hand is None else by_hand
     event = make_rate_event(
         state, samples, LearningRates(current, current), LearningRates(new, new), "command line", manual=True

@@ -71,6 +71,7 @@ class Worker:
         setup: Setup,
     ):
         self.display, self.metrics, self.heartbeat, self.stop = display, metrics, heartbeat, stop
+        self.control_queue = control_queue
         self.run = run = setup.run
         self.preprocessing = setup.preprocessing
         self.loader, self.training, self.state = setup.loader, setup.training, setup.state
@@ -320,6 +321,11 @@ class Worker:
             f"(95% {low:.2%} to {high:.2%}), top-5 error {found.top5:.2%}"
         )
         self.save()
+
+    def save_start(self) -> None:
+        """Save what a run starts from another's network with, so that its next start is a resume of its own."""
+        if self.run.parent and self.saved is None:
+            self.save()
 
     def save_if_due(self) -> None:
         """A checkpoint every `checkpoint_every` steps, and of the weights that were just validated."""

@@ -45,6 +45,7 @@ def run_progress(worker: Worker) -> dict[str, Any]:
     """Where a run stands, and what has happened to it."""
     state, latest, samples = worker.state, worker.latest, worker.samples
     rate = latest.images_per_second if latest else 0.0
+    measured = state.evaluation
     left = (worker.total_steps - state.step) * worker.run.batch_size
     numbers = {
         "data_wait_ratio": latest and latest.data_wait_ratio,
@@ -65,7 +66,7 @@ def run_progress(worker: Worker) -> dict[str, Any]:
         "restarts": state.restarts,
         "precision": worker.run.model.precision,
         "history": [{**asdict(entry), "loss": finite_or_none(entry.loss)} for entry in state.history],
-        "evaluation": state.evaluation and asdict(state.evaluation),
+        "evaluation": asdict(measured) if measured and measured.step == state.step else None,
         "events": list(state.events),
         "proposal": proposed_rate_drop(worker.run.optim, state, worker.rates.base),
         **{name: finite_or_none(value) for name, value in numbers.items()},

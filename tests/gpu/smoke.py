@@ -52,9 +52,9 @@ from model.step import (
     normalise_pictures,
     train_step,
 )
-from pipeline.load.loader import Batch, DataConfig, Device, Loader, mean_crop
+from pipeline.load.loader import Batch, DataConfig, Device, Loader, central_crop
 from pipeline.load.probe import gpu_decoder_works
-from pipeline.manifest import load_dataset
+from pipeline.manifest import load_dataset, load_mean
 from pipeline.sample import SampleConfig, make
 from pipeline.shard import ShardOptions, shard
 
@@ -234,7 +234,8 @@ def difference(a: Tensor, b: Tensor) -> tuple[float, float]:
 def network_input(options: Options, config: DataConfig, device: Device, count: int) -> tuple[Tensor, Batch]:
     """What the first layer sees of the positions up to `count`, on the host."""
     batch = next(Loader(config, seed=3, device=device).train(count))
-    mean = mean_crop(load_dataset(config.shards), config).to(batch.pictures.device)
+    mean_picture = load_mean(config.shards, load_dataset(config.shards))
+    mean = torch.from_numpy(central_crop(mean_picture, config.crop)).to(batch.pictures.device)
     return normalise_pictures(StepInputs(*batch), mean, 1.0).cpu(), batch
 
 

@@ -27,10 +27,10 @@ from service.results.filter_indexes import (
     filters_figure,
     measure,
     notes,
-    read_kernels,
     table_rows,
 )
 from service.run.checkpoint import RunState, Validation, save_checkpoint
+from service.run.filters import read_kernels
 
 
 def noise(count: int, seed: int, colour: float = 1.0) -> Tensor:
@@ -88,7 +88,7 @@ def test_the_figure_and_the_numbers_are_of_the_newest_checkpoint(
     assert lines[6] == f"tower 1's kernels are more chromatic: means {means}, p = 0.0002"
     assert lines[5].startswith("no difference found between the towers in orientation: means ")
     assert "p < 0.05" in lines[7] and "9,999 resamples" in lines[7] and "not about other runs" in lines[8]
-    assert f"conv1 filters of {folder}, validation top-1 error 50.00%, top-5 error 25.00% after epoch 2" in said
+    assert f"conv1 filters of {folder}, step 4, validation top-1 error 50.00%, top-5 error 25.00% after epoch 2" in said
 
     record = json.loads(numbers.read_text())
     assert (record["checkpoint"], record["step"], record["test"]["resamples"]) == (str(folder), 4, 9999)

@@ -28,8 +28,9 @@ from paths import REAL_PICTURES
 from pictures import write_tree
 from pipeline.command import InputError
 from pipeline.load.augment import AugmentConfig
-from pipeline.load.loader import Batch, DataConfig, Loader, mean_crop
+from pipeline.load.loader import Batch, DataConfig, Loader, central_crop
 from pipeline.load.order import epoch_order
+from pipeline.manifest import load_mean
 from pipeline.randomness import AUGMENT, random_words, uniform
 from pipeline.shard import ShardOptions, shard
 
@@ -106,7 +107,7 @@ def reference_input(root: Path, position: int, augment: AugmentConfig) -> tuple[
 
 def seen_by_the_network(batch: Batch, root: Path, config: DataConfig) -> np.ndarray:
     """(B, 224, 224, 3) as the step prepares it."""
-    mean = mean_crop(Loader(config).dataset, config)
+    mean = torch.from_numpy(central_crop(load_mean(config.shards, Loader(config).dataset), config.crop))
     return normalise_pictures(StepInputs(*batch), mean, 1.0).permute(0, 2, 3, 1).numpy()
 
 

@@ -5,6 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ import torch
 
 from networks import saved_network, stored_pictures
 from pictures import write_tree
+from pipeline.command import InputError
 from pipeline.load.graph import decode_squares
 from pipeline.picture.jpeg import to_jpeg
 from pipeline.shard import ShardOptions, shard
 from processes import run, torchrun, wrong_in_turn
+from service import evaluate
 from service.evaluation.collect import collect
 from service.evaluation.evaluate import open_pictures
 from service.network.read import load
@@ -44,9 +47,15 @@ def call(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "service.evaluate", *map(str, arguments)]
 
 
+def main_here(*arguments: object) -> int:
+    """The command in this process: to start one takes longer than all it does."""
+    with mock.patch.object(sys, "argv", ["evaluate", *map(str, arguments)]), mock.patch("signal.signal"):
+        return evaluate.main()
+
+
 def evaluated(out: Path, *arguments: object, ranks: int = 1) -> dict[str, Any]:
-    words = call(*arguments, "--json", out)
-    status, output = run(words if ranks == 1 else torchrun(words, ranks))
+    asked = (*arguments, "--json", out)
+    status, output = (main_here(*asked), "") if ranks == 1 else run(torchrun(call(*asked), ranks))
     assert status == 0, output
     return json.loads(out.read_text())
 
@@ -120,6 +129,20 @@ def test_weights_are_fitted_to_one_half_and_measured_on_the_other(
     assert found["top1_error"] == pytest.approx(np.mean(mixed.argmax(1) != labels[12:]))
 
 
+def test_the_same_outcomes_on_any_number_of_cores(
+    many: Path, checkpoints: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for threads in (1, 4):
+        monkeypatch.setattr("torch.get_num_threads", lambda threads=threads: threads)
+        monkeypatch.setattr("os.sched_getaffinity", lambda pid, threads=threads: set(range(threads)))
+        network, loader = load(checkpoints[0], "cpu"), open_pictures(many, "cpu", threads=1)
+        found.append(collect([network], np.ones((1, 1)), loader, "val", views=10, batch_size=5, samples=range(39)))
+    one, four = found
+    for name, column in vars(one).items():
+        assert np.array_equal(column, getattr(four, name)), name
+
+
 def test_a_network_whose_outputs_are_all_equal_scores_nothing(many: Path, tmp_path: Path) -> None:
     path = saved_network(tmp_path / "run", many, crop=CROP)
     network = load(path, "cpu")
@@ -132,7 +155,7 @@ def test_a_network_whose_outputs_are_all_equal_scores_nothing(many: Path, tmp_pa
     assert (found.ahead == CLASSES - 1).all()
 
 
-def test_predictions_are_in_the_order_of_the_source(tmp_path: Path) -> None:
+def test_predictions_are_in_the_order_of_the_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A split without labels, of which one picture is none: five classes a line, the rejected picture's a guess."""
     source = write_tree(tmp_path / "source", {"train": {f"n{c}": 2 for c in range(CLASSES)}}, 100, 90)
     pictures = write_tree(tmp_path / "flat", {"x": {"y": 11}}, 100, 90)
@@ -141,11 +164,13 @@ def test_predictions_are_in_the_order_of_the_source(tmp_path: Path) -> None:
     shards = tmp_path / "shards"
     assert shard(ShardOptions(source=source, out=str(shards), size=SIDE, workers=1, shard_samples=4)) == 0
     checkpoint = saved_network(tmp_path / "run", shards, crop=CROP)
-    asked = call(checkpoint, "--shards", shards, "--split", "test")
-    status, output = run(asked)
-    assert status == 2 and "test of" in output and "has no labels" in output and "--predictions" in output
-    status, output = run([*asked, "--predictions", str(tmp_path / "lines.txt")])
-    assert status == 0 and "1 of them guesses" in output, output
+    asked = (checkpoint, "--shards", shards, "--split", "test")
+    with pytest.raises(InputError, match=r"test of .* has no labels, .*; give --predictions FILE"):
+        main_here(*asked)
+    with pytest.raises(InputError, match="give --predictions FILE alone"):
+        main_here(*asked, "--predictions", tmp_path / "lines.txt", "--json", tmp_path / "none.json")
+    assert main_here(*asked, "--predictions", tmp_path / "lines.txt") == 0
+    assert "1 of them guesses" in capsys.readouterr().err
     lines = [[int(word) for word in line.split()] for line in (tmp_path / "lines.txt").read_text().splitlines()]
     assert len(lines) == 11 and lines[4] == [1, 2, 3, 4, 5]
     network = load(checkpoint, "cpu")
@@ -157,15 +182,17 @@ def test_predictions_are_in_the_order_of_the_source(tmp_path: Path) -> None:
         assert lines[number] == order.tolist()
 
 
-def test_a_damaged_sample_is_named_and_the_exit_is_1(many: Path, checkpoints: list[Path], tmp_path: Path) -> None:
+def test_a_damaged_sample_is_named_and_the_exit_is_1(
+    many: Path, checkpoints: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shards = tmp_path / "shards"
     shutil.copytree(many, shards)
     tar = sorted((shards / "val").glob("*.tar"))[0]
     data = bytearray(tar.read_bytes())
     data[700] ^= 255
     tar.write_bytes(data)
-    status, output = run(call(checkpoints[0], "--shards", shards))
-    assert status == 1 and "damaged sample (val/000000.tar, byte 512)" in output
+    assert main_here(checkpoints[0], "--shards", shards) == 1
+    assert "damaged sample (val/000000.tar, byte 512)" in capsys.readouterr().err
 
 
 def test_wrong_calls_are_one_line_and_write_nothing(

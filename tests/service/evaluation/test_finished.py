@@ -3,10 +3,12 @@
 import json
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from processes import command, records, run, torchrun
+from service import evaluate
 from service.run.checkpoint import newest_checkpoint
 
 
@@ -26,8 +28,9 @@ def test_a_finished_run_has_what_service_evaluate_says(
     logged = records(out)[-1]
     assert logged["evaluation"] and logged["views"] == 10 and logged["samples"] == 9 and logged["step"] == 4
     assert "evaluation, 10 views of 9 pictures: top-1 error" in output
-    call = [sys.executable, "-m", "service.evaluate", str(out), "--shards", str(shards), "--views", "10"]
-    assert run([*call, "--json", str(tmp_path / "found.json")])[0] == 0
+    call = [str(out), "--shards", str(shards), "--views", "10", "--json", str(tmp_path / "found.json")]
+    with mock.patch.object(sys, "argv", ["evaluate", *call]), mock.patch("signal.signal"):
+        assert evaluate.main() == 0
     found = json.loads((tmp_path / "found.json").read_text())
     assert (logged["top1"], logged["top5"]) == (found["top1_error"], found["top5_error"])
     assert logged["interval"] == found["interval"]["top1_error"]

@@ -146,7 +146,10 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     large = RowsFile(tmp_path / "large.npy", 128, 80 * 1024, 256)  # 42 MB, in float32 84
     queries = features(rng, 64, 256)
     search(small, queries, 6)  # what threads and libraries take once
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    except OSError as error:
+        pytest.skip(f"this system keeps a process's peak ({error})")
     before = resident("VmRSS")
     search(large, queries, 6)
     assert resident("VmHWM") - before < 20e6  # a block in both forms is 3 MB, its product with the queries 0.5

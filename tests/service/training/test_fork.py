@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 import torch
 
+from model.optim import OptimConfig
 from networks import saved_network, small_run
 from pictures import write_tree
 from pipeline.files import sha256_of
 from pipeline.shard import ShardOptions, shard
 from processes import command, losses, records, run, torchrun, weights, wrong_in_turn
 from service.network.read import load
-from service.run.events import manual_base_rate
+from service.run.checkpoint import RunState, Validation
+from service.run.events import proposed_rate_drop, rates_of
 
 STEPS = ("--checkpoint-every", "2", "--epochs", "5")
 
@@ -51,6 +53,7 @@ def test_a_fork_takes_its_parents_next_steps_bit_for_bit(shards: Path, parent: P
     assert losses(tmp_path / "fork") == {number: losses(parent)[number] for number in (5, 6)}
     ours, theirs = weights(tmp_path / "fork", 6), weights(parent, 6)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert step(tmp_path / "fork", 4).is_dir()  # its start, which a crash before its first checkpoint goes on from
     (event,) = events(tmp_path / "fork")
     identity = {"path": str(step(parent, 4)), "step": 4, "sha256": sha256_of(step(parent, 4) / "manifest.json")}
     assert event["kind"] == "fork" and event["parent"] == identity and event["step"] == 4
@@ -71,12 +74,26 @@ def test_a_fork_with_another_rate_trains_by_it(shards: Path, parent: Path, tmp_p
     assert (change["old"]["base"], change["new"]["base"]) == (0.01, 0.02)
 
 
-def test_a_rate_set_by_hand_ends_with_a_forks_own_schedule() -> None:
+def test_a_forks_own_schedule_counts_neither_rates_set_by_hand_nor_plateaus_before_it() -> None:
+    """Twelve epochs without improvement: three drops of the parent's schedule, which its fork asks to raise again."""
+    history = tuple(Validation(epoch=e, step=10 * e, loss=1.0, top1=0.5, top5=0.1) for e in range(1, 14))
     by_hand = {"kind": "learning-rate", "step": 3, "manual": True, "old": {"base": 0.1}, "new": {"base": 0.05}}
-    kept, renewed = ({"kind": "fork", "step": 4, "new_schedule": new} for new in (False, True))
-    assert manual_base_rate([by_hand]) == manual_base_rate([by_hand, kept]) == 0.05
-    assert manual_base_rate([by_hand, renewed]) is None
-    assert manual_base_rate([by_hand, renewed, by_hand]) == 0.05
+    kept, renewed = ({"kind": "fork", "step": 130, "new_schedule": new} for new in (False, True))
+    plateau = OptimConfig(lr=0.2)
+
+    def rate(*events: dict[str, Any], later: tuple[Validation, ...] = ()) -> float:
+        state = RunState(step=130, position=1300, history=(*history, *later), events=events)
+        return rates_of(plateau, state, 100).base
+
+    assert rate() == rate(kept) == pytest.approx(0.2 / 1000)
+    assert rate(by_hand) == rate(by_hand, kept) == 0.05
+    assert rate(by_hand, renewed) == 0.2
+    assert rate(by_hand, renewed, by_hand) == 0.05
+    later = tuple(Validation(epoch=e, step=10 * e, loss=1.0, top1=0.5, top5=0.1) for e in range(14, 18))
+    assert rate(by_hand, renewed, later=later) == pytest.approx(0.02)  # a drop for three more after the first
+    state = RunState(step=170, position=1700, history=(*history, *later), events=(renewed,))
+    proposal = proposed_rate_drop(OptimConfig(lr=0.2, schedule="manual"), state, 0.2)
+    assert proposal and "for 3 epochs" in proposal["reason"]
 
 
 def test_weights_alone_start_a_new_run_with_new_classes_and_a_sixth_convolution(
@@ -132,6 +149,9 @@ def test_what_cannot_be_started_from_is_refused_in_a_line(
         "has no classifier.6.weight": command(shards, out, "--from", str(file), "--keep", "weights"),
         "--keep is for what --from brings": command(shards, out, "--keep", "weights"),
         "set --model.layout towers": command(shards, out, *base, "--keep", "weights", "--model.layout", "torchvision"),
+        "crop is 40 pixels, expected at least 63": command(
+            shards, out, *base, "--keep", "weights", "--data.crop", "40"
+        ),
         "as towers.0.fc6.bias, expected": command(shards, out, "--from", str(wide), "--keep", "weights"),
     }
     calls["expected nothing"] = command(
