@@ -23,12 +23,12 @@ from pipeline.command import EXIT_DONE, EXIT_FAULTS, InputError, end_on_sigterm,
 from pipeline.files import check_outputs, write_output
 from pipeline.manifest import PictureClass
 from pipeline.progress import Advance, progress
-from service.network.panels import MOST_PANELS, Panel, panels_png
 from service.network.pictures import STANDARD_INPUT, class_of, file_name, listed_files, usable_pictures
 from service.network.read import load
 from service.network.trained import Likely, Predicted, TrainedNetwork
 
 BAR_WIDTH: Final = 24  # letters
+MOST_PANELS: Final = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def predict(options: PredictOptions, network: TrainedNetwork, files: Sequence[Pa
     """Show each picture's classes as they come, then write the files that were asked for."""
     unusable: list[tuple[Path, str]] = []
     entries: list[str] = []  # JSON already, which takes less memory than the values
-    panels: list[Panel] = []
+    panels: list[Predicted[Shown]] = []
     drawn = MOST_PANELS if options.out else 0
     console, used, told = Console(highlight=False), 0, 0
     with _progress(len(files), console) as advance:
@@ -104,14 +104,14 @@ def predict(options: PredictOptions, network: TrainedNetwork, files: Sequence[Pa
             if options.json:
                 entries.append(f"\n {json.dumps(json_values(each))}")
             if each.picture.square is not None:
-                panels.append(_panel(each, each.picture.square))
+                panels.append(each)
             told += tell(unusable[told:])
             advance(1)
         tell(unusable[told:])
     if options.json:
         write_output(options.json, f"[{','.join(entries)}\n]\n".encode(), "--json")
     if options.out and panels:
-        write_output(options.out, panels_png(panels), "--out")
+        write_output(options.out, draw(panels), "--out")
         more = f", the first of {used:,}" if used > len(panels) else ""
         say(f"{options.out}: {len(panels)} pictures{more}")
     if options.out and not panels:
@@ -179,10 +179,20 @@ def json_values(each: Predicted[Shown]) -> dict[str, Any]:
     return {"picture": str(each.picture.path), "true": asdict(true) if true else None, "predictions": predictions}
 
 
-def _panel(each: Predicted[Shown], square: NDArray[np.uint8]) -> Panel:
-    picture = each.picture
-    name = file_name(picture.path) if picture.path == STANDARD_INPUT else picture.path.name
-    return Panel(square=square, name=printable(name), true=picture.true, likeliest=each.likeliest)
+def draw(pictures: Sequence[Predicted[Shown]]) -> bytes:
+    """The panels of pictures that have kept their pixels, as a PNG file."""
+    from service.network.panels import Panel, panels_png  # here: matplotlib takes a second to import
+
+    panels = [
+        Panel(square=shown.square, name=_name(shown.path), true=shown.true, likeliest=each.likeliest)
+        for each in pictures
+        if (shown := each.picture).square is not None
+    ]
+    return panels_png(panels)
+
+
+def _name(path: Path) -> str:
+    return printable(file_name(path) if path == STANDARD_INPUT else path.name)
 
 
 if __name__ == "__main__":

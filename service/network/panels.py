@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from pipeline.manifest import PictureClass
 from service.network.trained import LIKELIEST, Likely
 
-MOST_PANELS: Final = 40
 BAR: Final = "#A9C4E6"
 TRUE_BAR: Final = "#F5A3B7"  # pink, as the paper's
 FRAME: Final = "#555555"

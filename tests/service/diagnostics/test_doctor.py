@@ -497,6 +497,7 @@ run_command(train.main)
 """
 
 
+@pytest.mark.slow
 def test_a_run_without_a_compiler_ends_with_one_line(shards: Path, tmp_path: Path) -> None:
     """The compiler is missed by the first thing that is compiled; that need not be the whole step."""
     arguments = command(shards, tmp_path / "run", "--max-steps", "1")

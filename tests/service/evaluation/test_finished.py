@@ -38,13 +38,7 @@ def test_a_finished_run_has_what_service_evaluate_says(
     assert checkpoint and checkpoint.state.evaluation and checkpoint.state.evaluation.top1 == logged["top1"]
 
 
-def test_it_is_done_once(shards: Path, finished: tuple[Path, str]) -> None:
-    out, _ = finished
-    before = records(out)
-    status, output = run(command(shards, out, "--epochs", "1"))
-    assert status == 0 and "evaluation," not in output and records(out) == before
-
-
+@pytest.mark.slow
 def test_two_ranks_with_a_tower_each_measure_it(shards: Path, tmp_path: Path) -> None:
     status, output = run(torchrun(command(shards, tmp_path, "--epochs", "1"), 2))
     assert status == 0 and output.count("evaluation, 10 views of 9 pictures") == 1, output
@@ -76,3 +70,6 @@ def test_a_stop_meanwhile_leaves_it_to_the_next_start(shards: Path, tmp_path: Pa
     status, output = run(arguments)
     assert status == 0 and "evaluation, 10 views" in output
     assert [record["step"] for record in records(tmp_path) if "evaluation" in record] == [4]
+    before = records(tmp_path)
+    status, output = run(arguments)
+    assert status == 0 and "evaluation," not in output and records(tmp_path) == before  # once

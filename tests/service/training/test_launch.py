@@ -4,6 +4,8 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
+
 from processes import command, losses, rank_pids, run, start, wait_until
 from service.run.checkpoint import newest_checkpoint
 
@@ -13,6 +15,7 @@ def launch(shards: Path, out: Path, count: int, *options: str) -> list[str]:
     return [sys.executable, "-m", "service.launch", "--nproc-per-node", str(count), *worker]
 
 
+@pytest.mark.slow
 def test_a_stop_is_143_when_all_is_saved_and_a_finished_run_0(shards: Path, tmp_path: Path) -> None:
     worker = start(launch(shards, tmp_path, 2, "--epochs", "1000"))
     wait_until(lambda: len(losses(tmp_path)) >= 2, worker)

@@ -145,6 +145,7 @@ def host(arguments: list[str], address: str, port: int, record: Path) -> subproc
     return start(torchrun(arguments, 1, *elastic), **environment)
 
 
+@pytest.mark.slow
 def test_a_host_that_dies_is_done_without_and_its_replacement_is_taken_in(shards: Path, tmp_path: Path) -> None:
     reference, out = tmp_path / "reference", tmp_path / "out"
     # The rate is small, because how many steps there are is up to the machine.
