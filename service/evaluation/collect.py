@@ -6,7 +6,7 @@ result does not depend on ranks, batch or cores, and sums are made at the end, i
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from pipeline.load.order import rank_slice
 from service.network.compute import map_chunks
 from service.network.trained import LIKELIEST, TrainedNetwork, chunk_size, padded_chunks
 
-T = TypeVar("T")
 Float = NDArray[np.float64]
 
 
@@ -32,9 +31,7 @@ class Outcomes:
     predicted: NDArray[np.int32]  # (R, N) the most probable class
     confidence: Float  # (R, N) its probability
     at_label: Float  # (R, N) the probability of the true class
-    likeliest: NDArray[
-        np.int32
-    ]  # (N, 5) the last predictor's most probable classes, best first; -1 where there are fewer
+    likeliest: NDArray[np.int32]  # (N, 5) the last predictor's most probable classes, best first; -1 beyond the last
 
 
 def joined(parts: Sequence[Outcomes]) -> Outcomes:

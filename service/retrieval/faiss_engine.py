@@ -10,9 +10,8 @@ from torch import Tensor
 from pipeline.command import InputError
 from service.retrieval.bounds import Block, LowerBounds, Queries, product_bounds
 
-MARGIN: Final = (
-    32  # rows beyond k that faiss is asked for, so that what it leaves out is beyond the k-th in most blocks
-)
+# Rows beyond k that faiss is asked for, so that what it leaves out is beyond the k-th in most blocks.
+MARGIN: Final = 32
 
 
 def load_faiss() -> LowerBounds:
