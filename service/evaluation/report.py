@@ -87,11 +87,11 @@ def remarks(found: Evaluated, classes: Sequence[PictureClass]) -> list[str]:
             f"weights fitted to the first {found.held_out:,} pictures, which are not counted in any row, "
             f"as the 2012 code did on a held-out half: {weights}"
         )
-    worst = sorted(found.by_class, key=lambda each: -each.top1)[:SHOWN]
+    worst = sorted((each for each in found.by_class if each.top1), key=lambda each: -each.top1)[:SHOWN]
     lines.append(f"of {result.name}:")
-    lines.append("classes with the highest top-1 error: " + "; ".join(
+    lines.append("classes with the highest top-1 error: " + ("; ".join(
         f"{classes[each.index].name} {each.top1:.1%} of {each.samples}" for each in worst
-    ))  # fmt: skip
+    ) or "none"))  # fmt: skip
     lines.append("worst confusions: " + ("; ".join(
         f"{classes[each.true].name} taken for {classes[each.predicted].name} {each.samples} times "
             f"({each.share:.1%})"
