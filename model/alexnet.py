@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.layers.dropout import drop_units
+from model.layers.first_conv import FirstConv
 from model.layers.lrn import LRNConfig, local_response_norm
 from model.layers.pool import max_pool
 
@@ -68,6 +69,10 @@ class ModelConfig:
         if self.conv6 and self.layout == "torchvision":
             raise ValueError("conv6 is set for layout torchvision, which has five convolutions; expected layout towers")
 
+    def activate(self, x: Tensor) -> Tensor:
+        """The nonlinearity."""
+        return x.relu() if self.activation == "relu" else x.tanh()
+
     @property
     def channel_std(self) -> tuple[float, float, float]:
         """What a picture's red, green and blue (0..255, mean subtracted) are divided by."""
@@ -112,40 +117,6 @@ def map_sides(crop: int) -> tuple[int, int, int, int]:
 def map_side(crop: int) -> int:
     """Side of conv5's pooled maps for crop x crop pictures, pixels: 6 for 224."""
     return map_sides(crop)[-1]
-
-
-class FirstConv(nn.Conv2d):
-    """(B, 3, H, W) -> (B, kernels, (H - 7) // 4 + 1, (W - 7) // 4 + 1): 11 x 11 kernels, 4 pixels apart, padding 2.
-
-    In bfloat16 four neighbouring pixels of a row are taken as one of 12 channels, and the kernel as 11 x 3 of those:
-    the same products and some zeros, but faster: 3 channels leave most of a vector instruction empty.
-    """
-
-    def __init__(self, kernels: int):
-        super().__init__(3, kernels, 11, stride=4, padding=2)
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not torch.is_autocast_enabled(input.device.type):
-            return super().forward(input)
-        return F.conv2d(
-            _group_pixels_by_four(input, 2),
-            _group_pixels_by_four(self.weight, 0),
-            self.bias,
-            stride=(4, 1),
-            padding=(2, 0),
-        )
-
-
-def _group_pixels_by_four(x: Tensor, left: int) -> Tensor:
-    """(N, 3, H, W) -> (N, 12, H, ceil((left + W) / 4)) bfloat16, `left` columns of zeros before and the rest after.
-
-    Only whole rows of pixels are copied: in channels-last memory, four pixels of 3 channels are one of 12.
-    """
-    number, channels, height, width = x.shape
-    rows = x.permute(0, 2, 3, 1).reshape(number, height, width * channels).bfloat16()
-    sides = [rows.new_zeros(number, height, zeros * channels) for zeros in (left, -(left + width) % 4)]
-    rows = torch.cat([sides[0], rows, sides[1]], dim=2)
-    return rows.view(number, height, -1, 4 * channels).permute(0, 3, 1, 2)
 
 
 class Tower(nn.Module):
@@ -201,7 +172,7 @@ class Tower(nn.Module):
         return local_response_norm(x, self.config.lrn, None if self.config.precision == "float32" else torch.bfloat16)
 
     def activate(self, x: Tensor) -> Tensor:
-        return x.relu() if self.config.activation == "relu" else x.tanh()
+        return self.config.activate(x)
 
 
 class AlexNet(nn.Module):

@@ -32,20 +32,17 @@ class GroupedAlexNet(nn.Module):
         """Logits (B, classes) of (B, 3, crop, crop) pictures, as `AlexNet` takes them."""
         x = self.conv1(pictures)  # (B, 96, 55, 55)
         if self.config.layer_order == "paper":
-            x = _pool(self._normalise(self._activate(x)))  # (B, 96, 27, 27)
+            x = _pool(self._normalise(self.config.activate(x)))  # (B, 96, 27, 27)
         else:
-            x = self._activate(_pool(self._normalise(x)))
-        x = _pool(self._normalise(self._activate(self.conv2(x))))  # (B, 256, 13, 13)
-        x = self._activate(self.conv3(x))  # (B, 384, 13, 13)
-        x = self._activate(self.conv4(x))
-        x = self._activate(_pool(self.conv5(x)))  # (B, 256, 6, 6)
+            x = self.config.activate(_pool(self._normalise(x)))
+        x = _pool(self._normalise(self.config.activate(self.conv2(x))))  # (B, 256, 13, 13)
+        x = self.config.activate(self.conv3(x))  # (B, 384, 13, 13)
+        x = self.config.activate(self.conv4(x))
+        x = self.config.activate(_pool(self.conv5(x)))  # (B, 256, 6, 6)
         if self.conv6 is not None:
-            x = self._activate(self.conv6(x))
-        x = self._activate(self.fc6(x.flatten(1)))
-        return self.fc8(self._activate(self.fc7(x)))
-
-    def _activate(self, x: Tensor) -> Tensor:
-        return x.relu() if self.config.activation == "relu" else x.tanh()
+            x = self.config.activate(self.conv6(x))
+        x = self.config.activate(self.fc6(x.flatten(1)))
+        return self.fc8(self.config.activate(self.fc7(x)))
 
     def _normalise(self, x: Tensor) -> Tensor:
         """Each tower's channels alone."""

@@ -161,6 +161,14 @@ def two_graphs(backend: str = "inductor") -> TrainStep:
     return step
 
 
+def classes_ahead(scores: Tensor, at_label: Tensor) -> Tensor:
+    """(..., classes) scores and the label's own (..., 1) -> (...): how many other classes have at least as much.
+
+    Ties count against the label, so that a network whose outputs are all equal scores nothing; NaN does too.
+    """
+    return (~(scores < at_label)).sum(-1) - 1
+
+
 @torch.no_grad()
 def eval_step(training: TrainingState, local_flags: Tensor, inputs: StepInputs) -> Tensor:
     """(5,) float64: summed loss, top-1 and top-5 errors over all ranks' pictures, section 6's measures; and flags.
@@ -169,8 +177,6 @@ def eval_step(training: TrainingState, local_flags: Tensor, inputs: StepInputs) 
     """
     logits = local_logits(training, inputs, train=False)
     losses = F.cross_entropy(logits, inputs.labels, reduction="none")
-    # The label's rank by counting: ties count against it, so a network whose logits are all equal scores nothing.
-    at_label = logits.gather(1, inputs.labels[:, None])
-    ahead = (~(logits < at_label)).sum(1) - 1  # so written, NaN counts against it too
+    ahead = classes_ahead(logits, logits.gather(1, inputs.labels[:, None]))
     counted = torch.stack([losses.double(), (ahead >= 1).double(), (ahead >= 5).double()])
     return training.parallel.all_reduce_sum(torch.cat([counted @ inputs.weights.double(), local_flags.double()]))

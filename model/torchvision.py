@@ -8,8 +8,9 @@ from typing import Final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.alexnet import FirstConv, ModelConfig, at_least_float32, autocast, check_options, initialise
+from model.alexnet import ModelConfig, at_least_float32, autocast, check_options, initialise
 from model.layers.dropout import drop_units
+from model.layers.first_conv import FirstConv
 from model.layers.pool import max_pool
 
 TORCHVISION_CHANNELS = (64, 192, 384, 256, 256)  # kernels of each convolution
@@ -73,19 +74,16 @@ class TorchvisionAlexNet(nn.Module):
         conv, connected = self.features, self.classifier
         # torchvision activates, then pools: the result is the same, but this way there are fewer values to activate.
         with autocast(pictures, self.config.precision == "bfloat16"):
-            x = self._activate(max_pool(conv["0"](pictures)))  # (B, 64, 27, 27)
-            x = self._activate(max_pool(conv["3"](x)))  # (B, 192, 13, 13)
+            x = self.config.activate(max_pool(conv["0"](pictures)))  # (B, 64, 27, 27)
+            x = self.config.activate(max_pool(conv["3"](x)))  # (B, 192, 13, 13)
         with autocast(pictures, self.config.precision != "float32"):
-            x = self._activate(conv["6"](x))  # (B, 384, 13, 13)
-            x = self._activate(conv["8"](x))  # (B, 256, 13, 13)
-            x = self._activate(max_pool(conv["10"](x)))  # (B, 256, 6, 6)
+            x = self.config.activate(conv["6"](x))  # (B, 384, 13, 13)
+            x = self.config.activate(conv["8"](x))  # (B, 256, 13, 13)
+            x = self.config.activate(max_pool(conv["10"](x)))  # (B, 256, 6, 6)
             if x.shape[-1] != FC_SIDE:  # else each average is of one number
                 x = F.adaptive_avg_pool2d(x, FC_SIDE)
-            x = self._activate(connected["1"](self._drop(5, x.flatten(1), positions)))
-            return self._activate(connected["4"](self._drop(6, x, positions)))
-
-    def _activate(self, x: Tensor) -> Tensor:
-        return x.relu() if self.config.activation == "relu" else x.tanh()
+            x = self.config.activate(connected["1"](self._drop(5, x.flatten(1), positions)))
+            return self.config.activate(connected["4"](self._drop(6, x, positions)))
 
     def _drop(self, layer: int, x: Tensor, positions: Tensor | None) -> Tensor:
         """Drop of a layer's outputs (B, units), as torchvision does: of conv5's and of fc6's, not of fc7's."""

@@ -69,6 +69,16 @@ def progress(total: int, unit: str) -> Iterator[Advance]:
 
 
 @contextmanager
+def no_progress() -> Iterator[Advance]:
+    """Show nothing, in place of `progress`."""
+
+    def advance(count: int, remark: str = "", *, size: int = 0, before: bool = False) -> None:
+        pass
+
+    yield advance
+
+
+@contextmanager
 def spinner(what: str) -> Iterator[None]:
     """Show a spinner on a terminal during work of unknown length."""
     console = Console(stderr=True)

@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,7 +17,7 @@ from pipeline.files import check_outputs, write_output
 from pipeline.load.loader import Loader, choose_device
 from pipeline.load.storage import SampleStore
 from pipeline.manifest import REJECTS_FILE, Dataset, load_samples, shard_order
-from pipeline.progress import progress
+from pipeline.progress import no_progress, progress
 from pipeline.source.devkit import read_kits
 from service.evaluation.evaluate import Evaluated, Evaluator, Weighting, check_fits, check_split, open_pictures
 from service.evaluation.mixture import equal_weights
@@ -103,12 +102,13 @@ def main() -> int:
 
 def evaluate(options: EvaluateOptions, ranks: Ranks) -> int:
     """Measure on all ranks together; rank 0 reports."""
-    # By rank 0, because a run's newest checkpoint may be another a moment later.
-    found_here = ranks.on_all_ranks(lambda: [network_path(path) for path in options.checkpoints if ranks.is_leader])
-    paths = ranks.broadcast(found_here)
+    paths = options.checkpoints
+    if ranks.world_size > 1:  # rank 0 says which is a run's newest checkpoint, which may be another a moment later
+        found_here = ranks.on_all_ranks(lambda: [network_path(path) for path in paths if ranks.is_leader])
+        paths = ranks.broadcast(found_here)
     loader, networks, numbers = ranks.on_all_ranks(lambda: open_all(options, paths, ranks))
     samples = loader.dataset.splits[options.split].samples
-    with progress(-(-samples // ranks.world_size), "pictures") if ranks.is_leader else nullcontext(_quiet) as advance:
+    with progress(-(-samples // ranks.world_size), "pictures") if ranks.is_leader else no_progress() as advance:
         evaluator = Evaluator(
             networks,
             loader,
@@ -136,10 +136,6 @@ def evaluate(options: EvaluateOptions, ranks: Ranks) -> int:
         note = f", {guessed} of them guesses for pictures that sharding rejected" if guessed else ""
         say(f"{options.predictions}: classes of {samples + guessed:,} pictures in the source's order{note}")
     return EXIT_FAULTS if damaged else EXIT_DONE
-
-
-def _quiet(count: int) -> None:
-    pass
 
 
 def network_path(path: Path) -> Path:

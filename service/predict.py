@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -22,7 +22,7 @@ from model.views import Views
 from pipeline.command import EXIT_DONE, EXIT_FAULTS, InputError, end_on_sigterm, printable, run_command, say
 from pipeline.files import check_outputs, write_output
 from pipeline.manifest import PictureClass
-from pipeline.progress import Advance, progress
+from pipeline.progress import Advance, no_progress, progress
 from service.network.pictures import STANDARD_INPUT, class_of, file_name, listed_files, usable_pictures
 from service.network.read import load
 from service.network.trained import Likely, Predicted, TrainedNetwork
@@ -121,11 +121,7 @@ def predict(options: PredictOptions, network: TrainedNetwork, files: Sequence[Pa
 
 def _progress(pictures: int, console: Console) -> AbstractContextManager[Advance]:
     """On a terminal the words themselves show how far it is."""
-    return nullcontext(_no_progress) if console.is_terminal else progress(pictures, "pictures")
-
-
-def _no_progress(count: int, remark: str = "", *, size: int = 0, before: bool = False) -> None:
-    pass
+    return no_progress() if console.is_terminal else progress(pictures, "pictures")
 
 
 def tell(unusable: Sequence[tuple[Path, str]]) -> int:

@@ -15,9 +15,15 @@ from nvidia.dali.types import DALIDataType, DALIImageType, DALIInterpType
 
 FULL_SIDE: Final = 256  # pixels: what pictures of original size are resized to, their shorter side; section 2
 
+
 Device = Literal["cpu", "gpu"]
 Output = Literal["uint8", "float16", "float32"]
 DALI_TYPES: Final = {"uint8": DALIDataType.UINT8, "float16": DALIDataType.FLOAT16, "float32": DALIDataType.FLOAT}
+
+
+def square_side(size: int) -> int:
+    """Side of the square that crops are taken from, pixels; size: of the stored pictures, 0 where each has its own."""
+    return size or FULL_SIDE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +42,7 @@ class GraphConfig:
     @property
     def margin(self) -> int:
         """Pixels by which a picture exceeds the crop: offsets are 0 .. margin."""
-        return (self.size or FULL_SIDE) - self.crop
+        return square_side(self.size) - self.crop
 
 
 def build_graph(feed: Callable[[], tuple[Any, ...]], config: GraphConfig) -> Pipeline:
@@ -97,10 +103,8 @@ def decode_squares(jpegs: Iterable[bytes], size: int) -> Iterator[NDArray[np.uin
     def feed() -> tuple[Any, ...]:
         return [np.frombuffer(next(files), np.uint8)], *nothing
 
-    side = size or FULL_SIDE
-    graph = build_graph(
-        feed, GraphConfig(batch_size=1, size=size, crop=side, output="uint8", decoder="cpu", device="cpu")
-    )
+    config = GraphConfig(batch_size=1, size=size, crop=square_side(size), output="uint8", decoder="cpu", device="cpu")
+    graph = build_graph(feed, config)
     while True:
         try:
             pictures: Any = graph.run()[0]

@@ -18,7 +18,7 @@ from nvidia.dali.pipeline import Pipeline
 
 from pipeline.command import InputError
 from pipeline.load.augment import AugmentConfig
-from pipeline.load.graph import FULL_SIDE, Device, GraphConfig, Output, build_graph
+from pipeline.load.graph import Device, GraphConfig, Output, build_graph, square_side
 from pipeline.load.inputs import SampleInputs, TrainInputs, replace_damaged, validation_inputs
 from pipeline.load.order import rank_slice
 from pipeline.load.probe import gpu_decoder_works
@@ -66,7 +66,7 @@ class Batch(NamedTuple):
 
 def crop_margin(dataset: Dataset, config: DataConfig) -> int:
     """Pixels by which a picture exceeds the crop: offsets are 0 .. crop_margin."""
-    side = dataset.size or FULL_SIDE
+    side = square_side(dataset.size)
     if config.crop > side:
         raise InputError(f"crop is {config.crop} pixels, expected at most the {side} of the shards; set --data.crop")
     return side - config.crop

@@ -16,8 +16,8 @@ from pipeline.manifest import Dataset, load_samples
 # a named one takes longer to make, and there is one for each sample of an epoch.
 Location = tuple[int, int, int, int]
 
-BLOCK: Final = 512  # bytes of a header in a tar; a sample's bytes follow its header
-KEY_DIGITS: Final = 8  # of a sample's name, as sharding writes it
+HEADER_BYTES: Final = 512  # of a member in a tar, whose bytes follow it
+NAME_BYTES: Final = 100  # at its start; a sample's name is its key, a dot and a suffix
 
 
 class SampleStore:
@@ -51,12 +51,9 @@ class SampleStore:
 
     def keys(self) -> NDArray[np.int64]:
         """(N,) each sample's key, which its JPEG's header in the tar begins with: its place in the split's shuffle."""
-        headers = (
-            (shard, offset - BLOCK) for shard, offset in zip(self.table["shard"], self.table["offset"], strict=True)
-        )
-        return np.array(
-            [int(bytes(self._bytes[shard][start : start + KEY_DIGITS])) for shard, start in headers], np.int64
-        )
+        places = zip(self.table["shard"], self.table["offset"] - np.uint64(HEADER_BYTES), strict=True)
+        names = (self._bytes[shard][start : start + np.uint64(NAME_BYTES)].tobytes() for shard, start in places)
+        return np.array([int(name.partition(b".")[0]) for name in names], np.int64)
 
     def replacement(self, location: Location) -> int:
         """The sample that takes a damaged one's place, always the same: the next sound one of the table."""

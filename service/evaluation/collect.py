@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.step import classes_ahead
 from model.views import Views
 from pipeline.load.loader import Loader
 from pipeline.load.order import rank_slice
@@ -89,8 +90,7 @@ def collect(
 def _outcomes(probabilities: Tensor, labels: Tensor, count: int) -> Outcomes:
     """Those of (R, B, C) probabilities, the first `count` of B."""
     at_label = probabilities.gather(2, labels.clamp_min(0)[None, :, None].expand(len(probabilities), -1, 1))
-    # Ties count against the true class, so that a network whose outputs are all equal scores nothing; NaN does too.
-    ahead = (~(probabilities < at_label)).sum(2) - 1
+    ahead = classes_ahead(probabilities, at_label)
     confidence, predicted = probabilities.max(2)
     best = probabilities[-1].sort(dim=1, descending=True, stable=True).indices[:, :LIKELIEST]
     best = torch.nn.functional.pad(best, (0, LIKELIEST - best.shape[1]), value=-1)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from model.views import Views
 from pipeline.command import InputError
-from pipeline.load.graph import FULL_SIDE, Device
+from pipeline.load.graph import Device, square_side
 from pipeline.load.loader import DataConfig, Loader
 from pipeline.manifest import load_dataset
 from service.evaluation.collect import Float, Outcomes, collect, joined
@@ -68,7 +68,7 @@ class Evaluated:
 
 def open_pictures(shards: Path, device: Device, threads: int = 0) -> Loader:
     """A loader of whole pictures, which views are cut from; InputError where there is no data set."""
-    side = load_dataset(shards).size or FULL_SIDE
+    side = square_side(load_dataset(shards).size)
     return Loader(DataConfig(shards=shards, crop=side, output="uint8", threads=threads), device=device)
 
 

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from pipeline.manifest import PictureClass
 from service.evaluation.evaluate import Evaluated, Predictor
 from service.evaluation.measures import ErrorRate
+from service.results.table import MISSING
 
 HEADINGS: Final = ("model", "pictures", "views", "top-1", "95%", "top-5", "95%", "calibration")
 LEFT: Final = 2  # columns of words
-MISSING: Final = "-"
 SHOWN: Final = 10  # classes, and confusions, in the text
 
 

@@ -18,7 +18,7 @@ from model.layers.lrn import LRNConfig
 from model.network import make_network
 from pipeline.command import InputError
 from pipeline.files import sha256_of
-from pipeline.load.graph import FULL_SIDE
+from pipeline.load.graph import FULL_SIDE, square_side
 from pipeline.load.loader import choose_device
 from pipeline.manifest import DATASET_FILE, PictureClass, load_dataset
 from service.network.trained import TrainedNetwork
@@ -209,7 +209,7 @@ def _from_exported(path: Path, weights: dict[str, Tensor], metadata: str, device
 
 def _mean_picture(facts: dict[str, Any], weights: dict[str, Tensor], config: ModelConfig) -> NDArray[np.float32]:
     """The mean picture, taken out of the weights."""
-    side = int(facts["size"]) or FULL_SIDE
+    side = square_side(int(facts["size"]))
     if MEAN not in weights and config.layout == "torchvision":  # as torchvision itself takes them
         return np.full((side, side, 3), TORCHVISION_MEAN, np.float32)
     mean = weights.pop(MEAN).numpy().copy()  # the file is mapped into memory, and must not be needed later

@@ -9,11 +9,11 @@ from pipeline.command import InputError, printable
 from pipeline.load.storage import SampleStore
 from pipeline.manifest import PictureClass
 from pipeline.picture.contact_sheet import Tile, neighbour_sheet
+from service.results.table import MISSING
 from service.retrieval.queries import Query
 from service.retrieval.search import Neighbours
 
 HEADINGS: Final = ("query", "rank", "row", "distance", "class")
-MISSING: Final = "-"
 
 
 class Pictures:

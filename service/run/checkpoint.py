@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
@@ -104,19 +104,22 @@ def _host_copy(tensor: Tensor) -> Tensor:
 
 def read_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """A verified checkpoint's weights and velocities, of both towers."""
-    files = [load_file(path) for path in tensor_files(checkpoint.path)]
-    return {name: tensor for file in files for name, tensor in file.items()}
+    return read_named(checkpoint.path, lambda name: True)
 
 
-def tensor_files(checkpoint: Path) -> list[Path]:
-    """The files of weights that a checkpoint's manifest lists; others that lie there are not its own."""
-    listed = json.loads((checkpoint / MANIFEST).read_bytes())["files"]
-    return [checkpoint / name for name in sorted(listed) if name.endswith(".safetensors")]
+def read_named(checkpoint: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+    """The tensors whose names are wanted, of the files that a checkpoint's manifest lists; others are not its own."""
+    found: dict[str, Tensor] = {}
+    for file_name in sorted(json.loads((checkpoint / MANIFEST).read_bytes())["files"]):
+        if file_name.endswith(".safetensors"):
+            with safe_open(checkpoint / file_name, "pt") as file:
+                found |= {name: file.get_tensor(name) for name in file.keys() if wanted(name)}
+    return found
 
 
 def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """A verified checkpoint's weights alone."""
-    return {name: tensor for name, tensor in read_tensors(checkpoint).items() if not name.startswith(MOMENTUM)}
+    return read_named(checkpoint.path, lambda name: not name.startswith(MOMENTUM))
 
 
 @torch.no_grad()

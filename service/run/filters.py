@@ -5,22 +5,18 @@ from pathlib import Path
 from typing import Final
 
 from PIL import Image
-from safetensors import safe_open
 from torch import Tensor
 
 from model.filters import filters_picture
 from pipeline.command import InputError
-from service.run.checkpoint import tensor_files
+from service.run.checkpoint import read_named
 
 KERNELS: Final = ("towers.0.conv1.weight", "towers.1.conv1.weight", "features.0.weight")  # the last is torchvision's
 
 
 def read_kernels(checkpoint: Path) -> list[Tensor]:
     """conv1's kernels, (48, 3, 11, 11) of each tower, of a checkpoint's folder; torchvision's network is one tower."""
-    found: dict[str, Tensor] = {}
-    for path in tensor_files(checkpoint):
-        with safe_open(path, "pt") as file:
-            found |= {name: file.get_tensor(name) for name in KERNELS if name in file.keys()}
+    found = read_named(checkpoint, KERNELS.__contains__)
     if not found:
         raise InputError(
             f"{checkpoint} holds none of {', '.join(KERNELS)}, expected conv1's; choose another checkpoint"

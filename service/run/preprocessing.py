@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.alexnet import TORCHVISION_MEAN
-from pipeline.load.graph import FULL_SIDE
+from pipeline.load.graph import square_side
 from pipeline.load.loader import central_crop
 from pipeline.manifest import Dataset, PictureClass, array_bytes, load_mean
 
@@ -33,7 +33,7 @@ class Preprocessing:
     @property
     def side(self) -> int:
         """Side of the square that crops are taken from, pixels."""
-        return self.size or FULL_SIDE
+        return square_side(self.size)
 
     def mean_crop(self, crop: int, layout: Literal["towers", "torchvision"]) -> NDArray[np.float32]:
         """(crop, crop, 3): what a network takes off a crop: the middle of the mean picture, or torchvision's colour."""

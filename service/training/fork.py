@@ -75,14 +75,12 @@ def _weights(parent: Path, run: Run, dataset: Dataset, samples: int) -> Start:
     theirs, ours = [each.id for each in network.classes], [each.id for each in dataset.classes]
     same_classes = theirs == ours or (len(theirs) == len(ours) and not any(theirs))  # a file may not name them
     weights = {
-        name: weight.detach()
-        for name, weight in network.model.named_parameters()
-        if same_classes or not any(layer in f".{name}" for layer in LAST_LAYERS)
+        name: weight.detach() for name, weight in network.model.named_parameters() if same_classes or not _is_last(name)
     }
     needed = {name: tuple(weight.shape) for name, weight in _reference(run, len(ours)).items()}
     for name in sorted(weights.keys() | needed.keys()):
         has = tuple(weights[name].shape) if name in weights else None
-        if has != needed.get(name) and (has or not _may_be_fresh(name)):
+        if has != needed.get(name) and (has or not (_is_last(name) or ADDED_LAYER in name)):
             raise InputError(
                 f"{parent} holds {has or 'nothing'} as {name}, expected {needed.get(name, 'nothing')}; "
                 "give the options of --model and --data.crop that it was trained with"
@@ -92,8 +90,9 @@ def _weights(parent: Path, run: Run, dataset: Dataset, samples: int) -> Start:
     return Start(RunState(events=(event,)), weights, {}, event, tuple(sorted(needed.keys() - weights.keys())))
 
 
-def _may_be_fresh(name: str) -> bool:
-    return ADDED_LAYER in name or any(layer in f".{name}" for layer in LAST_LAYERS)
+def _is_last(name: str) -> bool:
+    """Whether a parameter is of the layer that makes the logits."""
+    return any(layer in name for layer in LAST_LAYERS)
 
 
 def _reference(run: Run, classes: int) -> dict[str, Tensor]:

@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.alexnet import AlexNet, FirstConv, ModelConfig, Placement, map_side
+from model.alexnet import AlexNet, ModelConfig, Placement, map_side
 from model.flop import training_flops_per_picture
 from model.layers.dropout import keep_mask
+from model.layers.first_conv import FirstConv
 from model.layers.lrn import LRNConfig
 from model.network import make_network
 

@@ -15,12 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from model.network import make_network
+from networks import saved_network
 from pictures import encoded, photo, write_tree
 from pipeline.command import InputError
 from pipeline.files import sha256_of
 from pipeline.load.storage import SampleStore
-from pipeline.manifest import DATASET_FILE, load_dataset
+from pipeline.manifest import load_dataset
 from pipeline.picture import contact_sheet
 from pipeline.picture.contact_sheet import GAP, SIDE, tile_place
 from pipeline.shard import ShardOptions, shard
@@ -32,9 +32,6 @@ from service.network.trained import CHUNK_ROWS
 from service.retrieval import writing
 from service.retrieval.features import FEATURES_FILE, INDEX_FILE, as_float16, open_index
 from service.retrieval.writing import PROGRESS_FILE, feature_chunks, write_index
-from service.run.checkpoint import RunState, file_of, save_checkpoint
-from service.run.config import parse_run, run_fields
-from service.run.preprocessing import preprocessing_of
 
 ROWS, WIDTH = 300, 64  # three chunks, the last one short
 
@@ -51,22 +48,9 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "shards"
 
 
-def write_network(folder: Path, shards: Path, seed: int = 0) -> Path:
-    """A run with a checkpoint of a small network that has not learned."""
-    words = ["--data.shards", str(shards), "--data.crop", "67", "--model.fc-width", str(WIDTH)]
-    run = parse_run(["demo", *words, "--model.precision", "float32"])
-    dataset = load_dataset(shards)
-    model = make_network(run.model, classes=len(dataset.classes), crop=67, seed=seed)
-    tensors: dict[str, dict[str, torch.Tensor]] = {}
-    for name, weight in model.named_parameters():
-        tensors.setdefault(file_of(name), {})[name] = weight.detach().contiguous()
-    fields = run_fields(run, sha256_of(shards / DATASET_FILE))
-    return save_checkpoint(folder, RunState(step=2), tensors, fields, preprocessing_of(dataset, shards).files())
-
-
 @pytest.fixture(scope="module")
 def network(many: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_network(tmp_path_factory.mktemp("run"), many)
+    return saved_network(tmp_path_factory.mktemp("run"), many)
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +229,7 @@ def test_a_finished_index_is_there_already(
 def test_another_index_is_refused_and_nothing_changed(
     many: Path, network: Path, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = write_network(tmp_path / "other", many, seed=1)
+    other = saved_network(tmp_path / "other", many, seed=1)
     unfinished, foreign = tmp_path / "unfinished", tmp_path / "foreign"
     interrupted(many, network, unfinished, CHUNK_ROWS)
     foreign.mkdir()
@@ -370,7 +354,7 @@ def test_an_index_and_shards_that_have_moved(
     facts |= {"shards": str(tmp_path / "none"), "checkpoint": str(tmp_path / "gone")}
     (moved / INDEX_FILE).write_text(json.dumps(facts))
     picture = many.parent / "source/train/a/00.JPEG"
-    other = write_network(tmp_path / "other", many, seed=1)
+    other = saved_network(tmp_path / "other", many, seed=1)
     wrong: list[tuple[list[object], str]] = [
         (["--query", 1], "none is not there, expected the shards of"),
         (["--query", picture, "--shards", shards], "gone is not there, expected the checkpoint of"),
