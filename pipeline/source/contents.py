@@ -3,22 +3,31 @@
 Folders and archives give the same kind of answer, so callers need not know which of the two a split comes in.
 """
 
-import errno
 import os
-import stat
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from pipeline.command import InputError
-from pipeline.manifest import DATASET_FILE, UNFINISHED_FILE
+from pipeline.manifest import SPLITS
+from pipeline.source.folders import (
+    ASTRAY,
+    BROKEN,
+    Identity,
+    PassedOver,
+    files_below,
+    leads_above,
+    look,
+)
 from pipeline.source.listing import File
-from pipeline.source.tars import tar_members
+from pipeline.source.names import TAR, first_few, is_packed, is_passed_over, is_picture, passed_over_as
+from pipeline.source.tars import Member, tar_members
 
-_PICTURES: Final = (".jpeg", ".jpg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-_TAR: Final = ".tar"
+ARCHIVES: Final = "archives that are not looked into"
 _ORIGINAL: Final = "ILSVRC"  # how the names of the original archives begin; none of them is a class's
+
+_Row = tuple[list[bytes], int, int]  # a member of a tar: its path in parts, bytes, offset
 
 
 class ClassLocation(NamedTuple):
@@ -27,6 +36,7 @@ class ClassLocation(NamedTuple):
     path: str  # of the folder or the outer archive, relative to the source's root
     start: int = -1  # of the class's tar in that file; -1 for a folder
     size: int | None = None  # of a tar in a tar
+    identity: Identity | None = None  # of a folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,17 +45,7 @@ class Contents:
 
     classes: dict[str, ClassLocation]  # by class id, sorted
     flat: tuple[File, ...]
-
-
-def is_picture(name: str) -> bool:
-    """Whether a file's name says that it is a picture."""
-    return name.lower().endswith(_PICTURES)
-
-
-def first_few(names: Iterable[str]) -> str:
-    """The first names of some, for a message."""
-    names = list(names)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
+    passed_over: tuple[PassedOver, ...]
 
 
 def list_contents(root: Path, path: str, *, excluding: Container[str] = ()) -> Contents:
@@ -63,60 +63,122 @@ def list_contents(root: Path, path: str, *, excluding: Container[str] = ()) -> C
     return found
 
 
-def class_files(root: Path, holder: ClassLocation, id: str) -> list[File]:
-    """The files of one class: all below its folder, or all in its archive; InputError when that is unusable."""
+def class_files(
+    root: Path, holder: ClassLocation, id: str, holders: Set[Identity]
+) -> tuple[list[File], Sequence[PassedOver]]:
+    """The files of one class: all below its folder, or all in its archive.
+
+    holders: the folders of all splits and classes, so that no link brings pictures of another. InputError when its
+    archive is unusable, or tars are where its pictures should be.
+    """
+    where = root / holder.path
     if holder.start < 0:
-        return list(_files_below(root / holder.path))
-    within = "" if holder.size is None else f"{id}{_TAR}"
-    found = tar_members(root / holder.path, holder.start, holder.size, within)
-    return _last_of_each_name((_without_wrapper(member.name, id), member.bytes, member.offset) for member in found)
+        files, passed_over = files_below(where, holders)
+    else:
+        within = "" if holder.size is None else f"{id}{TAR}"
+        members = tar_members(where, holder.start, holder.size, within)
+        seen, passed_over = _sifted(_rows(members, id), where / within)
+        files = _last_of_each_name(seen)
+    if not any(is_picture(os.fsdecode(file.name)) for file in files):
+        _require_no_tars(where, id, [os.fsdecode(file.name) for file in files])
+    return files, passed_over
 
 
-def visible_names(folder: Path) -> tuple[list[str], list[str]]:
-    """The visible folders and files in a folder, each sorted; links count as what they lead to."""
-    visible = _visible(folder)
-    folders = sorted(entry.name for entry, found in visible if _is_folder(found))
-    return folders, sorted(entry.name for entry, found in visible if found and stat.S_ISREG(found.st_mode))
+def _require_no_tars(where: Path, id: str, names: list[str]) -> None:
+    if tars := [name for name in names if name.endswith(TAR)]:
+        raise InputError(
+            f"{where} holds {len(tars):,} tars and no pictures ({first_few(tars)}), expected pictures of class {id}; "
+            "if these are classes, give it as the source itself, else unpack them"
+        )
+
+
+def is_class_archive(name: str) -> bool:
+    """Whether a file's name says that it may be a class's tar."""
+    return name.endswith(TAR) and not name.startswith(_ORIGINAL)
+
+
+def kind_of_archive(path: Path) -> Literal["pictures", "folders", "tars", "neither"]:
+    """What a tar holds, by the first picture or tar in it: pictures, folders of pictures, or tars.
+
+    InputError when it is damaged or compressed.
+    """
+    for parts, _, _ in _rows(tar_members(path), _stem(path)):
+        names = [os.fsdecode(part) for part in parts]
+        if not names or any(map(is_passed_over, names)):
+            continue
+        if names[-1].endswith(TAR):
+            return "tars"
+        if is_picture(names[-1]):
+            return "folders" if len(names) > 1 else "pictures"
+    return "neither"
 
 
 def _in_folder(root: Path, path: str, excluding: Container[str]) -> Contents:
-    visible = [(entry, found) for entry, found in _visible(root / path) if entry.name not in excluding]
+    entries, passed_over = look(root / path)
     classes: dict[str, ClassLocation] = {}
     packed: dict[str, ClassLocation] = {}
     flat: list[File] = []
-    for entry, found in visible:
+    for entry in entries:
         name = entry.name
-        if _is_folder(found):
-            classes[name] = ClassLocation(_join(path, name))
-        elif name.endswith(_TAR) and not name.startswith(_ORIGINAL):
-            packed[name[: -len(_TAR)]] = ClassLocation(_join(path, name), 0)
-        elif is_picture(name) and (found is None or stat.S_ISREG(found.st_mode)):
-            flat.append(_file(os.fsencode(name), found))
+        if name in excluding:
+            continue
+        if leads_above(entry, root / path):
+            passed_over.append(PassedOver(ASTRAY, entry.path))
+        elif entry.is_folder:
+            classes[name] = ClassLocation(_join(path, name), identity=entry.identity)
+        elif is_class_archive(name):
+            packed[name[: -len(TAR)]] = ClassLocation(_join(path, name), 0)
+        elif is_picture(name) and (entry.found is None or entry.is_file):
+            flat.append(entry.as_file(os.fsencode(name)))
+        elif entry.found is None:
+            passed_over.append(PassedOver(BROKEN, entry.path))
+        elif (is_packed(name) or name.endswith(TAR)) and "devkit" not in name:
+            passed_over.append(PassedOver(ARCHIVES, entry.path))
     if both := sorted(classes.keys() & packed.keys()):
         raise InputError(
-            f"{root / path} holds some classes both as folder and as {_TAR} ({first_few(both)}), expected one of them; "
+            f"{root / path} holds some classes both as folder and as {TAR} ({first_few(both)}), expected one of them; "
             "finish unpacking and remove the archives, or remove the folders"
         )
-    return Contents(classes=dict(sorted((classes | packed).items())), flat=tuple(flat))
+    _require_different_folders(root / path, classes)
+    return Contents(classes=dict(sorted((classes | packed).items())), flat=tuple(flat), passed_over=tuple(passed_over))
+
+
+def _require_different_folders(where: Path, classes: dict[str, ClassLocation]) -> None:
+    ids: dict[Identity | None, list[str]] = {}
+    for id, holder in classes.items():
+        ids.setdefault(holder.identity, []).append(id)
+    if same := [each for each in ids.values() if len(each) > 1]:
+        raise InputError(
+            f"{where} has one folder as {len(same[0])} classes ({first_few(same[0])}), expected a folder for each; "
+            "remove the links"
+        )
 
 
 def _in_archive(root: Path, path: str) -> Contents:
     classes: dict[str, ClassLocation] = {}
-    flat: list[tuple[list[bytes], int, int]] = []
-    for member in tar_members(root / path):
-        parts = _without_wrapper(member.name, "train", "val", "test", Path(path).stem)
+    flat: list[_Row] = []
+    seen, passed_over = _sifted(_rows(tar_members(root / path), *SPLITS, _stem(root / path)), root / path)
+    for parts, size, offset in seen:
         name = os.fsdecode(b"/".join(parts))
-        if _is_hidden(name):
-            continue
         if len(parts) > 1:
             raise InputError(
                 f"{root / path} holds folders ({name}), expected pictures or the classes' tars; unpack it into a folder"
             )
-        if name.endswith(_TAR):
-            classes[name[: -len(_TAR)]] = ClassLocation(path, member.offset, member.bytes)
+        if name.endswith(TAR):
+            classes[name[: -len(TAR)]] = ClassLocation(path, offset, size)
         elif is_picture(name):
-            flat.append((parts, member.bytes, member.offset))
-    return Contents(classes=dict(sorted(classes.items())), flat=tuple(_last_of_each_name(flat)))
+            flat.append((parts, size, offset))
+    return Contents(
+        classes=dict(sorted(classes.items())), flat=tuple(_last_of_each_name(flat)), passed_over=passed_over
+    )
+
+
+def _stem(path: Path) -> str:
+    return path.name.partition(TAR)[0]
+
+
+def _rows(members: Iterable[Member], *wrappers: str) -> Iterator[_Row]:
+    return ((_without_wrapper(member.name, *wrappers), member.bytes, member.offset) for member in members)
 
 
 def _without_wrapper(name: bytes, *wrappers: str) -> list[bytes]:
@@ -125,64 +187,25 @@ def _without_wrapper(name: bytes, *wrappers: str) -> list[bytes]:
     return parts[1:] if len(parts) > 1 and os.fsdecode(parts[0]) in wrappers else parts
 
 
-def _last_of_each_name(found: Iterable[tuple[list[bytes], int, int]]) -> list[File]:
-    """Visible files; of several with one name the last, which is the one that unpacking would leave."""
-    visible = (row for row in found if row[0] and not any(_is_hidden(os.fsdecode(part)) for part in row[0]))
-    named = ((b"/".join(parts), size, offset) for parts, size, offset in visible)
-    return list({name: File(name, size, offset) for name, size, offset in named}.values())
+def _sifted(rows: Iterable[_Row], where: Path) -> tuple[list[_Row], tuple[PassedOver, ...]]:
+    """The members of a tar that are seen, and what is passed over in it: the same as in a folder."""
+    seen: list[_Row] = []
+    passed_over: set[PassedOver] = set()
+    for row in rows:
+        names = [os.fsdecode(part) for part in row[0]]
+        place = next((place for place, name in enumerate(names) if is_passed_over(name)), None)
+        if place is not None:
+            what = passed_over_as(names[place], is_folder=place < len(names) - 1)
+            passed_over |= {PassedOver(what, str(where.joinpath(*names[: place + 1])))} if what else set()
+        elif names:
+            seen.append(row)
+    return seen, tuple(sorted(passed_over))
 
 
-def _files_below(folder: Path) -> Iterator[File]:
-    """All visible files below a folder, through links but never in circles."""
-    waiting = [(str(folder), b"", frozenset([_identity(folder.stat())]))]
-    while waiting:
-        path, prefix, above = waiting.pop()
-        for entry, found in _visible(path):
-            name = prefix + os.fsencode(entry.name)
-            if found is None or stat.S_ISREG(found.st_mode):
-                yield _file(name, found)
-            elif stat.S_ISDIR(found.st_mode) and (identity := _identity(found)) not in above:
-                waiting.append((entry.path, name + b"/", above | {identity}))
-
-
-def _visible(folder: str | Path) -> list[tuple[os.DirEntry[str], os.stat_result | None]]:
-    """Visible entries of a folder with their stat results, links followed; None for broken links.
-
-    Output folders of pipeline.shard are skipped, so that a run that writes into its own source can be resumed.
-    """
-    with os.scandir(folder) as entries:
-        found = [(entry, _stat(entry)) for entry in entries if not _is_hidden(entry.name)]
-    return [(entry, each) for entry, each in found if not (_is_folder(each) and _is_output(entry.path))]
-
-
-def _is_folder(found: os.stat_result | None) -> bool:
-    return found is not None and stat.S_ISDIR(found.st_mode)
-
-
-def _is_output(folder: str) -> bool:
-    return any(os.path.exists(os.path.join(folder, name)) for name in (DATASET_FILE, UNFINISHED_FILE))
-
-
-def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
-    try:
-        return entry.stat()
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ELOOP):
-            return None
-        raise
-
-
-def _file(name: bytes, found: os.stat_result | None) -> File:
-    # A broken link is listed as an empty file: reading it fails with a message, so it is not lost silently.
-    return File(name, 0 if found is None else found.st_size, -1)
-
-
-def _identity(found: os.stat_result) -> tuple[int, int]:
-    return found.st_dev, found.st_ino
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+def _last_of_each_name(rows: Iterable[_Row]) -> list[File]:
+    """Of several members with one name the last, which is the one that unpacking would leave."""
+    files = (File(b"/".join(parts), size, offset) for parts, size, offset in rows)
+    return list({file.name: file for file in files}.values())
 
 
 def _join(folder: str, name: str) -> str:

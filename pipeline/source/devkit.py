@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from pipeline.command import InputError
-from pipeline.source.contents import visible_names
+from pipeline.source.folders import visible_names
 from pipeline.source.synsets import read_synsets
 
 MAPPING_FILE: Final = "LOC_synset_mapping.txt"  # Kaggle's; a line is "n01440764 tench, Tinca tinca"

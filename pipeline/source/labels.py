@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from pipeline.command import InputError
-from pipeline.source.contents import first_few
 from pipeline.source.devkit import GroundTruth
+from pipeline.source.names import first_few, look_the_same
 
 _YEAR: Final = re.compile(r"ILSVRC([0-9]{4})_")
 
@@ -33,6 +33,8 @@ def _ids(where: str, stems: list[str], truth: GroundTruth) -> list[str]:
     if without_label or missing or len(keys) != len(truth.ids):
         details = [f"no label for {first_few(without_label)}"] * bool(without_label)
         details += [f"no picture for {first_few(sorted(missing))}"] * bool(missing)
+        same = look_the_same([*without_label, *missing])
+        details += [f"some differ only in Unicode normalisation: {same}"] * bool(same)
         raise InputError(
             f"{where} holds {len(stems):,} pictures and {truth.source} labels {len(truth.ids):,}, expected the same "
             f"({'; '.join(details) or 'some pictures have one number'}); complete the pictures, or take the labels away"

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from pipeline.command import InputError
 from pipeline.manifest import SPLITS
 from pipeline.randomness import HOLD_OUT, SUBSET, permutation
-from pipeline.source.contents import first_few
 from pipeline.source.ilsvrc import Source
 from pipeline.source.listing import Listing
+from pipeline.source.names import first_few
 
 _T = TypeVar("_T")
 

@@ -232,3 +232,31 @@ def image_folder(root: Path, pictures: Pictures) -> Path:
     """Train's class folders alone, without a train/ above them."""
     _class_folders(root, pictures["train"])
     return root
+
+
+def class_archives(root: Path, pictures: Pictures) -> Path:
+    """A tar for each class and nothing else, as ImageNet-21k's `winter21_whole/`."""
+    return write_files(root / "winter21_whole", class_tars(pictures["train"]))
+
+
+def tar_of_tars(root: Path, pictures: Pictures) -> Path:
+    """All classes' tars in one tar, as ImageNet-21k's `fall11_whole.tar`, given as the file."""
+    return tar_of_tars_folder(root, pictures) / "fall11_whole.tar"
+
+
+def tar_of_tars_folder(root: Path, pictures: Pictures) -> Path:
+    """The same, given as the folder that it lies in."""
+    return write_files(root, {"fall11_whole.tar": tar_of(class_tars(pictures["train"])), "words.txt": b"n1\tentity"})
+
+
+def wrapped_tar_of_tars(root: Path, pictures: Pictures) -> Path:
+    """The same, wrapped in a folder of the archive's name, which says that it is compressed where it is not."""
+    tars = {f"winter21_whole/{name}": data for name, data in class_tars(pictures["train"]).items()}
+    return write_files(root, {"winter21_whole.tar.gz": tar_of(tars)}) / "winter21_whole.tar.gz"
+
+
+# Each with the same train, and nothing else.
+TRAIN_ALONE: dict[str, Callable[[Path, Pictures], Path]] = {
+    function.__name__: function
+    for function in (image_folder, class_archives, tar_of_tars, tar_of_tars_folder, wrapped_tar_of_tars)
+}
