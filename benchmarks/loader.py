@@ -31,6 +31,7 @@ from nvidia.dali.types import Constant, DALIDataType, DALIImageType, DALIInterpT
 from PIL import Image
 from webdataset.compat import WebDataset
 
+from pipeline.cpus import usable_cores
 from pipeline.load.graph import DALI_TYPES, FULL_SIDE
 from pipeline.load.loader import DataConfig, Loader
 from pipeline.manifest import ColourStatistics, Dataset
@@ -62,7 +63,7 @@ class Options:
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
-    threads = options.threads or len(os.sched_getaffinity(0))
+    threads = options.threads or usable_cores()
     print(f"DALI {nvidia.dali.__version__}, torch {torch.__version__}, webdataset {webdataset.__version__}", end=", ")
     print(f"{threads} DALI threads, prefetch {options.prefetch}, batch {options.batch_size}, ", end="")
     print(f"load {os.getloadavg()[0]:.1f}", flush=True)

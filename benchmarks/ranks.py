@@ -9,7 +9,6 @@ side's processes.
 """
 
 import multiprocessing
-import os
 import statistics
 import tempfile
 import time
@@ -27,6 +26,7 @@ from model.alexnet import AlexNet, ModelConfig, Precision
 from model.optim import MomentumSGD, OptimConfig
 from model.parallel import Layout, make_parallel
 from model.step import StepControls, StepInputs, TrainingState, compiled_train_step
+from pipeline.cpus import usable_cores
 from pipeline.load.loader import DataConfig, Loader, central_crop
 from pipeline.manifest import load_mean
 from pipeline.memory import keep_freed_memory
@@ -136,7 +136,7 @@ def main() -> None:
     """Measure and print the tables."""
     options = tyro.cli(Options, description=__doc__)
     with tempfile.TemporaryDirectory() as folder:
-        print(f"torch {torch.__version__}, {os.cpu_count()} cores, batch {options.batch_size}, n = {options.rounds}")
+        print(f"torch {torch.__version__}, {usable_cores()} cores, batch {options.batch_size}, n = {options.rounds}")
         report(measure(list(TRAINING), options, Path(folder)), options)
     with tempfile.TemporaryDirectory() as folder:
         report(measure([TWICE, EXCHANGED], options, Path(folder)), options)

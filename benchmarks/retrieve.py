@@ -32,6 +32,7 @@ import tyro
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.cpus import usable_cores
 from service.retrieval.search import RowsFile, search
 
 CENTRES: Final = 1000
@@ -61,7 +62,7 @@ def main() -> None:
     if sys.argv[1:2] == ["peak"]:  # the process whose memory is measured
         return print_peak(Path(sys.argv[2]), *map(int, sys.argv[3:]))
     options = tyro.cli(Options, description=__doc__)
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     print(f"Python {platform.python_version()}, {_processor()}, {cores} cores, load {os.getloadavg()[0]:.1f}; ", end="")
     print(f"torch {torch.__version__}, faiss {faiss.__version__}", flush=True)
     file = make_features(options)
@@ -89,7 +90,7 @@ def measure(options: Options, file: RowsFile, part: RowsFile, flat: "faiss.Index
     found: dict[str, NDArray[np.int64]] = {}
 
     def by_flat() -> None:
-        faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))
+        faiss.omp_set_num_threads(usable_cores())
         found["flat"] = flat.search(single, options.k)[1]  # type: ignore[call-arg]
 
     def by_blocks() -> None:
@@ -154,7 +155,7 @@ def read_once(file: RowsFile) -> int:
         rows = file.read(start, min(start + READ_ROWS, file.rows))
         return int(torch.from_numpy(rows).view(torch.int64).sum())
 
-    threads = len(os.sched_getaffinity(0))
+    threads = usable_cores()
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return sum(pool.map(sums, range(0, file.rows, READ_ROWS)))
 

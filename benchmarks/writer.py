@@ -34,6 +34,7 @@ from typing import NamedTuple
 
 import tyro
 
+from pipeline.cpus import usable_cores
 from pipeline.picture.jpeg import encoder_version
 
 FFCV = """
@@ -114,7 +115,7 @@ class Result(NamedTuple):
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
-    print(f"Python {platform.python_version()}, {platform.machine()}, {len(os.sched_getaffinity(0))} cores, ", end="")
+    print(f"Python {platform.python_version()}, {platform.machine()}, {usable_cores()} cores, ", end="")
     print(f"load {os.getloadavg()[0]:.1f}; {options.pictures:,} pictures, {options.workers} workers; ", end="")
     print(f"ours: {encoder_version()}", flush=True)
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:

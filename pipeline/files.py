@@ -1,15 +1,28 @@
-"""Atomic, durable writes (a file is complete or absent), and the SHA-256 by which files are checked when read."""
+"""Atomic, durable writes (a file is complete or absent), locks, and the SHA-256 by which files are checked when read.
 
+A file system that does not know how to flush to its disk will do; one without locks will not.
+"""
+
+import errno
+import fcntl
 import hashlib
 import io
 import os
+import resource
 import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Final, TypeVar
 
-from pipeline.command import InputError
+from pipeline.command import InputError, printable, say
+
+# What fsync says where a file system does not know it (FUSE, SMB, 9p): EBADF for folders alone. PostgreSQL takes the
+# same for granted (fsync_fname in fd.c).
+_NO_FSYNC: Final = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+_NO_FSYNC_OF_FOLDERS: Final = (*_NO_FSYNC, errno.EBADF)
+_T = TypeVar("_T")
+_NAME_KEPT: Final = 48  # characters of a file's name in its temporary one, which must not become too long for a name
 
 
 def write_output(path: Path, data: bytes, flag: str) -> None:
@@ -24,7 +37,11 @@ def check_outputs(paths: Mapping[str, Path | None]) -> None:
     """InputError where a file that a flag asks for cannot be one, or two flags ask for the same."""
     given = {flag: path for flag, path in paths.items() if path}
     for flag, path in given.items():
-        if path.is_dir() or not path.absolute().parent.is_dir():
+        try:
+            possible = not path.is_dir() and path.absolute().parent.is_dir()
+        except OSError as error:  # its name is too long, or its parent cannot be looked into
+            raise InputError(f"{flag} {path} cannot be written ({error.strerror}); give another {flag}") from error
+        if not possible:
             raise InputError(f"{flag} is {path}, expected a file in a folder that is there; give another {flag}")
         if twice := [other for other in given if other != flag and given[other].absolute() == path.absolute()]:
             raise InputError(f"{flag} and {twice[0]} are both {path}, expected two files; give another {flag}")
@@ -41,18 +58,43 @@ def atomic_writer(path: Path) -> Iterator[io.BufferedRandom]:
     """A file to write and read under a temporary name beside `path`; fsynced and renamed if the block succeeds.
 
     Each writer has a temporary name of its own, so writers of one file do not disturb each other, even when a host that
-    was thought dead is still writing.
+    was thought dead is still writing. An OSError names `path`, also that of a write, which by itself names nothing.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name[:_NAME_KEPT]}.{secrets.token_hex(4)}.tmp")
+    with naming(path, temporary):
+        try:
+            with open(temporary, "w+b") as stream:
+                yield stream
+                stream.flush()
+                fsync_file(stream.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):  # it is not there, or the next run removes it
+                temporary.unlink()
+            raise
+        fsync_folder(path.parent)
+
+
+@contextmanager
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Let an OSError name `path` where it names no file, as one of a write or a flush, or the temporary one."""
     try:
-        with open(temporary, "w+b") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_folder(path.parent)
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, temporary, str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def remove_unneeded(names: Iterable[_T], remove: Callable[[_T], object]) -> None:
+    """Remove what finished work does not need; what cannot be removed is told, and makes nothing unfinished."""
+    for name in names:
+        try:
+            remove(name)
+        except FileNotFoundError:  # somebody else has removed it
+            pass
+        except OSError as error:
+            say(f"notice: {printable(str(name))} cannot be removed ({error.strerror}); it is left, and not needed")
 
 
 def is_temporary(name: str) -> bool:
@@ -61,13 +103,60 @@ def is_temporary(name: str) -> bool:
     return last.startswith(".") and last.endswith(".tmp")
 
 
-def fsync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable: a rename is on disk only after this."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def fsync_file(descriptor: int) -> bool:
+    """Make the bytes of an open file durable; False where its file system does not know how to.
+
+    It writes them in its own time then: what a crash of the machine cuts off is found by the hashes when it is read.
+    """
+    return _fsync(descriptor, _NO_FSYNC)
+
+
+def fsync_folder(folder: Path) -> bool:
+    """Make the names in `folder` durable: a rename is on disk only after this.
+
+    False where that cannot be asked for: the file system does not know it, or the folder may be written but not read.
+    """
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:
+        return False
+    try:
+        with naming(folder):
+            return _fsync(descriptor, _NO_FSYNC_OF_FOLDERS)
     finally:
         os.close(descriptor)
+
+
+def _fsync(descriptor: int, unknown: tuple[int, ...]) -> bool:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in unknown:
+            raise
+        return False
+    return True
+
+
+def try_lock(file: IO[Any]) -> bool:
+    """Lock an open file until it is closed, or this process ends; False where another process holds the lock.
+
+    InputError where its file system has no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        remedy = "mount its file system with locks (flock, not noflock; NFS: start lockd), or give another --out"
+        raise InputError(f"{file.name} cannot be locked ({error.strerror}), expected a lock; {remedy}") from error
+    return True
+
+
+def limit_remedy(error: OSError) -> str:
+    """What to do where the limit of open files is the cause of an error; empty for another cause."""
+    if error.errno not in (errno.EMFILE, errno.ENFILE):
+        return ""
+    return f"raise the limit of open files, now {resource.getrlimit(resource.RLIMIT_NOFILE)[0]:,} (ulimit -n)"
 
 
 def sha256_of(path: Path) -> str:

@@ -19,6 +19,18 @@ from pipeline.command import InputError
 from pipeline.files import atomic_writer, fsync_folder
 
 _READ_AHEAD: Final = 8 * 2**20  # bytes that a request to a store asks for
+# What file systems, storage boxes and tools make among a person's files: thumbnails, deleted files, what was damaged.
+# Often nobody else may read them.
+_SYSTEM_FOLDERS: Final = frozenset(
+    {
+        *("lost+found", ".snapshot", "~snapshot", ".snapshots", ".zfs"),  # ext4, NetApp, Btrfs, ZFS
+        *("@eaDir", "@tmp", "@sharesnap", "#recycle", "#snapshot"),  # Synology
+        *("@Recycle", "@Recently-Snapshot", "@__thumb"),  # QNAP
+        *("$RECYCLE.BIN", "$Recycle.Bin", "$Recycle.bin", "RECYCLER", "System Volume Information"),  # Windows
+        *("__MACOSX", ".Trashes", ".Spotlight-V100", ".fseventsd", "__pycache__"),  # macOS; Python
+        *("Network Trash Folder", "Temporary Items", "TheVolumeSettingsFolder"),  # macOS on shares
+    }
+)
 _EXTRAS: Final = {"s3": "s3", "s3a": "s3"}
 
 
@@ -41,7 +53,12 @@ class Folder:
         return self.root if self.local else self.place
 
     def sizes(self) -> dict[str, int]:
-        """The size in bytes of every file below, sorted by name; empty when the folder does not exist."""
+        """The size in bytes of every file below, sorted by name; empty when the folder does not exist.
+
+        What a disk's own system keeps there is not looked at: is_system_folder.
+        """
+        if self.local:
+            return dict(sorted((path[len(self.root) + 1 :], size) for path, size in _files(self.root)))
         with _failures(self.root):
             self.fs.invalidate_cache()
             found = self.fs.find(self.root, detail=True)
@@ -104,8 +121,9 @@ class Folder:
                 yield stream
             return
         with tempfile.NamedTemporaryFile(prefix="shard-") as stream:
-            yield stream
-            stream.flush()
+            with _failures(stream.name):
+                yield stream
+                stream.flush()
             with _failures(self._path(name)):
                 self.fs.put_file(stream.name, self._path(name))
 
@@ -136,6 +154,29 @@ class _Remote(io.RawIOBase):
             data = self._stream.read(len(room))
         room[: len(data)] = data
         return len(data)
+
+
+def is_system_folder(name: str) -> bool:
+    """Whether a folder of this name is the file system's or the system's own: lost+found, a recycle bin, snapshots."""
+    return name in _SYSTEM_FOLDERS or name.startswith(".Trash-")
+
+
+def _files(folder: str) -> Iterator[tuple[str, int]]:
+    """The path and the size of each file below; a link counts as what it leads to, and a broken one has no bytes."""
+    try:
+        with os.scandir(folder) as listed:
+            entries = list(listed)
+    except FileNotFoundError:  # it has never been, or is gone since it was listed
+        return
+    for entry in entries:
+        if not entry.is_dir(follow_symlinks=False):
+            try:
+                yield entry.path, entry.stat().st_size
+            except FileNotFoundError:
+                if entry.is_symlink():
+                    yield entry.path, 0
+        elif not is_system_folder(entry.name):
+            yield from _files(entry.path)
 
 
 def folder_at(place: str | os.PathLike[str]) -> Folder:

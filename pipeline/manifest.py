@@ -7,6 +7,8 @@ but the indexes, which follow from their tars; this module checks what it reads 
 import hashlib
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.command import InputError
-from pipeline.files import sha256_of
+from pipeline.files import limit_remedy, sha256_of
 from pipeline.randomness import SHARD, permutation
 
 SCHEMA_VERSION: Final = 2
@@ -116,11 +118,13 @@ def index_name(tar: str) -> str:
 def load_dataset(root: Path) -> Dataset:
     """Read `root/dataset.json`; InputError when it is missing, damaged or of another schema version."""
     path = root / DATASET_FILE
-    if not root.is_dir():
-        raise InputError(f"{root} is not a folder, expected shards; make them with python -m pipeline.shard")
-    if not path.is_file():
-        raise InputError(f"{root} has no {DATASET_FILE}, expected a finished data set; run pipeline.shard again")
-    return parse_dataset(path.read_bytes(), str(path))
+    with _reading(path):
+        if not root.is_dir():
+            raise InputError(f"{root} is not a folder, expected shards; make them with python -m pipeline.shard")
+        if not path.is_file():
+            raise InputError(f"{root} has no {DATASET_FILE}, expected a finished data set; run pipeline.shard again")
+        data = path.read_bytes()
+    return parse_dataset(data, str(path))
 
 
 def parse_dataset(data: bytes, where: str) -> Dataset:
@@ -150,7 +154,7 @@ def _json(fields: dict[str, Any]) -> bytes:
 
 
 def load_samples(root: Path, dataset: Dataset, split: str) -> NDArray[np.void]:
-    """The sample table of a split, (samples,) of SAMPLE_DTYPE, read-only and memory-mapped.
+    """The sample table of a split, (samples,) of SAMPLE_DTYPE, memory-mapped and read-only where files can be mapped.
 
     InputError when there is no such split, or when the file is not the one that `dataset` names.
     """
@@ -158,7 +162,10 @@ def load_samples(root: Path, dataset: Dataset, split: str) -> NDArray[np.void]:
         raise InputError(f"{root} has no split {split!r}, expected one of: {', '.join(dataset.splits)}")
     path = root / split / SAMPLES_FILE
     _verify(path, dataset.files[f"{split}/{SAMPLES_FILE}"])
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError:  # a file system that cannot map files
+        return np.load(path, allow_pickle=False)
 
 
 def load_mean(root: Path, dataset: Dataset) -> NDArray[np.float32]:
@@ -176,10 +183,21 @@ def array_bytes(array: NDArray[Any]) -> bytes:
 
 
 def _verify(path: Path, sha256: str) -> None:
-    if not path.is_file():
-        raise InputError(f"{path} is missing, expected as {DATASET_FILE} names it; copy or shard again")
-    if sha256_of(path) != sha256:
-        raise InputError(f"{path} is damaged, expected SHA-256 {sha256}; copy or shard again")
+    with _reading(path):
+        if not path.is_file():
+            raise InputError(f"{path} is missing, expected as {DATASET_FILE} names it; copy or shard again")
+        if sha256_of(path) != sha256:
+            raise InputError(f"{path} is damaged, expected SHA-256 {sha256}; copy or shard again")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """InputError where the disk, or its permissions, do not let a file be read."""
+    try:
+        yield
+    except OSError as error:
+        remedy = limit_remedy(error) or "mend that, or give another"
+        raise InputError(f"{path} cannot be read ({error.strerror}), expected a finished data set; {remedy}") from error
 
 
 def _dataset(fields: dict[str, Any]) -> Dataset:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -49,16 +49,21 @@ class _Tally:
         return ", ".join([*parts, *([remark] if remark else [])])
 
 
+def console(*, stderr: bool = False, **options: Any) -> Console:
+    """A console of rich, a terminal where its stream is one: FORCE_COLOR asks for colours, not for bars in a log."""
+    return Console(stderr=stderr, force_terminal=(sys.stderr if stderr else sys.stdout).isatty(), **options)
+
+
 @contextmanager
 def progress(total: int, unit: str) -> Iterator[Advance]:
     """Show on stderr how many of `total` units are done, how fast it goes and how long it still takes."""
-    console = Console(stderr=True)
+    screen = console(stderr=True)
     tally = _Tally(total, unit, time.monotonic())
-    if not console.is_terminal:
+    if not screen.is_terminal:
         yield _lines(tally)
         return
     columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=screen) as bar:
         task = bar.add_task(unit, total=total)
 
         def advance(count: int, remark: str = "", *, size: int = 0, before: bool = False) -> None:
@@ -81,8 +86,8 @@ def no_progress() -> Iterator[Advance]:
 @contextmanager
 def spinner(what: str) -> Iterator[None]:
     """Show a spinner on a terminal during work of unknown length."""
-    console = Console(stderr=True)
-    with console.status(escape(what)) if console.is_terminal else nullcontext():
+    screen = console(stderr=True)
+    with screen.status(escape(what)) if screen.is_terminal else nullcontext():
         yield
 
 

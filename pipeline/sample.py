@@ -12,7 +12,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -20,7 +20,8 @@ from typing import Final, NamedTuple
 import tyro
 from PIL import Image
 
-from pipeline.command import EXIT_DONE, InputError, end_on_sigterm, run_command
+from pipeline.command import EXIT_DONE, InputError, end_on_signals, run_command
+from pipeline.cpus import usable_cores
 from pipeline.executors.ordered import results_in_order
 from pipeline.executors.pool import LocalPool
 from pipeline.memory import keep_freed_memory
@@ -55,7 +56,7 @@ class SampleConfig:
     """Every picture follows from it."""
     side: tuple[int, int] = (140, 260)
     """Least and greatest length of a picture's sides, pixels."""
-    workers: int = min(len(os.sched_getaffinity(0)), 16)
+    workers: int = field(default_factory=lambda: min(usable_cores(), 16))
     """Processes that draw; the pictures do not depend on it."""
 
     def __post_init__(self) -> None:
@@ -118,7 +119,7 @@ def write_tree(root: Path, config: SampleConfig) -> None:
     """Write the tree into the empty folder root; its record comes last."""
     for task in tasks(config):
         (root / picture_path(task.split, task.label, 0)).parent.mkdir(parents=True, exist_ok=True)
-    (root / SYNSETS).write_text("".join(f"{texture.wnid} {texture.words}\n" for texture in TEXTURES))
+    (root / SYNSETS).write_text("".join(f"{texture.wnid} {texture.words}\n" for texture in TEXTURES), encoding="utf-8")
     write = partial(write_pictures, root=root, seed=config.seed, side=config.side)
     with (
         progress(config.pictures, "pictures") as advance,
@@ -126,7 +127,7 @@ def write_tree(root: Path, config: SampleConfig) -> None:
     ):
         for _, count in counts:
             advance(count)
-    (root / METADATA_FILE).write_text(json.dumps(sample_metadata(config), indent=2) + "\n")
+    (root / METADATA_FILE).write_text(json.dumps(sample_metadata(config), indent=2) + "\n", encoding="utf-8")
 
 
 def sample_metadata(config: SampleConfig) -> dict[str, object]:
@@ -146,7 +147,7 @@ def already_made(config: SampleConfig) -> bool:
         return False
     remedy = "name a new folder or remove this one"
     try:
-        found = json.loads((config.dir / METADATA_FILE).read_text())
+        found = json.loads((config.dir / METADATA_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise InputError(f"{config.dir} exists and is not a sample tree: {remedy}") from None
     if found != sample_metadata(config):
@@ -181,7 +182,7 @@ def make(config: SampleConfig) -> None:
 
 def main() -> int:
     config = tyro.cli(SampleConfig, prog="python -m pipeline.sample")
-    end_on_sigterm()
+    end_on_signals()
     if already_made(config):
         sys.stdout.write(f"{config.dir}: already there\n")
         return EXIT_DONE

@@ -14,15 +14,16 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import tyro
 from rich.filesize import decimal
 
-from pipeline.command import EXIT_DONE, InputError, end_on_sigterm, printable, run_command
+from pipeline.command import EXIT_DONE, InputError, end_on_signals, printable, run_command
+from pipeline.cpus import usable_cores
 from pipeline.executors.dask import LOCAL, is_executor, open_pool
 from pipeline.executors.ordered import results_in_order
-from pipeline.files import is_temporary
+from pipeline.files import is_temporary, limit_remedy, remove_unneeded
 from pipeline.folder import Folder, folder_at
 from pipeline.manifest import CONTACT_FILE, DATASET_FILE, REJECTS_FILE, Dataset, parse_dataset
 from pipeline.picture.jpeg import STATISTICS_SIZE, encoder_version
@@ -30,12 +31,14 @@ from pipeline.progress import progress, spinner
 from pipeline.source.ilsvrc import Source, find_pictures
 from pipeline.source.listing import UnreadablePicture
 from pipeline.source.subset import hold_out, subset
-from pipeline.write.dataset import DatasetResults, add_result, no_results, write_dataset
+from pipeline.write.dataset import DatasetResults, add_result, count_by_reason, no_results, write_dataset
 from pipeline.write.lock import StillOwner, lock_output, remove_leftovers, require_same
 from pipeline.write.metrics import ShardMetrics, serve_metrics
 from pipeline.write.plan import ShardingPlan, estimated_bytes, shard_tasks
 from pipeline.write.record import RECORD_SUFFIX, read_record
 from pipeline.write.shard import write_shard
+
+MOST_REJECTED: Final = 0.001  # of the pictures; more are a fault of the source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +49,7 @@ class ShardOptions:
     """
 
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
-    """train/<class>/* with val/, Kaggle's ILSVRC/, ILSVRC2012_img_*.tar with the devkit, or <class>/*"""
+    """train/<class>/* with val/, Kaggle's ILSVRC/, ILSVRC2012_img_*.tar with the devkit, <class>/* or <class>.tar"""
     out: str = "shards"
     """folder to write, new or empty, or s3://bucket/prefix (needs the extra [s3])"""
     size: int = 256
@@ -59,7 +62,7 @@ class ShardOptions:
     """take only so many pictures of each class in each split, drawn by --seed; 0 takes all"""
     executor: str = LOCAL
     """who works: local, or dask://HOST:PORT of a Dask scheduler (needs the extra [dask])"""
-    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    workers: int = field(default_factory=usable_cores)
     """local processes, as many as cores if not given; the result does not depend on it"""
     shard_samples: int = 0
     """samples a tar; 0 chooses: 2,500, fewer in a small set so that it has 16 tars"""
@@ -102,7 +105,7 @@ def _require(holds: bool, name: str, value: object, expected: str) -> None:
 def main() -> int:
     """The command line: 0 done, or already done."""
     options = tyro.cli(ShardOptions, prog="python -m pipeline.shard")
-    end_on_sigterm()
+    end_on_signals()
     try:
         return shard(options)
     except OSError as error:
@@ -118,6 +121,8 @@ def shard(options: ShardOptions) -> int:
     with spinner(f"listing {printable(str(options.source))}"):
         listed = subset(find_pictures(options.source), options.classes, options.limit, options.seed)
     sys.stdout.write(_found(listed))
+    for notice in listed.notices:
+        sys.stderr.write(f"notice: {notice}\n")
     folder = folder_at(options.out)
     identity = _identity(options, listed)
     source = _with_validation(listed, options)
@@ -134,7 +139,9 @@ def shard(options: ShardOptions) -> int:
         check()
         dataset = write_dataset(folder, made, identity, source.classes)
         _remove_temporary_files(folder)
-        sys.stdout.write(_summary(dataset, made.resumed_pictures, printable(options.out), time.monotonic() - start))
+        out = printable(options.out)
+        sys.stdout.write(_summary(dataset, made.resumed_pictures, out, time.monotonic() - start))
+        sys.stdout.write(_reasons(made) + _many_rejected(dataset, out))
     return EXIT_DONE
 
 
@@ -189,8 +196,8 @@ def _with_validation(source: Source, options: ShardOptions) -> Source:
 
 
 def _require_room(out: Path, needed: float) -> None:
-    free = shutil.disk_usage(out).free
-    if free < needed:
+    total, _, free = shutil.disk_usage(out)
+    if total and free < needed:  # no total: a file system that does not know how large it is
         raise InputError(
             f"the disk of {out} has {decimal(free)} free, expected about {decimal(round(needed))} more for the data "
             "set; free some or give --out on another disk"
@@ -221,9 +228,8 @@ def _write_shards(options: ShardOptions, folder: Folder, source: Source, check: 
 
 def _remove_temporary_files(folder: Folder) -> None:
     """Remove files that only an unfinished data set needs, and temporary files of workers that died."""
-    for name in folder.sizes():
-        if name.endswith(RECORD_SUFFIX) or is_temporary(name):
-            folder.remove(name)
+    names = (name for name in folder.sizes() if name.endswith(RECORD_SUFFIX) or is_temporary(name))
+    remove_unneeded(names, folder.remove)
 
 
 def _summary(dataset: Dataset, before: int, out: str, seconds: float) -> str:
@@ -237,11 +243,31 @@ def _summary(dataset: Dataset, before: int, out: str, seconds: float) -> str:
     )
 
 
+def _reasons(made: DatasetResults) -> str:
+    """A line for each reason for which pictures are left out."""
+    return "".join(f"left out {count:,}: {printable(reason)}\n" for reason, count in count_by_reason(made.rejects))
+
+
+def _many_rejected(dataset: Dataset, out: str) -> str:
+    """A warning where more are left out than a sound source has."""
+    pictures = dataset.rejected + sum(split.samples for split in dataset.splits.values())
+    if dataset.rejected <= MOST_REJECTED * pictures:
+        return ""
+    return (
+        f"warning: {dataset.rejected:,} of {pictures:,} pictures ({dataset.rejected / pictures:.2%}) are left out, "
+        f"expected at most {MOST_REJECTED:.1%}; see why in {out}/{REJECTS_FILE} before you train\n"
+    )
+
+
 def _explain(error: OSError, out: str) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        made_in, room = (tempfile.gettempdir(), "a shard a worker") if "://" in out else (out, "the whole data set")
-        return f"the disk of {made_in} is full, expected room for {room}; free some, then run the same again"
-    return f"{error.filename or out}: {error.strerror or error}; expected to read the source and write {out}"
+        temporary = os.path.dirname(error.filename) if error.filename else tempfile.gettempdir()
+        made_in, room = (temporary, "a shard a worker") if "://" in out else (out, "the whole data set")
+        what = "disk" if error.errno == errno.ENOSPC else "quota on the disk"
+        return f"the {what} of {made_in} is full, expected room for {room}; free some, then run the same again"
+    place = f"{error.filename}: " if error.filename else ""  # of no file: it is not the output's fault
+    remedy = f"; {raise_limit}" if (raise_limit := limit_remedy(error)) else ""
+    return f"{place}{error.strerror or error}; expected to read the source and write {out}{remedy}"
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ agree with one another is checked separately, to report which samples are affect
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -22,10 +21,11 @@ from rich.filesize import decimal
 from pipeline.check.faults import Fault, first_faults
 from pipeline.check.metadata import check_description, check_file, check_table, expected_names
 from pipeline.check.shard import ShardCheck, ShardReport, check_shard
-from pipeline.command import EXIT_DONE, EXIT_FAULTS, InputError, end_on_sigterm, run_command
+from pipeline.command import EXIT_DONE, EXIT_FAULTS, InputError, end_on_signals, run_command
+from pipeline.cpus import usable_cores
 from pipeline.executors.ordered import results_in_order
 from pipeline.executors.pool import LocalPool
-from pipeline.files import write_atomic
+from pipeline.files import check_outputs, write_output
 from pipeline.folder import Folder, folder_at
 from pipeline.manifest import DATASET_FILE, SAMPLES_FILE, Dataset, index_name, parse_dataset
 from pipeline.progress import progress
@@ -42,7 +42,7 @@ class VerifyOptions:
     """folder of pipeline.shard, or s3://bucket/prefix (needs the extra [s3])"""
     decode: bool = False
     """also decode every picture whole, and check its size"""
-    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    workers: int = field(default_factory=usable_cores)
     """processes, as many as cores if not given"""
     json: str = ""
     """file for a report as JSON, outside DIR; - for stdout, in place of the lines"""
@@ -53,9 +53,8 @@ class VerifyOptions:
             raise InputError(f"--workers is {self.workers}, expected 1 or more")
         if self.json in ("", _STDOUT):
             return
+        check_outputs({"--json": Path(self.json)})
         path = Path(self.json).resolve()
-        if not path.parent.is_dir() or path.is_dir():
-            raise InputError(f"--json is {self.json}, expected a file in a folder that is there")
         if "://" not in self.dir and path.is_relative_to(Path(self.dir).resolve()):
             raise InputError(
                 f"--json is {self.json}, expected a file outside {self.dir}, which holds the data set alone"
@@ -75,7 +74,7 @@ class Report:
 def main() -> int:
     """The command line: 0 sound, 1 faults."""
     options = tyro.cli(VerifyOptions, prog="python -m pipeline.verify")
-    end_on_sigterm()
+    end_on_signals()
     report = verify(folder_at(options.dir), decode=options.decode, workers=options.workers)
     if options.json:
         _write_json(options, report)
@@ -117,7 +116,8 @@ def _listing(folder: Folder) -> dict[str, int]:
         there = folder.sizes()
     except OSError as error:
         reason = error.strerror or error
-        raise InputError(f"{folder.place} cannot be listed ({reason}), expected a data set; give its folder") from error
+        place = error.filename if folder.local else folder.place
+        raise InputError(f"{place} cannot be listed ({reason}), expected a data set; give its folder") from error
     if DATASET_FILE not in there:
         raise InputError(
             f"{folder.place} has no {DATASET_FILE}, expected a finished data set; give its folder or run pipeline.shard"
@@ -204,10 +204,7 @@ def _write_json(options: VerifyOptions, report: Report) -> None:
     if options.json == _STDOUT:
         sys.stdout.write(text)
         return
-    try:
-        write_atomic(Path(options.json), text.encode("ascii"))
-    except OSError as error:
-        raise InputError(f"--json {options.json} cannot be written ({error.strerror}); give another file") from error
+    write_output(Path(options.json), text.encode("ascii"), "--json")
 
 
 def _summary(place: str, report: Report) -> str:
@@ -218,4 +215,4 @@ def _summary(place: str, report: Report) -> str:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, results=True)

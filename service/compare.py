@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from pipeline.command import EXIT_DONE, InputError, end_on_sigterm, run_command, say
+from pipeline.command import EXIT_DONE, InputError, end_on_signals, run_command, say
 from pipeline.files import check_outputs, write_output
 from service.results.curves import curves_png
 from service.results.history import read_histories
@@ -38,7 +38,7 @@ class CompareOptions:
 def main() -> int:
     """Compare as the command line says."""
     options = tyro.cli(CompareOptions, prog="python -m service.compare")
-    end_on_sigterm()
+    end_on_signals()
     histories = read_histories(options.runs)
     rows = table_rows(histories)
     write_output(options.out, curves_png(histories), "--out")
@@ -50,4 +50,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, results=True)

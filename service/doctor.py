@@ -9,7 +9,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pipeline.command import EXIT_DONE, EXIT_FAULTS, InputError, end_on_sigterm, run_command
+from pipeline.command import EXIT_DONE, EXIT_FAULTS, InputError, end_on_signals, run_command
 
 if TYPE_CHECKING:
     from service.diagnostics.checks import CheckResult
@@ -73,29 +73,27 @@ def main() -> int:
     """Run every check, and print each finding as soon as it is known."""
     try:
         import tyro
-        from rich.console import Console
         from rich.text import Text
 
+        from pipeline.progress import console
         from service.diagnostics.checks import STDOUT, CheckResult, Options, run_checks, verdict
         from service.diagnostics.finding import Finding, worst
     except ImportError as error:
         what = f"{sys.executable} lacks what the project needs ({error}), expected its environment"
         raise InputError(f"{what}; call .venv/bin/python, which make demo makes") from error
     options = tyro.cli(Options, prog="python -m service.doctor")
-    end_on_sigterm()
-    if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
-    console = Console(highlight=False, soft_wrap=True, quiet=options.json == STDOUT)
-    width = console.width if console.is_terminal else None
+    end_on_signals()
+    screen = console(highlight=False, soft_wrap=True, quiet=options.json == STDOUT)
+    width = screen.width if screen.is_terminal else None
 
     def show(finding: "Finding") -> None:
         mark, style = MARKS[finding.status]
         for number, text in enumerate(lines_of(finding, width)):
             head = (mark if number == 0 else "").ljust(6), (finding.check if number == 0 else "").ljust(INDENT - 6)
-            console.print(Text.assemble((head[0], style), (head[1], "bold"), (text, "" if number == 0 else "dim")))
+            screen.print(Text.assemble((head[0], style), (head[1], "bold"), (text, "" if number == 0 else "dim")))
 
     checked: list[CheckResult] = []
-    with console.status("", spinner="line") if console.is_terminal else nullcontext() as status:
+    with screen.status("", spinner="line") if screen.is_terminal else nullcontext() as status:
         try:
             for each in run_checks(options, lambda what: status.update(f"looking at {what}") if status else None):
                 checked.append(each)
@@ -108,13 +106,13 @@ def main() -> int:
             show(checked[-1].finding)
     overall = worst(each.finding for each in checked)
     lines, line = verdict(options, checked)
-    console.print()
+    screen.print()
     for text in lines:
-        console.print(Text(text))
+        screen.print(Text(text))
     if options.json:
         write_report(options.json, report(checked, overall, line))
     return EXIT_FAULTS if overall == "failed" else EXIT_DONE
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, results=True)

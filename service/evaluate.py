@@ -12,7 +12,7 @@ import tyro
 from numpy.typing import NDArray
 
 from model.views import Views
-from pipeline.command import EXIT_DONE, EXIT_FAULTS, InputError, end_on_sigterm, run_command, say
+from pipeline.command import EXIT_DONE, EXIT_FAULTS, InputError, end_on_signals, run_command, say
 from pipeline.files import check_outputs, write_output
 from pipeline.load.loader import Loader, choose_device
 from pipeline.load.storage import SampleStore
@@ -90,7 +90,7 @@ class EvaluateOptions:
 def main() -> int:
     """Evaluate as the command line says."""
     options = tyro.cli(EvaluateOptions, prog="python -m service.evaluate")
-    end_on_sigterm()
+    end_on_signals()
     device = choose_device(options.device)
     try:
         with join_ranks(device, PATIENCE_SECONDS) as ranks:
@@ -199,7 +199,7 @@ def report(options: EvaluateOptions, found: Evaluated, networks: Sequence[Traine
 def predictions(likeliest: NDArray[np.int32], loader: Loader, split: str, numbers: Sequence[int]) -> tuple[str, int]:
     """The lines of a submission, and how many of them are guesses."""
     shards, dataset = loader.config.shards, loader.dataset
-    lines = (shards / REJECTS_FILE).read_text().splitlines()
+    lines = (shards / REJECTS_FILE).read_text(encoding="utf-8").splitlines()
     rejected = sum(json.loads(line)["split"] == split for line in lines)
     pictures = dataset.splits[split].samples + rejected
     places = shard_order(dataset.seed, split, pictures)[SampleStore(shards, dataset, split).keys()]
@@ -207,4 +207,4 @@ def predictions(likeliest: NDArray[np.int32], loader: Loader, split: str, number
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, results=True)

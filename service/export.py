@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 from rich.filesize import decimal
 
-from pipeline.command import EXIT_DONE, InputError, end_on_sigterm, run_command, say
+from pipeline.command import EXIT_DONE, InputError, end_on_signals, run_command, say
 from pipeline.files import check_outputs
 from pipeline.progress import spinner
 from service.network.export import PICTURES, SUFFIXES, Format, check_exportable, check_packages, export, facts_file
@@ -46,7 +46,7 @@ class ExportOptions:
 def main() -> int:
     """Export as the command line says."""
     options = tyro.cli(ExportOptions, prog="python -m service.export")
-    end_on_sigterm()
+    end_on_signals()
     check_packages(options.format)
     network = load(options.checkpoint, "cpu")
     check_exportable(network, options.format)

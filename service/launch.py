@@ -14,7 +14,7 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
-from pipeline.command import EXIT_DONE, EXIT_FAULTS, InputError, run_command, say
+from pipeline.command import EXIT_DONE, EXIT_FAULTS, InputError, hangup, run_command, say
 from service.run.checkpoint import newest_checkpoint
 from service.run.config import parse_run
 from service.run.log import LOG_FILE, last_step
@@ -47,10 +47,13 @@ def run_torchrun(count: int, arguments: list[str], out: Path) -> int:
     first worker that failed.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's own default; set here, torchrun prints no warning
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, *hangup())
+    # Its own default has SIGHUP, where nohup has it ignored too.
+    handled = ["--signals-to-handle", ",".join(signal.Signals(number).name for number in signals)]
     try:
-        torchrun(["--standalone", "--nproc-per-node", str(count), "-m", "service.train", *arguments])
+        torchrun(["--standalone", "--nproc-per-node", str(count), *handled, "-m", "service.train", *arguments])
     except SignalException as error:
-        for number in (signal.SIGTERM, signal.SIGINT):  # it is stopping already; another one would end in a traceback
+        for number in signals:  # it is stopping already; another one would end in a traceback
             signal.signal(number, signal.SIG_IGN)
         return 128 + error.sigval if nothing_lost(out) else EXIT_FAULTS
     except ChildFailedError as error:

@@ -1,7 +1,6 @@
 """COMMAND python -m service.predict: what a trained network sees in pictures: words, JSON, figure 4's panels."""
 
 import json
-import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,10 +18,10 @@ from rich.table import Table
 from rich.text import Text
 
 from model.views import Views
-from pipeline.command import EXIT_DONE, EXIT_FAULTS, InputError, end_on_sigterm, printable, run_command, say
+from pipeline.command import EXIT_DONE, EXIT_FAULTS, InputError, end_on_signals, output_of, printable, run_command, say
 from pipeline.files import check_outputs, write_output
 from pipeline.manifest import PictureClass
-from pipeline.progress import Advance, no_progress, progress
+from pipeline.progress import Advance, console, no_progress, progress
 from service.network.pictures import STANDARD_INPUT, class_of, file_name, listed_files, usable_pictures
 from service.network.read import load
 from service.network.trained import Likely, Predicted, TrainedNetwork
@@ -77,16 +76,10 @@ class Shown:
 def main() -> int:
     """Predict as the command line says."""
     options = tyro.cli(PredictOptions, prog="python -m service.predict")
-    end_on_sigterm()
+    end_on_signals()
     files = listed_files(options.pictures)
     network = load(options.checkpoint, options.device)
-    try:
-        status = predict(options, network, files)
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:  # whoever read the words has had enough, as `head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
-        return 128 + signal.SIGPIPE
+    return predict(options, network, files)
 
 
 def predict(options: PredictOptions, network: TrainedNetwork, files: Sequence[Path]) -> int:
@@ -95,11 +88,14 @@ def predict(options: PredictOptions, network: TrainedNetwork, files: Sequence[Pa
     entries: list[str] = []  # JSON already, which takes less memory than the values
     panels: list[Predicted[Shown]] = []
     drawn = MOST_PANELS if options.out else 0
-    console, used, told = Console(highlight=False), 0, 0
-    with _progress(len(files), console) as advance:
+    screen, used, told = console(highlight=False), 0, 0
+    with _progress(len(files), screen) as advance:
         squares = pictures_with_squares(network, files, unusable, drawn)
         for each in network.predict_squares(squares, options.views):
-            show(console, each)
+            show(screen, each)
+            sys.stdout.flush()
+            if reader_gone() and not options.json and not options.out:
+                return 128 + signal.SIGPIPE
             used += 1
             if options.json:
                 entries.append(f"\n {json.dumps(json_values(each))}")
@@ -119,9 +115,15 @@ def predict(options: PredictOptions, network: TrainedNetwork, files: Sequence[Pa
     return EXIT_FAULTS if unusable else EXIT_DONE
 
 
-def _progress(pictures: int, console: Console) -> AbstractContextManager[Advance]:
+def reader_gone() -> bool:
+    """Whether whoever read the words has had enough, as `head` has."""
+    output = output_of(sys.stdout)
+    return bool(output and output.reader_gone)
+
+
+def _progress(pictures: int, screen: Console) -> AbstractContextManager[Advance]:
     """On a terminal the words themselves show how far it is."""
-    return no_progress() if console.is_terminal else progress(pictures, "pictures")
+    return no_progress() if screen.is_terminal else progress(pictures, "pictures")
 
 
 def tell(unusable: Sequence[tuple[Path, str]]) -> int:
@@ -141,11 +143,11 @@ def pictures_with_squares(
         yield Shown(path=path, true=true, square=square if number < drawn else None), square
 
 
-def show(console: Console, each: Predicted[Shown]) -> None:
+def show(screen: Console, each: Predicted[Shown]) -> None:
     """A picture's classes on stdout: with bars in colour on a terminal, else in plain letters."""
     true = each.picture.true
     head = printable(file_name(each.picture.path)) + (f", truly {called(true)}" if true else "")
-    if not console.is_terminal:
+    if not screen.is_terminal:
         sys.stdout.write(head + "\n" + "".join(f"{line(likely)}\n" for likely in each.likeliest))
         return
     table = Table.grid(padding=(0, 1))
@@ -154,7 +156,7 @@ def show(console: Console, each: Predicted[Shown]) -> None:
         bar = Bar(1, 0, likely.probability, width=BAR_WIDTH, color="green" if right else "blue")
         words = Text(called(likely), "green" if right else "", no_wrap=True, overflow="ellipsis")
         table.add_row(" ", bar, f"{likely.probability:7.2%}", words)
-    console.print(Text(head, "bold"), table)
+    screen.print(Text(head, "bold"), table)
 
 
 def line(likely: Likely) -> str:
@@ -192,4 +194,4 @@ def _name(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, results=True)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import tyro
 
-from pipeline.command import EXIT_DONE, EXIT_FAULTS, InputError, end_on_sigterm, printable, run_command, say
+from pipeline.command import EXIT_DONE, EXIT_FAULTS, InputError, end_on_signals, printable, run_command, say
 from pipeline.files import check_outputs, sha256_of, write_output
 from pipeline.load.loader import Loader, choose_device
 from pipeline.load.storage import SampleStore
@@ -100,7 +100,7 @@ Options = Annotated[IndexOptions, tyro.conf.subcommand("index")] | Annotated[Fin
 def main() -> int:
     """Index or find, as the command line says."""
     options = tyro.cli(Options, prog="python -m service.retrieve", description=DESCRIPTION)  # pyright: ignore
-    end_on_sigterm()
+    end_on_signals()
     return index(options) if isinstance(options, IndexOptions) else find(options)
 
 
@@ -220,4 +220,4 @@ def report(options: FindOptions, index: Index, pictures: Pictures, queries: Sequ
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, results=True)

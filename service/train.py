@@ -3,7 +3,10 @@
 The worker trains, validates, checkpoints, resumes, stops when asked, and reports how it is doing.
 """
 
+import errno
+import os
 import sys
+import tempfile
 from contextlib import ExitStack
 from socket import gethostname, socket
 from typing import Final
@@ -13,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from torch.distributed import is_torchelastic_launched
 
 from model.parallel import Layout, choose_layout, make_parallel
+from pipeline.address import host_and_port
 from pipeline.command import EXIT_DONE, EXIT_FAULTS, InputError, run_command, say
 from pipeline.load.loader import Device, choose_device
 from pipeline.memory import keep_freed_memory
@@ -100,7 +104,7 @@ def build_worker(
     server = serve(run, ranks, listener, responses, control_queue)
     stack.callback(server.close)
     stack.callback(control_queue.close, "the run has ended, expected it to go on; start it again")
-    responses.targets = ranks.all_gather(address(run.host, listener))
+    responses.targets = ranks.all_gather(address(listener))
     parallel = make_parallel(layout, ranks.rank, ranks.world_size, "cuda" if device == "gpu" else "cpu")
     setup = set_up(run, device, ranks, parallel, say if ranks.is_leader else lambda message: None)
     if ranks.is_leader:
@@ -108,9 +112,9 @@ def build_worker(
     metrics.restarts.set(setup.state.restarts)
     display = ProgressDisplay(setup.state.step, setup.total_steps, quiet=not ranks.is_leader)
     stack.callback(display.close)
-    scheme, (host, port) = "https" if run.tls_key else "http", listener.getsockname()[:2]
+    scheme, at = "https" if run.tls_key else "http", host_and_port(*listener.getsockname()[:2])
     name = f"rank {ranks.rank} of {ranks.world_size}, {layout}, " if layout else ""
-    (display.say if ranks.is_leader else say)(f"{name}serving {scheme}://{host}:{port}/, /metrics and /healthz")
+    (display.say if ranks.is_leader else say)(f"{name}serving {scheme}://{at}/, /metrics and /healthz")
     stop.listen()
     worker = Worker(display, metrics, heartbeat, stop, control_queue, setup)
     responses.worker = worker
@@ -134,16 +138,24 @@ def compile_fault(error: RuntimeError) -> str:
         return ""
     lines = str(inner).splitlines() or [type(inner).__name__]
     reason = next((line.strip() for line in lines if "error: " in line), lines[0])
-    remedy = f"install a C++ compiler or use --no-compile; {DOCTOR}"
+    full = os.strerror(errno.ENOSPC) in str(inner)
+    mend = f"make room in {tempfile.gettempdir()}" if full else "install a C++ compiler"
+    remedy = f"{mend} or use --no-compile; {DOCTOR}"
     return f"the step cannot be compiled ({reason}), expected torch.compile to work; {remedy}"
 
 
 def check_access(run: Run, ranks: Ranks) -> None:
-    """InputError where the token file or the TLS files cannot be used."""
+    """InputError where the token file, the TLS files, or a folder for what is compiled cannot be used."""
     if run.token_file and ranks.is_leader:
         read_tokens(run.token_file)
     if run.tls_certificate and run.tls_key:
         check_tls(run.tls_certificate, run.tls_key)
+    if run.compile:
+        try:
+            tempfile.gettempdir()
+        except OSError as error:
+            what = f"no folder for temporary files can be written ({error.strerror}), expected one to compile in"
+            raise InputError(f"{what}; set TMPDIR or use --no-compile") from error
 
 
 def serve(run: Run, ranks: Ranks, listener: socket, responses: Responses, control_queue: ControlQueue) -> ServerProcess:
@@ -160,11 +172,10 @@ def serve(run: Run, ranks: Ranks, listener: socket, responses: Responses, contro
     )
 
 
-def address(host: str, listener: socket) -> str:
+def address(listener: socket) -> str:
     """Where others reach a listening socket, HOST:PORT: by this machine's name where it listens on all addresses."""
     bound, port = listener.getsockname()[:2]
-    name = gethostname() if host in ("0.0.0.0", "::") else bound
-    return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
+    return host_and_port(gethostname() if bound in ("0.0.0.0", "::") else bound, port)
 
 
 def main() -> int:

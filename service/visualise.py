@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 from torch import Tensor
 
-from pipeline.command import EXIT_DONE, end_on_sigterm, run_command, say
+from pipeline.command import EXIT_DONE, end_on_signals, run_command, say
 from pipeline.files import check_outputs, write_output
 from service.network.read import load
 from service.results.filter_indexes import HEADINGS, as_json, figure_png, measure, notes, table_rows
@@ -40,7 +40,7 @@ class VisualiseOptions:
 def main() -> int:
     """Draw and compare as the command line says."""
     options = tyro.cli(VisualiseOptions, prog="python -m service.visualise")
-    end_on_sigterm()
+    end_on_signals()
     filters = read_filters(options.checkpoint)
     indexes = measure(filters.towers)
     write_output(options.out, figure_png(filters.towers, indexes, filters.caption), "--out")
@@ -84,4 +84,4 @@ def _error(checkpoint: Checkpoint) -> str:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, results=True)

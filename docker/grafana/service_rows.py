@@ -94,9 +94,10 @@ def checkpoints() -> list[PanelBuilder]:
     tries = lines(
         "Checkpoints",
         "short",
-        "Begun, and failed, in each interval of the graph.",
+        "Begun, and failed, in each interval of the graph; old ones that cannot be removed now.",
         query("sum by (job) (increase(trainer_checkpoint_attempts_total{RANKS}[$__rate_interval]))", "begun"),
         query("sum by (job) (increase(trainer_checkpoint_failures_total{RANKS}[$__rate_interval]))", "failed"),
+        query("max by (job) (trainer_checkpoints_unremoved{RANKS})", "not removed"),
         width=12,
     )
     return [
@@ -155,18 +156,28 @@ def happenings() -> list[PanelBuilder]:
             "Of the process within an hour, and those of them that went on from a new checkpoint, over the whole run.",
             query("max by (job) (changes(process_start_time_seconds{RANKS}[1h]))", "starts within an hour"),
             query("max by (job) (trainer_restarts{RANKS})", "resumes so far"),
+            width=6,
         ).min(0),
         lines(
             "Samples replaced",
             "short",
             "Pictures within an hour for which another stood in, by reason.",
             query("sum by (reason) (increase(trainer_samples_replaced_total{RANKS}[1h]))", "{{reason}}"),
+            width=6,
         ).min(0),
         lines(
             "Steps that were not finite",
             "short",
             "Within an hour. The run ends at the first.",
             query("max by (job) (increase(trainer_nonfinite_steps_total{RANKS}[1h]))"),
+            width=6,
+        ).min(0),
+        lines(
+            "Writes that failed",
+            "short",
+            "Within an hour: lines of log and events wait for room, those for the console are lost.",
+            query("max by (to) (increase(trainer_failed_writes_total{RANKS}[1h]))", "{{to}}"),
+            width=6,
         ).min(0),
     ]
 

@@ -1,13 +1,18 @@
 """Worker pools: what runs the tasks, here processes of this host, or this process itself."""
 
+import errno
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from pipeline.command import InputError
+from pipeline.files import limit_remedy
 
 
 class WorkerPool(Protocol):
@@ -50,16 +55,45 @@ class LocalPool:
         return ""
 
     def start(self) -> Executor:
-        """Spawned, not forked: a caller may have threads, and a fork would copy the locks that they hold."""
+        """Spawned, not forked: a caller may have threads, and a fork would copy the locks that they hold.
+
+        InputError where the system does not let them start.
+        """
         if self.size == 1:
             return _SameProcess()
-        return ProcessPoolExecutor(self.size, multiprocessing.get_context("spawn"), initializer=_follow_parent)
+        with _starting():
+            return _Processes(self.size, multiprocessing.get_context("spawn"), initializer=_follow_parent)
 
     def stop(self, executor: Executor) -> None:
         """Kill the workers; a dead worker may hold a queue's lock, so waiting for them might never end."""
         for worker in multiprocessing.active_children():
             worker.kill()
         executor.shutdown(wait=False)
+
+
+class _Processes(ProcessPoolExecutor):
+    """Its processes start as tasks are submitted."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        with _starting():
+            return super().submit(fn, *args, **kwargs)
+
+
+@contextmanager
+def _starting() -> Iterator[None]:
+    """What an OSError means while worker processes start, and the semaphores are made that they share."""
+    try:
+        yield
+    except OSError as error:
+        if more_files := limit_remedy(error):
+            expected, remedy = "a few open files for each", f"{more_files}, or give fewer --workers"
+        elif error.errno in (errno.EAGAIN, errno.ENOMEM, errno.EPIPE):  # the last: one was killed as it started
+            expected, remedy = "memory and a process for each", "make room (free, ulimit -u), or give fewer --workers"
+        else:
+            mount = "mount -t tmpfs tmpfs /dev/shm; Docker: --shm-size"
+            expected, remedy = "/dev/shm to take semaphores", f"mount it or make room ({mount}), or give --workers 1"
+        reason = error.strerror or error
+        raise InputError(f"worker processes cannot be started ({reason}), expected {expected}; {remedy}") from error
 
 
 class _SameProcess(Executor):

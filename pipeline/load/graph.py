@@ -1,6 +1,5 @@
 """The DALI graph: JPEG files -> crops of their pixels on the device; it has no random operator and no state."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -12,6 +11,8 @@ from nvidia.dali import fn
 from nvidia.dali import math as dali_math
 from nvidia.dali.pipeline import Pipeline
 from nvidia.dali.types import DALIDataType, DALIImageType, DALIInterpType
+
+from pipeline.cpus import usable_cores
 
 FULL_SIDE: Final = 256  # pixels: what pictures of original size are resized to, their shorter side; section 2
 
@@ -52,7 +53,7 @@ def build_graph(feed: Callable[[], tuple[Any, ...]], config: GraphConfig) -> Pip
     """
     graph = Pipeline(
         batch_size=config.batch_size,
-        num_threads=config.threads or len(os.sched_getaffinity(0)),
+        num_threads=config.threads or usable_cores(),
         device_id=None if config.device == "cpu" else torch.cuda.current_device(),
         prefetch_queue_depth=config.prefetch,
         seed=0,  # there is no random operator

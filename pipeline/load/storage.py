@@ -1,4 +1,4 @@
-"""Sample indices -> JPEG bytes: the shards of a split, mapped into memory."""
+"""Sample indices -> JPEG bytes, of the shards of a split."""
 
 import mmap
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from isal.isal_zlib import crc32  # several times as fast as zlib's, which not e
 from numpy.typing import NDArray
 
 from pipeline.command import InputError
+from pipeline.load.mapping import open_shards
 from pipeline.manifest import Dataset, load_samples
 
 # Where a sample's JPEG bytes stand, and what they are: shard, offset and size in bytes, CRC-32. A plain tuple, because
@@ -27,10 +28,8 @@ class SampleStore:
         self.root, self.split = root, split
         self.table = load_samples(root, dataset, split)
         self.labels: NDArray[np.int64] = self.table["label"].astype(np.int64)
-        shards = [(root / split / shard.name, shard.bytes) for shard in dataset.splits[split].shards]
-        maps = [_map(path, size) for path, size in shards]
-        self._bytes = [np.frombuffer(m, np.uint8) for m in maps]
-        self._advise = [m.madvise for m in maps]
+        shards = open_shards(root, split, dataset.splits[split].shards)
+        self._bytes, self._advices = [data for data, _ in shards], [advice for _, advice in shards]
 
     def __len__(self) -> int:
         return len(self.table)
@@ -41,7 +40,10 @@ class SampleStore:
         return list(zip(*(rows[name].tolist() for name in ("shard", "offset", "size", "crc32")), strict=True))
 
     def read(self, locations: Sequence[Location]) -> list[NDArray[np.uint8]]:
-        """The JPEG files there, as views of the mapped shards: nothing is copied, pages load when first touched."""
+        """The JPEG files there, as views of the mapped shards: nothing is copied, pages load when first touched.
+
+        InputError where shards are not mapped, and one cannot be opened any more.
+        """
         shards = self._bytes
         return [shards[shard][offset : offset + size] for shard, offset, size, _ in locations]
 
@@ -71,19 +73,9 @@ class SampleStore:
 
     def prefetch(self, locations: Sequence[Location]) -> None:
         """Ask the kernel to load these pages in the background; returns at once."""
+        advices = self._advices
         for shard, offset, size, _ in locations:
+            advise, first = advices[shard]
+            offset += first
             start = offset & -mmap.PAGESIZE
-            self._advise[shard](mmap.MADV_WILLNEED, start, offset + size - start)
-
-
-def _map(path: Path, size: int) -> mmap.mmap:
-    try:
-        with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot map {path}: {error}; shard the data set again") from error
-    if len(mapped) != size:
-        raise InputError(f"{path} has {len(mapped)} bytes, expected {size} by dataset.json; shard the data set again")
-    # Samples are read in random order: the kernel's read-ahead beyond a sample would load what is not asked for.
-    mapped.madvise(mmap.MADV_RANDOM)
-    return mapped
+            advise(mmap.MADV_WILLNEED, start, offset + size - start)

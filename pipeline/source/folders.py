@@ -140,7 +140,7 @@ def what_was_passed_over(root: Path, passed_over: Iterable[PassedOver]) -> list[
     kinds: dict[str, set[str]] = {}
     for what, path in passed_over:
         kinds.setdefault(what, set()).add(os.path.relpath(path, root))
-    return [f"passed over {len(paths):,} {what}, such as {min(paths)}" for what, paths in kinds.items()]
+    return [f"passed over {what} ({len(paths):,}), such as {min(paths)}" for what, paths in kinds.items()]
 
 
 def _leads_astray(link: Entry, folder: Path, others: Set[Identity]) -> bool:

@@ -4,6 +4,8 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from pipeline.folder import is_system_folder
+
 TAR: Final = ".tar"
 # Of the formats that pipeline.picture decodes.
 _PICTURES: Final = (
@@ -11,17 +13,6 @@ _PICTURES: Final = (
     *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
 )
 _PACKED: Final = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".zip", ".7z", ".rar")
-
-# Folders that file systems, storage boxes and tools make anywhere, and that may hold thumbnails or deleted pictures.
-_MADE_BY_SYSTEMS: Final = frozenset(
-    {
-        *("lost+found", "@eaDir", "@tmp", "@sharesnap", "#recycle", "#snapshot"),  # Linux; Synology
-        *("@Recycle", "@Recently-Snapshot", "@__thumb", "~snapshot"),  # QNAP; NetApp
-        *("$RECYCLE.BIN", "$Recycle.Bin", "$Recycle.bin", "RECYCLER", "System Volume Information"),  # Windows
-        *("__MACOSX", "Network Trash Folder", "Temporary Items", "TheVolumeSettingsFolder"),  # macOS and its shares
-        "__pycache__",
-    }
-)
 
 
 def is_picture(name: str) -> bool:
@@ -36,7 +27,7 @@ def is_packed(name: str) -> bool:
 
 def is_passed_over(name: str) -> bool:
     """Whether a name is hidden, or that of a folder that systems make: nothing in it is anybody's training picture."""
-    return name.startswith(".") or name in _MADE_BY_SYSTEMS
+    return name.startswith(".") or is_system_folder(name)
 
 
 def passed_over_as(name: str, *, is_folder: bool) -> str:

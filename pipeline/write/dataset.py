@@ -3,9 +3,11 @@
 import hashlib
 import io
 import json
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +32,12 @@ from pipeline.manifest import (
 from pipeline.picture.contact_sheet import MAX_TILES, Tile, contact_sheet
 from pipeline.write.record import Reject, ShardResult
 from pipeline.write.stats import PixelSums, empty_sums, mean_and_colour, merge
+
+_VARIABLE: Final = re.compile(
+    r"""-?(?:0x[0-9a-f]+|\d+(?:[.,]\d+)*(?:e[+-]\d+)?)  # a number
+    |\bb'(?:[^'\\]|\\.)*'|\bb"(?:[^"\\]|\\.)*"  # bytes""",
+    re.VERBOSE,
+)
 
 
 @dataclass(kw_only=True)
@@ -59,6 +67,12 @@ def add_result(made: DatasetResults, split: str, one: ShardResult, before: bool)
         rows["shard"] = len(made.shards[split])
         made.shards[split].append(one.shard)
         made.rows[split].append(rows)
+
+
+def count_by_reason(rejects: Iterable[tuple[str, Reject]]) -> list[tuple[str, int]]:
+    """How many pictures are left out for which reason, most first; N stands for its numbers and bytes, which vary."""
+    counts = Counter(_VARIABLE.sub("N", reject.reason) for _, reject in rejects)
+    return sorted(counts.items(), key=lambda each: (-each[1], each[0]))
 
 
 def write_dataset(

@@ -5,17 +5,15 @@ says that a run is writing; the system releases it when the process ends, howeve
 locks, a lease does the same (lease.py).
 """
 
-import fcntl
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from pipeline.command import InputError
-from pipeline.files import fsync_folder, is_temporary
-from pipeline.folder import Folder
+from pipeline.files import fsync_file, fsync_folder, is_temporary, naming, remove_unneeded, try_lock
+from pipeline.folder import Folder, is_system_folder
 from pipeline.manifest import DATASET_FILE, UNFINISHED_FILE
 from pipeline.write.lease import LEASE_FILE, hold_lease
 
@@ -40,9 +38,7 @@ def lock_output(folder: Folder, identity: Mapping[str, Any]) -> Iterator[StillOw
             require_same(folder, previous, identity)
         else:
             _mark(folder, identity)
-        for name in folder.sizes():
-            if is_temporary(name):
-                folder.remove(name)
+        remove_unneeded(filter(is_temporary, folder.sizes()), folder.remove)
         yield check
         _release(folder)
 
@@ -51,11 +47,11 @@ def remove_leftovers(folder: Folder) -> None:
     """Remove marker and lease from a finished folder, left by a run that ended before it could."""
     _release(folder)
     if folder.local is None:
-        folder.remove(LEASE_FILE)
+        remove_unneeded([LEASE_FILE], folder.remove)
 
 
 def _release(folder: Folder) -> None:
-    folder.remove(UNFINISHED_FILE)
+    remove_unneeded([UNFINISHED_FILE], folder.remove)
     if folder.local:
         fsync_folder(folder.local)
 
@@ -95,12 +91,10 @@ def _locked(folder: Folder, path: Path) -> Iterator[IO[bytes]]:
         raise InputError(f"{folder.place} is a file, expected a new or empty folder; give another --out")
     path.mkdir(parents=True, exist_ok=True)
     marked = (path / UNFINISHED_FILE).exists() or (path / DATASET_FILE).exists()
-    _require_ours(folder, next(path.iterdir(), None), marked)
+    _require_ours(folder, next((each for each in path.iterdir() if not is_system_folder(each.name)), None), marked)
     with open(path / UNFINISHED_FILE, "a+b") as marker:
-        try:
-            fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"another run is writing {folder.place}, expected to be alone; wait for it") from error
+        if not try_lock(marker):
+            raise InputError(f"another run is writing {folder.place}, expected to be alone; wait for it")
         fsync_folder(path)
         fsync_folder(path.resolve().parent)
         marker.seek(0)
@@ -124,10 +118,10 @@ def _mark(folder: Folder, identity: Mapping[str, Any]) -> None:
     data = json.dumps(identity).encode("ascii")
     if folder.local:
         # In place: the lock is on this very file.
-        with open(folder.local / UNFINISHED_FILE, "r+b") as marker:
+        with naming(folder.local / UNFINISHED_FILE), open(folder.local / UNFINISHED_FILE, "r+b") as marker:
             marker.truncate()
             marker.write(data)
             marker.flush()
-            os.fsync(marker.fileno())
+            fsync_file(marker.fileno())
     else:
         folder.write(UNFINISHED_FILE, data)

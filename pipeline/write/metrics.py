@@ -2,15 +2,20 @@
 
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, make_wsgi_app, start_http_server
 from prometheus_client.process_collector import ProcessCollector
 
+from pipeline.address import host_and_port
 from pipeline.command import InputError
 from pipeline.source.listing import Picture
 from pipeline.write.record import ShardResult
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 
 class ShardMetrics:
@@ -55,10 +60,31 @@ def serve_metrics(metrics: ShardMetrics, host: str, port: int | None) -> Iterato
         server, thread = start_http_server(port, host, metrics.registry)
     except (OSError, socket.gaierror) as error:
         raise InputError(f"--metrics-port {port} of {host} cannot be served ({error}); give another, or 0") from error
-    sys.stderr.write(f"metrics: http://{host}:{server.server_port}/metrics\n")
+    server.set_app(_answering_head(make_wsgi_app(metrics.registry)))
+    sys.stderr.write(f"metrics: http://{host_and_port(host, server.server_port)}/metrics\n")
     try:
         yield
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def _answering_head(app: "WSGIApplication") -> "WSGIApplication":
+    """Answers HEAD, which monitors send, as GET without its body."""
+
+    def answer(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        if environ["REQUEST_METHOD"] != "HEAD":
+            return app(environ, start_response)
+        started: list[Any] = []
+
+        def hold_back(*head: Any) -> Callable[[bytes], None]:
+            started.extend(head)
+            return lambda data: None
+
+        body = b"".join(app({**environ, "REQUEST_METHOD": "GET"}, hold_back))
+        status, headers, *_ = started
+        start_response(status, [*headers, ("Content-Length", str(len(body)))])
+        return []
+
+    return answer

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import socket
+import sys
 import warnings
 import zlib
 from collections.abc import Iterable, Sequence
@@ -80,14 +81,19 @@ class _Sample(NamedTuple):
 def write_shard(task: ShardTask) -> bool:
     """Write tar, index and record of `task`, unless that was done before; returns whether it was.
 
-    InputError when this process's encoder is not the task's, and would write other bytes; UnreadablePicture; OSError
-    when writing fails. The result goes into the record (record.py) and is not returned: if a worker were killed while
-    it returns something large, the process that waits for it would get half of it and wait for ever.
+    InputError when this process's encoder is not the task's, and would write other bytes, or file names are not UTF-8
+    to it; UnreadablePicture; OSError when writing fails. The result goes into the record (record.py) and is not
+    returned: if a worker were killed while it returns something large, the process that waits for it would get half of
+    it and wait for ever.
     """
     if encoder_version() != task.encoder:
         raise InputError(
             f"{socket.gethostname()} has the encoder {encoder_version()}, "
             f"expected {task.encoder} as the run's own host; install the same versions on every worker"
+        )
+    if (encoding := sys.getfilesystemencoding()) != "utf-8":  # pipeline.shard sees to its own processes
+        raise InputError(
+            f"{socket.gethostname()} has file names in {encoding}, expected utf-8; start its worker with PYTHONUTF8=1"
         )
     warnings.filterwarnings("ignore", module="PIL")  # remarks on odd files; real faults are reported as rejects
     folder, digest = folder_at(task.out), task.digest()

@@ -3,6 +3,7 @@
 The sums are integers, so any split of the work over workers, merged in any order, gives the same bits.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Final, cast
 
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from pipeline.manifest import ColourStatistics, Triple
 
 _MOST_RECENT: Final = 257  # times 255 just fits 16 bits
+_NEXT_TO_NOTHING: Final = 1e-60  # its square is still a number
+_ROTATIONS: Final = ((0, 1), (0, 2), (1, 2)) * 12  # what lies off the diagonal is squared in each round; 6 are enough
 _MOST_SUMMED: Final = 2**16  # times 255 * 255 just fits 32 bits
 
 
@@ -85,15 +88,38 @@ def _moments(channels: NDArray[np.uint16]) -> NDArray[np.int64]:
 def _principal_components(count: int, totals: list[int], moments: list[list[int]]) -> ColourStatistics:
     # Python's integers: the covariance is exact up to its one division, so there is no cancellation.
     covariance = [[(count * moments[i][j] - totals[i] * totals[j]) / count**2 for j in range(3)] for i in range(3)]
-    ascending, vectors = np.linalg.eigh(np.array(covariance))
-    eigenvalues = np.maximum(ascending[::-1], 0.0)  # rounding may put a zero variance just below zero
-    eigenvectors = _fix_signs(vectors[:, ::-1])
+    diagonal, vectors = _diagonalised(covariance)
+    descending = np.argsort(-diagonal, kind="stable")
+    eigenvalues = np.maximum(diagonal[descending], 0.0)  # rounding may put a zero variance just below zero
+    eigenvectors = _fix_signs(vectors[:, descending])
     return ColourStatistics(
         mean=_triple(np.array([total / count for total in totals])),
         eigenvalues=_triple(eigenvalues),
         eigenvectors=(_triple(eigenvectors[0]), _triple(eigenvectors[1]), _triple(eigenvectors[2])),
         standard_deviations=_triple(np.sqrt(eigenvalues)),
     )
+
+
+def _diagonalised(matrix: list[list[float]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Eigenvalues, (3,), and eigenvectors, (3, 3), a column each, of a symmetric matrix of 3 x 3.
+
+    By Jacobi's rotations (Golub and Van Loan, Matrix Computations, section 8.5) in single sums, products and roots,
+    which every processor rounds alike; LAPACK's results differ in the last digits between AVX2 and AVX-512.
+    """
+    rotated, vectors = np.array(matrix), np.eye(3)
+    for p, q in _ROTATIONS:
+        shared, apart = rotated[p, q], rotated[q, q] - rotated[p, p]
+        if abs(shared) > _NEXT_TO_NOTHING:
+            root = math.sqrt(apart * apart + 4 * shared * shared)
+            tangent = 2 * shared / (apart + math.copysign(root, apart))
+            cosine = 1 / math.sqrt(tangent * tangent + 1)
+            sine = tangent * cosine
+            for each in (rotated, rotated.T, vectors):  # columns, rows, columns
+                each[:, p], each[:, q] = (
+                    cosine * each[:, p] - sine * each[:, q],
+                    sine * each[:, p] + cosine * each[:, q],
+                )
+    return rotated.diagonal(), vectors
 
 
 def _fix_signs(vectors: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from pipeline.files import fsync_folder
+from pipeline.files import fsync_file, fsync_folder
 from service.diagnostics.finding import Finding, size
 
 WRITTEN_BYTES: Final = 32 * 2**20
@@ -34,7 +34,7 @@ class Disk:
     trouble: str = ""  # why nothing can be written there
     full: bool = False  # whether the reason is that there is no room
     unlockable: str = ""  # why files cannot be locked
-    unsyncable: str = ""  # why a folder cannot be flushed
+    unflushed: bool = False  # whether its file system does not know how to make files or folders durable
     busy: bool = False  # another worker holds the folder
     free: int = 0  # bytes
     files_left: int | None = None  # inodes; None where they are not counted
@@ -52,7 +52,7 @@ def find_disk(out: Path) -> Disk:
     except OSError as error:
         return there(trouble=error.strerror or str(error))
     free, inodes = room.f_bavail * room.f_frsize, room.f_favail if room.f_files else None
-    unlockable = unsyncable = ""
+    unlockable = ""
     try:
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=tried) as place:
             file, renamed = Path(place) / "written", Path(place) / "renamed"
@@ -63,19 +63,16 @@ def find_disk(out: Path) -> Disk:
                 for _ in range(WRITTEN_BYTES // 2**20):
                     stream.write(block)
                 stream.flush()
-                os.fsync(stream.fileno())
+                durable = fsync_file(stream.fileno())
             seconds = time.monotonic() - start
             os.replace(file, renamed)
-            try:
-                fsync_folder(Path(place))
-            except OSError as error:
-                unsyncable = error.strerror or str(error)
+            durable = fsync_folder(Path(place)) and durable
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         return there(trouble=error.strerror or str(error), full=full, free=free, files_left=inodes)
     return there(
         unlockable=unlockable,
-        unsyncable=unsyncable,
+        unflushed=not durable,
         busy=_held(out / ".lock"),
         free=free,
         files_left=inodes,
@@ -115,10 +112,7 @@ def judge_disk(disk: Disk, parameters: int = 0) -> Finding:
         found = f"{disk.tried} cannot be locked ({disk.unlockable})"
         remedy = f"mount it with locks (flock, not noflock), or {another}"
         return Finding("failed", "disk", found, "service.train does not start", remedy)
-    if disk.unsyncable:
-        found = f"{disk.tried} cannot be flushed ({disk.unsyncable})"
-        return Finding("failed", "disk", found, "no checkpoint is ever known to be on disk", another)
-    speed = f"writes {size(disk.bytes_per_second)}/s; locks, renames and flushes"
+    speed = f"writes {size(disk.bytes_per_second)}/s; locks, renames{'' if disk.unflushed else ' and flushes'}"
     found = f"{size(disk.free)} free at {disk.tried}; {speed}"
     if disk.busy:
         follows = f"another worker is training in {disk.out}: a second one is refused"
@@ -126,6 +120,9 @@ def judge_disk(disk: Disk, parameters: int = 0) -> Finding:
     if disk.files_left is not None and disk.files_left < 1000:
         follows = f"room for {disk.files_left} more files only"
         return Finding("warning", "disk", found, follows, f"make room (df -i), or {another}")
+    if disk.unflushed:
+        follows = f"{disk.tried} cannot be flushed: when power fails, checkpoints of the last minute may be damaged"
+        return Finding("warning", "disk", found, follows, another)
     each = CHECKPOINT_BYTES * parameters
     if disk.free < each:
         follows = f"a checkpoint of paper takes {size(each)}"

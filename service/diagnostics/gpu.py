@@ -62,7 +62,7 @@ def find_driver(pci: Path = Path("/sys/bus/pci/devices")) -> Driver:
 
 def _is_gpu(device: Path) -> bool:
     try:
-        vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "class"))
+        vendor, kind = ((device / name).read_text(encoding="utf-8").strip() for name in ("vendor", "class"))
     except OSError:
         return False
     return vendor == NVIDIA and kind.startswith(DISPLAY)

@@ -36,7 +36,7 @@ class Memory:
 def find_memory(torch: dict[str, Any], allowed: Limits | None = None, meminfo: Path = Path("/proc/meminfo")) -> Memory:
     """torch: what probes.probe_torch returned; allowed: the cgroups' limits, if known already."""
     try:
-        pairs = [line.split()[:2] for line in meminfo.read_text().splitlines()]
+        pairs = [line.split()[:2] for line in meminfo.read_text(encoding="utf-8").splitlines()]
     except OSError:
         pairs = []
     kilobytes = {pair[0].rstrip(":"): int(pair[1]) for pair in pairs if len(pair) == 2}

@@ -96,7 +96,9 @@ def probe_torch() -> dict[str, Any]:
 
     from model.alexnet import AlexNet, ModelConfig
     from model.precision import bfloat16_instructions, choose_precision
+    from service.run.threads import keep_within_quota
 
+    keep_within_quota()  # as a run does
     cpu = torch.device("cpu")
     with torch.device("meta"):  # shapes only
         networks = {"paper": AlexNet(ModelConfig()), "demo": AlexNet(ModelConfig(fc_width=512), crop=80)}

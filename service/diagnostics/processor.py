@@ -1,12 +1,12 @@
 """Checks of the processor: what it computes in, and how many cores this process gets."""
 
-import math
 import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.cpus import whole_cores
 from service.diagnostics.cgroup import Limits, limits
 from service.diagnostics.environment import variables
 from service.diagnostics.finding import Finding
@@ -26,7 +26,7 @@ class Processor:
 def find_processor(torch: dict[str, Any], cpuinfo: Path = Path("/proc/cpuinfo")) -> Processor:
     """torch: what probes.probe_torch returned."""
     try:
-        lines = [line.partition(":") for line in cpuinfo.read_text().splitlines()]
+        lines = [line.partition(":") for line in cpuinfo.read_text(encoding="utf-8").splitlines()]
     except OSError:
         lines = []
     names = [value.strip() for key, _, value in lines if key.strip() == "model name"]
@@ -58,7 +58,7 @@ class Cores:
     machine: int  # that there are
     quota: float | None  # seconds of processor time a second, by cgroups
     omp_num_threads: str | None
-    torch_threads: int | None
+    torch_threads: int | None  # in a run that starts here
 
 
 def find_cores(torch: dict[str, Any], allowed: Limits | None = None) -> Cores:
@@ -74,27 +74,25 @@ def find_cores(torch: dict[str, Any], allowed: Limits | None = None) -> Cores:
 
 def judge_cores(cores: Cores) -> Finding:
     """Whether as many threads are started as there is processor time for."""
-    of = f"{cores.cores} of {cores.machine}" if cores.cores != cores.machine else f"{cores.cores}"
-    found = of if cores.torch_threads is None else f"{of}; torch computes in {cores.torch_threads} threads"
+    share = whole_cores(cores.cores, cores.quota)
+    found = f"{cores.cores} of {cores.machine}" if cores.cores != cores.machine else f"{cores.cores}"
     if cores.quota is not None and cores.quota < cores.cores:
-        share = max(1, math.ceil(cores.quota))
         found = f"{found}; a cgroup gives the time of {cores.quota:g}"
-        flags = (f"OMP_NUM_THREADS={share}", f"--data.threads {share}")
-        if cores.torch_threads is not None and cores.torch_threads <= share:
-            return Finding("ok", "cores", found, "DALI starts a thread a core", f"use {flags[1]}", flags)
-        follows = f"torch and DALI start a thread for each of {cores.cores} cores, and wait for one another"
-        remedy = f"use {' and '.join(flags)}; in Docker, --cpuset-cpus in place of --cpus"
-        return Finding("warning", "cores", found, follows, remedy, flags)
     if cores.torch_threads is None:
         return Finding("ok", "cores", found)
-    if cores.torch_threads > cores.cores:
-        follows = "more threads than cores wait for one another"
-        flags = (f"OMP_NUM_THREADS={cores.cores}",)
+    found = f"{found}; torch computes in {_threads(cores.torch_threads)}"
+    if cores.torch_threads > share:
+        follows = "more threads than there are cores, or time of cores, wait for one another"
+        flags = (f"OMP_NUM_THREADS={share}",)
         return Finding("warning", "cores", found, follows, f"use {flags[0]}", flags)
     # By default torch uses one of the two hardware threads of a core, which is right.
-    if cores.omp_num_threads and 2 * cores.torch_threads < cores.cores:
+    if cores.omp_num_threads and 2 * cores.torch_threads < share:
         follows = (
             f"OMP_NUM_THREADS is {cores.omp_num_threads}, so other cores have nothing to do when training on the CPU"
         )
         return Finding("warning", "cores", found, follows, "unset OMP_NUM_THREADS")
     return Finding("ok", "cores", found)
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' if count != 1 else ''}"

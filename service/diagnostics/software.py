@@ -87,7 +87,7 @@ def compile_failure(cpp: str, folder: Path) -> str:
     try:
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=existing_parent(folder)) as place:
             source, library = Path(place) / "trial.cpp", Path(place) / "trial.so"
-            source.write_text(SOURCE)
+            source.write_text(SOURCE, encoding="utf-8")
             headers = sysconfig.get_path("include")
             command = [cpp, "-shared", "-fPIC", "-fopenmp", f"-I{headers}", str(source), "-o", str(library), "-lgomp"]
             made = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=COMPILE_SECONDS)

@@ -4,7 +4,6 @@ A matrix product may sum in another order when it has more threads, or more rows
 machine's cores, on ranks or on batches is computed in chunks of one shape, each by one thread.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +11,8 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+
+from pipeline.cpus import usable_cores
 
 Chunk = TypeVar("Chunk")
 Result = TypeVar("Result")
@@ -22,7 +23,7 @@ def map_chunks(work: Callable[[Chunk], Result], chunks: Iterable[Chunk], device:
     if device.type != "cpu":
         yield from map(work, chunks)
         return
-    threads = min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
+    threads = min(torch.get_num_threads(), usable_cores())
     with _one_thread_each(), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         pending: deque[Future[Result]] = deque()
         for chunk in chunks:

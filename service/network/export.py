@@ -8,7 +8,6 @@ import importlib.util
 import io
 import json
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from model.grouped import grouped
 from model.network import Network
 from model.torchvision import FC_SIDE, TorchvisionAlexNet
 from pipeline.command import InputError
+from pipeline.cpus import usable_cores
 from pipeline.files import atomic_writer, sha256_of, write_atomic
 from pipeline.synthetic.scene import picture
 from pipeline.synthetic.textures import TEXTURES
@@ -268,7 +268,7 @@ def _session_options() -> Any:
 
     options = onnxruntime.SessionOptions()
     # It would start a thread for each core of the machine, and complain where this process may not use them.
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = usable_cores()
     return options
 
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from pipeline.command import InputError
 from pipeline.load.graph import decode_squares
 from pipeline.picture.jpeg import UnusablePicture, to_jpeg, to_square
-from pipeline.source.contents import is_picture
+from pipeline.source.names import is_passed_over, is_picture
 from service.run.preprocessing import Preprocessing
 
 STANDARD_INPUT: Final = Path("-")
@@ -36,15 +36,11 @@ def _files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise InputError(f"{path} is not there, expected a picture or a folder of pictures; give another path")
-    below = (each for each in sorted(path.rglob("*")) if not _hidden(each.relative_to(path)))
+    below = (each for each in sorted(path.rglob("*")) if not any(map(is_passed_over, each.relative_to(path).parts)))
     found = [each for each in below if is_picture(each.name) and each.is_file()]
     if not found:
         raise InputError(f"{path} holds no picture, expected some in it or in its folders; give another path")
     return found
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def file_name(path: Path) -> str:

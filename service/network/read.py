@@ -9,8 +9,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from model.alexnet import TORCHVISION_MEAN, ModelConfig
@@ -22,7 +21,7 @@ from pipeline.load.graph import FULL_SIDE, square_side
 from pipeline.load.loader import choose_device
 from pipeline.manifest import DATASET_FILE, PictureClass, load_dataset
 from service.network.trained import TrainedNetwork
-from service.run.checkpoint import Checkpoint, find_checkpoint, identity_of, read_weights
+from service.run.checkpoint import Checkpoint, find_checkpoint, identity_of, read_tensor_file, read_weights
 from service.run.preprocessing import Preprocessing, preprocessing_from, preprocessing_of, read_preprocessing
 
 METADATA: Final = "alexnet-trainer"  # the key of our metadata in exported files
@@ -160,7 +159,7 @@ def _facts_beside(path: Path) -> str | None:
     if not beside.is_file():
         return None
     try:
-        text = beside.read_text()
+        text = beside.read_text(encoding="utf-8")
         sha256 = json.loads(text)[WEIGHTS_SHA256]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{beside} is damaged ({error!r}), expected JSON of service.export; export again") from error
@@ -171,9 +170,10 @@ def _facts_beside(path: Path) -> str | None:
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-        return load_file(path), metadata
+        tensors = read_tensor_file(path, lambda name: True)  # which also finds what is damaged
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return tensors, header.get("__metadata__", {})
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path} is damaged ({error}), expected a .safetensors file; copy it again") from error
 

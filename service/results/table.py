@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
+from pipeline.progress import console
 from service.results.history import RunHistory
 
 LAST_STEPS: Final = 100  # whose mean is a run's final training loss
@@ -63,6 +63,6 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: in
         table.add_column(heading, justify="left" if number < left else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console = Console(markup=False, highlight=False)
-    console.width = console.width if console.is_terminal else 200
-    console.print(table)
+    screen = console(markup=False, highlight=False)
+    screen.width = screen.width if screen.is_terminal else 200
+    screen.print(table)

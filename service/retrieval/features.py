@@ -117,19 +117,22 @@ def _open_rows(path: Path, facts: IndexFacts) -> RowsFile:
     expected = f"expected {shape[0]:,} x {shape[1]:,} float16"
     remedy = f"copy it again, or remove {path.parent} and index again"
     try:
-        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        with path.open("rb") as stream:
+            read = np.lib.format.read_array_header_1_0
+            if np.lib.format.read_magic(stream) != (1, 0):
+                read = np.lib.format.read_array_header_2_0
+            there, by_column, dtype = read(stream)
+            offset = stream.tell()
     except (OSError, ValueError, EOFError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
         raise InputError(f"{path} is damaged ({reason}), {expected}; {remedy}") from error
-    assert isinstance(mapped, np.memmap)
-    if mapped.shape != shape or mapped.dtype != np.dtype("<f2") or not mapped.flags.c_contiguous:
-        order = "" if mapped.flags.c_contiguous else " column by column"
-        found = f"{' x '.join(f'{each:,}' for each in mapped.shape)} {mapped.dtype}{order}"
+    if there != shape or dtype != np.dtype("<f2") or by_column:
+        found = f"{' x '.join(f'{each:,}' for each in there)} {dtype}{' column by column' if by_column else ''}"
         raise InputError(f"{path} holds {found}, {expected}; {remedy}")
-    size, bytes = path.stat().st_size, mapped.offset + mapped.nbytes
+    size, bytes = path.stat().st_size, offset + 2 * facts.samples * facts.width
     if size != bytes:
         raise InputError(f"{path} has {size:,} bytes, expected {bytes:,}; {remedy}")
-    return RowsFile(path, mapped.offset, facts.samples, facts.width)
+    return RowsFile(path, offset, facts.samples, facts.width)
 
 
 def as_float16(features: NDArray[np.float32], name: Callable[[int], str]) -> NDArray[np.float16]:

@@ -4,7 +4,6 @@ Features are computed in chunks of one shape at fixed rows, so a row does not de
 `progress.json` says how many rows are durable; what lies beyond them is written again.
 """
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -18,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.command import InputError
-from pipeline.files import fsync_folder, is_temporary, sha256_of
+from pipeline.files import fsync_file, fsync_folder, is_temporary, remove_unneeded, sha256_of, try_lock
+from pipeline.folder import is_system_folder
 from pipeline.load.loader import Loader
 from pipeline.progress import Advance, spinner
 from service.network.compute import map_chunks
@@ -107,7 +107,7 @@ def write_index(
         if first < facts.samples:
             _write_rows(out, facts, chunks(first), first, descriptor, advance, save_seconds)
         with spinner(f"SHA-256 of {FEATURES_FILE}"):
-            os.fsync(descriptor)
+            fsync_file(descriptor)
             write_facts(out / INDEX_FILE, facts, features_sha256=sha256_of(out / FEATURES_FILE))
         _clear(out)
     return True
@@ -126,7 +126,8 @@ def _check_ours(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file, expected a folder for the index; give another --out")
     names = {each.name for each in out.iterdir()} if out.is_dir() else set()
-    foreign = sorted(name for name in names - {FEATURES_FILE, PROGRESS_FILE, INDEX_FILE} if not is_temporary(name))
+    others = names - {FEATURES_FILE, PROGRESS_FILE, INDEX_FILE}
+    foreign = sorted(name for name in others if not is_temporary(name) and not is_system_folder(name))
     if foreign or (FEATURES_FILE in names and PROGRESS_FILE not in names and (out / FEATURES_FILE).stat().st_size):
         what = foreign[0] if foreign else FEATURES_FILE
         raise InputError(f"{out} holds {what}, expected a new folder or an unfinished index; give another --out")
@@ -136,15 +137,14 @@ def _check_ours(out: Path) -> None:
 def _locked(out: Path) -> Iterator[int]:
     """features.npy, locked until this process ends or is done, and what was half-written beside it removed."""
     out.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(out / FEATURES_FILE, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"another process is writing {out}, expected none; wait for it or stop it") from error
-        yield descriptor
-    finally:
-        os.close(descriptor)
+    with open(out / FEATURES_FILE, "rb+", buffering=0, opener=_create) as file:
+        if not try_lock(file):
+            raise InputError(f"another process is writing {out}, expected none; wait for it or stop it")
+        yield file.fileno()
+
+
+def _create(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CREAT, 0o666)
 
 
 @contextmanager
@@ -191,7 +191,8 @@ def _rows_done(out: Path, facts: IndexFacts, descriptor: int) -> int:
 def _check_room(out: Path, facts: IndexFacts, descriptor: int) -> None:
     there = os.fstat(descriptor)
     needed = _place(facts, facts.samples) - min(there.st_size, there.st_blocks * 512) + SPARE_BYTES
-    if (free := disk_usage(out).free) < needed:
+    total, _, free = disk_usage(out)
+    if total and free < needed:  # no total: a file system that does not know how large it is
         raise InputError(
             f"the disk of {out} has {free:,} bytes free, expected {needed:,} for {facts.samples:,} x {facts.width:,} "
             "features; make room or give another --out"
@@ -225,7 +226,7 @@ def _write_rows(
 
 def _save(out: Path, facts: IndexFacts, rows: int, descriptor: int) -> None:
     """Make rows durable, and then say so."""
-    os.fdatasync(descriptor)
+    fsync_file(descriptor)
     write_facts(out / PROGRESS_FILE, facts, rows=rows)
 
 
@@ -239,6 +240,5 @@ def _write_at(descriptor: int, data: bytes, place: int) -> None:
 def _clear(out: Path) -> None:
     """Remove what a finished index does not have."""
     leftovers = [each for each in out.iterdir() if each.name == PROGRESS_FILE or is_temporary(each.name)]
-    for path in leftovers:
-        path.unlink(missing_ok=True)
+    remove_unneeded(leftovers, Path.unlink)
     fsync_folder(out)

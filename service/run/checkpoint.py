@@ -7,6 +7,7 @@ RUN/checkpoints/LATEST          a hint for people and scripts; loading trusts on
 
 import json
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from typing import Any, Final
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
 from torch import Tensor
 
@@ -25,6 +27,7 @@ from pipeline.files import fsync_folder, sha256_of, write_atomic
 
 FOLDER: Final = "checkpoints"
 MANIFEST: Final = "manifest.json"
+LATEST: Final = "LATEST"
 SCHEMA_VERSION: Final = 1
 NETWORK_FILE: Final = "network.safetensors"
 MOMENTUM: Final = "momentum."  # before a velocity's name in a tower's file; weights have their plain names
@@ -112,9 +115,17 @@ def read_named(checkpoint: Path, wanted: Callable[[str], bool]) -> dict[str, Ten
     found: dict[str, Tensor] = {}
     for file_name in sorted(json.loads((checkpoint / MANIFEST).read_bytes())["files"]):
         if file_name.endswith(".safetensors"):
-            with safe_open(checkpoint / file_name, "pt") as file:
-                found |= {name: file.get_tensor(name) for name in file.keys() if wanted(name)}
+            found |= read_tensor_file(checkpoint / file_name, wanted)
     return found
+
+
+def read_tensor_file(path: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file whose names are wanted."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys() if wanted(name)}
+    except OSError:  # of a file system that cannot map files
+        return {name: tensor for name, tensor in deserialise(path.read_bytes()).items() if wanted(name)}
 
 
 def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -143,12 +154,12 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint: until the rename its name is one that loading ignores; after it the checkpoint is durable.
 
-    files: what else it holds, by name.
+    files: what else it holds, by name. OSError where it cannot be written; what cannot be removed is no failure.
     """
     parent = run_folder / FOLDER
     final = parent / f"step-{state.step:08d}"
-    temporary = parent / f".tmp-{final.name}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    attempt = f"{final.name}-{secrets.token_hex(4)}"  # what an earlier one has left may be there for good
+    temporary = parent / f".tmp-{attempt}"
     temporary.mkdir(parents=True)
     try:
         for name, file in tensors.items():
@@ -161,7 +172,7 @@ def save_checkpoint(
         _write_json(temporary / MANIFEST, {"schema_version": SCHEMA_VERSION, "files": listed})
         fsync_folder(temporary)
         # The same step again: its checkpoint did not verify, or lacks a validation that was done since.
-        replaced = parent / f".replaced-{final.name}"
+        replaced = parent / f".replaced-{attempt}"
         if final.exists():
             final.rename(replaced)
         temporary.rename(final)
@@ -170,8 +181,12 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     fsync_folder(parent)
-    write_atomic(parent / "LATEST", f"{final.name}\n".encode())
     return final
+
+
+def write_latest(checkpoint: Path) -> None:
+    """Name the newest checkpoint in LATEST, beside it."""
+    write_atomic(checkpoint.parent / LATEST, f"{checkpoint.name}\n".encode())
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -253,30 +268,65 @@ def find_checkpoint(path: Path) -> Checkpoint:
 
 def clear_unfinished(run_folder: Path) -> None:
     """Remove what interrupted saves left behind; only for the worker that holds the lock on the run's folder."""
-    for path in (run_folder / FOLDER).glob(".*"):
-        if path.name.startswith(".replaced-") and not path.with_name(path.name.removeprefix(".replaced-")).exists():
-            path.rename(path.with_name(path.name.removeprefix(".replaced-")))  # interrupted between two renames
-        elif path.is_dir():
-            shutil.rmtree(path)
+    for path in (run_folder / FOLDER).glob(".replaced-*"):
+        replaced = re.match(r"\.replaced-(step-\d{8,})", path.name)
+        if replaced and not (final := path.with_name(replaced[1])).exists():
+            path.rename(final)  # interrupted between two renames
+    for path, error in remove_leftovers(run_folder).items():
+        say(describe_unremoved(path, error))
 
 
-def prune_checkpoints(run_folder: Path, keep: int, resumed_from: Path | None, verified: set[Path]) -> list[Path]:
-    """Remove old checkpoints and return them; the newest `keep` that verify, the best and the one resumed from stay.
+def remove_leftovers(run_folder: Path) -> dict[Path, OSError]:
+    """Remove folders whose names loading ignores, while no save is under way; returns those that cannot be, and why."""
+    hidden = [path for path in (run_folder / FOLDER).glob(".*") if path.is_dir()]
+    return _cannot(shutil.rmtree, hidden)
 
-    verified: those that this process has already read in full, kept up to date.
+
+def describe_unremoved(path: Path, error: OSError) -> str:
+    """One line about what cannot be removed."""
+    return f"{path} cannot be removed ({error.strerror}); it is left, and tried again after the next checkpoint"
+
+
+def prune_checkpoints(
+    run_folder: Path, keep: int, resumed_from: Path | None, verified: set[Path]
+) -> tuple[list[Path], dict[Path, OSError]]:
+    """Remove old checkpoints, and what was left of earlier ones; returns those removed, and what cannot be, with why.
+
+    The newest `keep` that verify, the best and the one resumed from stay. verified: those that this process has already
+    read in full, kept up to date.
     """
     sound = [path for path in checkpoints(run_folder) if path in verified or not any(checkpoint_faults(path))]
     verified.update(sound)
     best = min(sound, key=_error_measured, default=None)
     stay = {*sound[:keep], best, resumed_from}
-    removed = [path for path in sound if path not in stay]
-    for path in removed:
-        shutil.rmtree(path)
-    return removed
+    old = [path for path in sound if path not in stay]
+    unremoved = _cannot(_hide, old)
+    return [path for path in old if path not in unremoved], unremoved | remove_leftovers(run_folder)
+
+
+def _hide(path: Path) -> None:
+    # A removal that fails half-way must not leave half a checkpoint under a checkpoint's name.
+    path.rename(path.with_name(f".removed-{path.name}-{secrets.token_hex(4)}"))
+
+
+def _cannot(do: Callable[[Path], None], paths: Iterable[Path]) -> dict[Path, OSError]:
+    """Do it to each path; returns those to which it cannot be done, and why."""
+    errors: dict[Path, OSError] = {}
+    for path in paths:
+        try:
+            do(path)
+        except FileNotFoundError:  # somebody else has removed it
+            pass
+        except OSError as error:
+            errors[path] = error
+    return errors
 
 
 def _error_measured(path: Path) -> float:
     """The validation error of exactly this checkpoint's weights; infinite where they were not measured."""
-    state = json.loads((path / "state.json").read_bytes())
+    try:
+        state = json.loads((path / "state.json").read_bytes())
+    except OSError:  # it is being removed by somebody else
+        return float("inf")
     measured = [entry["top1"] for entry in state["history"] if entry["step"] == state["step"]]
     return measured[-1] if measured else float("inf")

@@ -17,6 +17,7 @@ from pipeline.load.augment import AugmentConfig
 from pipeline.load.loader import DataConfig
 
 RUN_FILE: Final = "run.json"
+DATASET: Final = "dataset_sha256"
 
 # A resume may change these: they say where, how long and on what, and leave what is computed the same up to rounding.
 # (A changed precision is an event, as a changed learning rate is.)
@@ -162,7 +163,7 @@ RECIPES: Final[dict[str, tuple[str, Run]]] = {
 def run_fields(run: Run, dataset_sha256: str) -> dict[str, Any]:
     """The run as plain JSON values, with the hash of the data set's `dataset.json`."""
     fields = json.loads(json.dumps(asdict(run), default=str))
-    return {**fields, "dataset_sha256": dataset_sha256}
+    return {**fields, DATASET: dataset_sha256}
 
 
 def flattened(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -173,11 +174,17 @@ def flattened(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return pairs
 
 
-def differences(theirs: dict[str, Any], ours: dict[str, Any], allowed: frozenset[str]) -> str:
-    """The fields in which two runs differ, but for those allowed to, with both values; empty where there are none."""
+def differences(theirs: dict[str, Any], ours: dict[str, Any], allowed: frozenset[str], dataset_change: str = "") -> str:
+    """The fields in which two runs differ, but for those allowed to, with both values; empty where there are none.
+
+    dataset_change: in what their data sets differ, in place of two hashes where that is known.
+    """
     there, here = with_defaults(theirs), with_defaults(ours)
     differing = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
-    return ", ".join(f"{n} {there.get(n)} there, {here.get(n)} here" for n in differing if n not in allowed)
+    said = {name: f"{name} {there.get(name)} there, {here.get(name)} here" for name in differing if name not in allowed}
+    if dataset_change and said.pop(DATASET, None):
+        said[DATASET] = f"another data set: {dataset_change}"  # the last, for it has commas of its own
+    return ", ".join(said.values())
 
 
 def with_defaults(fields: dict[str, Any]) -> dict[str, Any]:
@@ -185,23 +192,30 @@ def with_defaults(fields: dict[str, Any]) -> dict[str, Any]:
     return flattened(run_fields(Run(), "")) | flattened(fields)
 
 
-def check_same_run(out: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+def check_same_run(out: Path, theirs: dict[str, Any], ours: dict[str, Any], dataset_change: str = "") -> None:
     """InputError naming the fields in which a checkpoint in `out` and this call disagree, but for MAY_CHANGE."""
     allowed = MAY_CHANGE | ({"optim.lr"} if ours["optim"]["schedule"] == "manual" else set())
-    if values := differences(theirs, ours, allowed):
-        raise InputError(f"{out} holds another run ({values}); give the same options or another --out")
+    if values := differences(theirs, ours, allowed, dataset_change):
+        raise InputError(f"{out} holds another run ({values}); give the same options and shards, or another --out")
 
 
-def check_same_call(rank: int, leaders: dict[str, Any], ours: dict[str, Any]) -> None:
+def check_same_call(rank: int, leaders: dict[str, Any], ours: dict[str, Any], dataset_change: str = "") -> None:
     """InputError naming the fields in which rank 0's call or data set and this rank's disagree, but for PER_RANK."""
-    if values := differences(leaders, ours, PER_RANK):
+    if values := differences(leaders, ours, PER_RANK, dataset_change):
         remedy = "start every host with the same options and shards"
         raise InputError(f"rank {rank} trains otherwise than rank 0 ({values}), expected the same; {remedy}")
 
 
 def write_run(folder: Path, fields: dict[str, Any]) -> None:
-    """Write `folder`/run.json durably."""
-    write_atomic(folder / RUN_FILE, (json.dumps(fields, indent=1) + "\n").encode())
+    """Write `folder`/run.json durably, unless it is so already: a run is started again on a full disk too."""
+    path, data = folder / RUN_FILE, (json.dumps(fields, indent=1) + "\n").encode()
+    if path.exists() and path.read_bytes() == data:
+        return
+    try:
+        write_atomic(path, data)
+    except OSError as error:
+        remedy = "make room or mend its disk"
+        raise InputError(f"{path} cannot be written ({error.strerror}), expected a run's folder; {remedy}") from error
 
 
 def parse_run(arguments: list[str], program: str = "python -m service.train") -> Run:

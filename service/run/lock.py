@@ -1,13 +1,13 @@
 """The lock on a run's folder: one worker at a time writes there."""
 
-import fcntl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, TextIO
+from typing import IO, Any, Final
 
 from pipeline.command import InputError, say
+from pipeline.files import try_lock
 from service.run.checkpoint import clear_unfinished
 
 DOCTOR: Final = "python -m service.doctor says more"  # added to errors whose cause is the machine
@@ -21,7 +21,7 @@ def lock_run(folder: Path, patience_seconds: float = 0.0) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")
+        lock = open(folder / ".lock", "wb")
     except OSError as error:
         reason = f"{folder} cannot be written ({error.strerror}), expected a folder"
         raise InputError(f"{reason}; set --out; {DOCTOR}") from error
@@ -37,14 +37,8 @@ def lock_run(folder: Path, patience_seconds: float = 0.0) -> Iterator[None]:
         yield
 
 
-def _acquired(lock: TextIO) -> bool:
+def _acquired(lock: IO[Any]) -> bool:
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        remedy = "mount it with locks (flock, not noflock) or set --out"
-        raise InputError(
-            f"{lock.name} cannot be locked ({error.strerror}), expected a lock; {remedy}; {DOCTOR}"
-        ) from error
-    return True
+        return try_lock(lock)
+    except InputError as error:
+        raise InputError(f"{error}; {DOCTOR}") from error

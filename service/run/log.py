@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +14,7 @@ LOG_FILE: Final = "log.jsonl"
 EVENTS_FILE: Final = "events.jsonl"
 NOWHERE: Final = Path(os.devnull)  # where ranks other than 0 write their logs
 SAMPLED: Final = 500  # lines that are read of a log, which may have a million
+MOST_WAITING: Final = 16 * 2**20  # bytes of lines that wait for room: about a hundred thousand steps'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,30 +31,81 @@ class StepRecord:
 
 
 class JsonLog:
-    """An append-only file of records that each have a "step"; every line reaches the kernel when it is written."""
+    """An append-only file of records that each have a "step"; every line reaches the kernel when it is written.
 
-    def __init__(self, path: Path, lines: Iterable[bytes]):
-        """Open `path` with just these lines in it."""
-        if path != NOWHERE:
-            write_atomic(path, b"".join(lines))
-        self._file = path.open("a", buffering=1)
+    A file that cannot be written, as on a full disk, ends nothing: its lines wait in memory for room, at most
+    MOST_WAITING bytes of them.
+    """
+
+    failures = 0  # writes that failed
+    fault = ""  # why the last one did; empty where it did not
+    lost = 0  # lines for which there was no room in memory either
+
+    def __init__(self, path: Path, lines: Iterable[bytes], say: Callable[[str], None]):
+        """Open `path` with just these lines in it; InputError where that cannot be.
+
+        Where the file begins with them, as it usually does, or they with it, that takes no room on the disk.
+        """
+        self._path, self._say = path, say
+        try:
+            content, before = b"".join(lines), b"" if path == NOWHERE else _content(path)
+            if content[: len(before)] != before[: len(content)]:
+                write_atomic(path, content)
+                before = content
+            self._file = path.open("ab", buffering=0)
+            if before[len(content) :]:
+                self._file.truncate(len(content))
+        except OSError as error:
+            raise InputError(
+                f"{path} cannot be written ({error.strerror}), expected a run's file; mend its rights or make room"
+            ) from error
+        self._waiting = content[len(before) :]
+        self._write()
 
     @classmethod
-    def truncated_to(cls, path: Path, last_step: int) -> "JsonLog":
+    def truncated_to(cls, path: Path, last_step: int, say: Callable[[str], None]) -> "JsonLog":
         """Open `path` without what lies after `last_step`: steps that a resume is about to do again."""
-        return cls(path, [line for line in _lines(path) if _step(line) <= last_step])
+        return cls(path, [line for line in _lines(path) if _step(line) <= last_step], say)
 
     @classmethod
-    def with_records(cls, path: Path, records: Iterable[dict[str, Any]]) -> "JsonLog":
+    def with_records(cls, path: Path, records: Iterable[dict[str, Any]], say: Callable[[str], None]) -> "JsonLog":
         """Open `path` with just these records in it."""
-        return cls(path, map(_line, records))
+        return cls(path, map(_line, records), say)
 
     def append(self, record: dict[str, Any]) -> None:
         """Add a record."""
-        self._file.write(_line(record).decode())
+        line = _line(record)
+        if len(self._waiting) + len(line) <= MOST_WAITING:
+            self._waiting += line
+        else:
+            self.lost += 1
+        self._write()
+
+    def _write(self) -> None:
+        failed_before = self.fault
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+            self.fault = ""
+        except OSError as error:
+            self.failures += 1
+            self.fault = error.strerror or str(error)
+        if self.fault and not failed_before:
+            self._say(
+                f"{self._path} cannot be written ({self.fault}): training goes on, and its lines wait; "
+                "make room or mend the disk"
+            )
+        elif failed_before and not self.fault:
+            self._say(
+                f"{self._path} is written again, {f'without {self.lost:,} lines' if self.lost else 'no line lost'}"
+            )
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; lines for which there is still no room are lost."""
+        self._write()
+        if self._waiting:
+            lost = self.lost + self._waiting.count(b"\n")
+            self._say(f"{self._path} lacks {lost:,} lines: it cannot be written ({self.fault})")
         self._file.close()
 
 
@@ -81,7 +133,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
                     raise InputError(f"{path} is damaged at line {number:,}, expected a JSON object; restore it")
                 yield record
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}), expected a run's file; mend its rights") from error
+        raise _unreadable(path, error) from error
 
 
 def last_step(path: Path) -> float:
@@ -94,8 +146,19 @@ def _line(record: dict[str, Any]) -> bytes:
     return json.dumps(record).encode() + b"\n"
 
 
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path} cannot be read ({error.strerror}), expected a run's file; mend its rights")
+
+
 def _lines(path: Path) -> list[bytes]:
-    return path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return _content(path).splitlines(keepends=True)
 
 
 def _step(line: bytes) -> float:

@@ -5,7 +5,7 @@ It is saved with every checkpoint, so that a network can be used where its train
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -19,6 +19,7 @@ from pipeline.manifest import Dataset, PictureClass, array_bytes, load_mean
 
 PREPROCESSING_FILE: Final = "preprocessing.json"
 MEAN_FILE: Final = "mean.npy"
+DATASET_OPTIONS: Final = ("size", "quality", "seed", "val_fraction", "shard_samples", "encoder")  # of sharding
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,6 +30,7 @@ class Preprocessing:
     quality: int  # of the stored JPEGs; 0: they are not encoded again
     classes: tuple[PictureClass, ...]
     mean: NDArray[np.float32]  # (side, side, 3) RGB on 0..255: the training set's mean picture
+    dataset: Mapping[str, Any] = field(default_factory=dict)  # its dataset_facts; empty where only a network is known
 
     @property
     def side(self) -> int:
@@ -47,15 +49,29 @@ class Preprocessing:
 
     def files(self) -> dict[str, bytes]:
         """The files of a checkpoint that hold it, by name."""
-        text = json.dumps(self.facts(), indent=1) + "\n"
+        text = json.dumps({**self.facts(), **self.dataset}, indent=1) + "\n"
         return {PREPROCESSING_FILE: text.encode(), MEAN_FILE: array_bytes(self.mean)}
 
 
 def preprocessing_of(dataset: Dataset, shards: Path) -> Preprocessing:
     """A data set's."""
     return Preprocessing(
-        size=dataset.size, quality=dataset.quality, classes=dataset.classes, mean=load_mean(shards, dataset)
+        size=dataset.size,
+        quality=dataset.quality,
+        classes=dataset.classes,
+        mean=load_mean(shards, dataset),
+        dataset=dataset_facts(dataset),
     )
+
+
+def dataset_facts(dataset: Dataset) -> dict[str, Any]:
+    """What decides a data set, as plain JSON values: by this people tell two of them apart."""
+    return {
+        **{name: getattr(dataset, name) for name in DATASET_OPTIONS},
+        "source_sha256": dataset.source_sha256,
+        "pictures": {name: split.samples for name, split in dataset.splits.items()},
+        "classes": [asdict(each) for each in dataset.classes],
+    }
 
 
 def preprocessing_from(facts: Mapping[str, Any], mean: NDArray[np.float32]) -> Preprocessing:
@@ -70,7 +86,11 @@ def preprocessing_from(facts: Mapping[str, Any], mean: NDArray[np.float32]) -> P
 
 def read_preprocessing(checkpoint: Path) -> Preprocessing | None:
     """A verified checkpoint's; None where an earlier version wrote it, without."""
-    if not (checkpoint / PREPROCESSING_FILE).exists():
-        return None
-    facts = json.loads((checkpoint / PREPROCESSING_FILE).read_bytes())
-    return preprocessing_from(facts, np.load(checkpoint / MEAN_FILE, allow_pickle=False))
+    facts = read_dataset_facts(checkpoint)
+    return preprocessing_from(facts, np.load(checkpoint / MEAN_FILE, allow_pickle=False)) if facts else None
+
+
+def read_dataset_facts(checkpoint: Path) -> dict[str, Any]:
+    """What a verified checkpoint says of its data set; of an earlier version size, quality and classes, or nothing."""
+    path = checkpoint / PREPROCESSING_FILE
+    return json.loads(path.read_bytes()) if path.exists() else {}

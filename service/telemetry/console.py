@@ -4,8 +4,9 @@ import time
 from collections import deque
 from typing import Final
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from pipeline.progress import console
 
 WINDOW_SECONDS: Final = 10.0
 
@@ -36,7 +37,7 @@ class ProgressDisplay:
 
     def __init__(self, done: int, total: int, quiet: bool = False):
         """quiet: show nothing; another process shows the same run."""
-        self.console = Console(stderr=True, highlight=False, quiet=quiet)
+        self.console = console(stderr=True, highlight=False, quiet=quiet)
         self._total, self._said = total, time.monotonic()
         columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
         self._bar = Progress(*columns, console=self.console) if self.console.is_terminal and not quiet else None

@@ -2,16 +2,18 @@
 
 import platform
 import shutil
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
+from pipeline.command import output_of
 from service.run.events import KINDS, describe_change
 from service.run.log import StepRecord
 from service.telemetry.gpu import gpu_state
@@ -76,6 +78,14 @@ class Metrics:
         self.checkpoint_bytes = Gauge(
             "trainer_checkpoint_size_bytes", "Size of the last checkpoint that succeeded.", registry=registry
         )
+        self.checkpoints_bytes = Gauge(
+            "trainer_checkpoints_size_bytes",
+            "Size of all checkpoints in the run's folder, of those that cannot be removed too.",
+            registry=registry,
+        )
+        self.unremoved = Gauge(
+            "trainer_checkpoints_unremoved", "Old checkpoints that could not be removed.", registry=registry
+        )
         self.checkpoint_time = Gauge(
             "trainer_checkpoint_last_success_timestamp_seconds", "When a checkpoint last succeeded.", registry=registry
         )
@@ -108,6 +118,8 @@ class Metrics:
         )
         self.latest_events: Iterable[Mapping[str, Any]] = ()
         registry.register(_EventTimes(self))
+        self.failed_writes: dict[str, Callable[[], int]] = {"console": failed_prints, "log": int, "events": int}
+        registry.register(_FailedWrites(self.failed_writes))
 
     def _of_the_machine(self, registry: CollectorRegistry) -> None:
         self._folder: Path | None = None
@@ -191,6 +203,28 @@ class _EventTimes(Collector):
         for labels, at in times.items():
             family.add_metric(labels, at)
         yield family
+
+
+class _FailedWrites(Collector):
+    """Writes of lines that failed, counted where they are made."""
+
+    def __init__(self, counts: Mapping[str, Callable[[], int]]):
+        self._counts = counts
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        family = CounterMetricFamily(
+            "trainer_failed_writes",
+            "Writes that failed, of lines to the console, which are lost, and to log and events, which wait for room.",
+            labels=["to"],
+        )
+        for to, count in self._counts.items():
+            family.add_metric([to], count())
+        yield family
+
+
+def failed_prints() -> int:
+    """Writes to this process's standard streams that failed."""
+    return sum(output.lost for stream in (sys.stdout, sys.stderr) if (output := output_of(stream)))
 
 
 def disk_space(folder: Path | None) -> dict[str, float]:

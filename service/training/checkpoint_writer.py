@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from model.parallel import Parallel
-from service.run.checkpoint import RunState, Tensors, prune_checkpoints, save_checkpoint, tower_file
+from service.run.checkpoint import (
+    FOLDER,
+    RunState,
+    Tensors,
+    describe_unremoved,
+    prune_checkpoints,
+    save_checkpoint,
+    tower_file,
+    write_latest,
+)
 from service.telemetry.metrics import Metrics
 from service.training.ranks import Ranks
 
@@ -59,6 +68,7 @@ class CheckpointWriter:
     ):
         """files: others that every checkpoint holds, by name; collect: adds those of other processes' towers."""
         self.last_good, self.failed = resumed_from, ""  # failed: why the last save did, or empty
+        self.unremoved: set[Path] = set()  # old checkpoints that are still there because they cannot be removed
         self._folder, self._run, self._files, self._metrics = folder, run, files, metrics
         self._say, self._collect = say, collect
         self._keep, self._resumed_from = keep, resumed_from
@@ -70,8 +80,6 @@ class CheckpointWriter:
         start = time.monotonic()
         try:
             self.last_good = save_checkpoint(self._folder, state, self._collect(tensors), self._run, self._files)
-            prune_checkpoints(self._folder, self._keep, self._resumed_from, self._verified)
-            self._metrics.checkpoint_bytes.set(sum(path.stat().st_size for path in self.last_good.iterdir()))
         except OSError as error:
             self._metrics.checkpoint_failures.inc()
             self.failed = (
@@ -82,7 +90,28 @@ class CheckpointWriter:
         self.failed = ""
         self._metrics.checkpoint_seconds.set(time.monotonic() - start)
         self._metrics.checkpoint_time.set_to_current_time()
+        try:
+            self._tidy(self.last_good)
+        except OSError as error:
+            self._say(f"checkpoint of step {state.step} is saved, but its folder cannot be tidied ({error})")
         return True
+
+    def _tidy(self, newest: Path) -> None:
+        """What comes after a save that has succeeded, and cannot make it fail: remove old ones, count bytes."""
+        write_latest(newest)
+        _, unremoved = prune_checkpoints(self._folder, self._keep, self._resumed_from, self._verified)
+        for path, error in unremoved.items():
+            if path not in self.unremoved:  # each is told once
+                self._say(describe_unremoved(path, error))
+        self.unremoved = set(unremoved)
+        self._metrics.unremoved.set(len(unremoved))
+        self._metrics.checkpoint_bytes.set(_size(newest))
+        self._metrics.checkpoints_bytes.set(_size(self._folder / FOLDER))
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def collect_towers(ranks: Ranks, parallel: Parallel, tensors: Tensors) -> Tensors:

@@ -14,6 +14,7 @@ from pipeline.manifest import Dataset
 from service.network.read import load
 from service.run.checkpoint import RunState, find_checkpoint, identity_of, read_tensors
 from service.run.config import MAY_CHANGE, Run, differences, with_defaults
+from service.run.dataset_change import change_since
 from service.run.events import Event, make_fork_event, make_rate_event, rates_of
 
 # What a fork that keeps all may have otherwise than its parent: where and how it computes, its schedule, its
@@ -39,16 +40,19 @@ def start_from(run: Run, fields: Mapping[str, Any], dataset: Dataset) -> Start:
     """What `--from` and `--keep` bring; InputError where they do not suit this run. fields: its run.json."""
     assert run.parent
     samples = dataset.splits["train"].samples
-    return _fork(run.parent, run, fields, samples) if run.keep == "all" else _weights(run.parent, run, dataset, samples)
+    if run.keep == "all":
+        return _fork(run.parent, run, fields, dataset, samples)
+    return _weights(run.parent, run, dataset, samples)
 
 
-def _fork(parent: Path, run: Run, fields: Mapping[str, Any], samples: int) -> Start:
+def _fork(parent: Path, run: Run, fields: Mapping[str, Any], dataset: Dataset, samples: int) -> Start:
     if parent.is_file():
         raise InputError(f"{parent} holds weights alone, expected a run or a checkpoint of one; use --keep weights")
     checkpoint = find_checkpoint(parent)
     theirs = with_defaults(checkpoint.run)
     names = [name for name in theirs if name.startswith(FORK_MUST_AGREE) and not name.startswith(FORK_MAY_CHANGE)]
-    if values := differences(checkpoint.run, dict(fields), frozenset(theirs.keys() - names)):
+    change = change_since(checkpoint, dataset)
+    if values := differences(checkpoint.run, dict(fields), frozenset(theirs.keys() - names), change):
         raise InputError(f"{parent} cannot go on as this run ({values}); give the same options, or --keep weights")
     if checkpoint.state.position >= run.epochs * samples:
         done = checkpoint.state.position / samples

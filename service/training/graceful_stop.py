@@ -1,6 +1,24 @@
 """The signals that ask a run to end."""
 
+import os
 import signal
+from typing import Final
+
+from torch.distributed import is_torchelastic_launched
+
+from pipeline.command import hangup
+
+HANDLED_BY_TORCHRUN: Final = "TORCHELASTIC_SIGNALS_TO_HANDLE"  # that it passes on to its ranks
+
+
+def signals_to_stop_at() -> tuple[int, ...]:
+    """SIGTERM, SIGINT, and SIGHUP, which comes when a terminal or an ssh session ends.
+
+    SIGHUP is left alone where `nohup` has it ignored, unless torchrun, which takes no heed of that, would pass it on:
+    a rank that ignored it would be killed, and lose what it has not saved.
+    """
+    passed_on = is_torchelastic_launched() and "SIGHUP" in os.environ.get(HANDLED_BY_TORCHRUN, "SIGHUP")
+    return (signal.SIGTERM, signal.SIGINT, *((signal.SIGHUP,) if passed_on else hangup()))
 
 
 class GracefulStop:
@@ -8,13 +26,14 @@ class GracefulStop:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._signals = signals_to_stop_at()
 
     def listen(self) -> None:
-        """Note SIGTERM and SIGINT from now on; a second Ctrl-C ends the process at once.
+        """Note the signals from now on; a second Ctrl-C ends the process at once.
 
         A second SIGTERM does not: torchrun passes on the one that it gets, and a scheduler sends its own to all.
         """
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in self._signals:
             signal.signal(number, self.request)
 
     def request(self, number: int, _frame: object) -> None:
@@ -28,7 +47,7 @@ class GracefulStop:
         torchrun sends one when a rank ends early, and Python restores the default action of signals that it handles,
         which is to kill the process, while it shuts down.
         """
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in self._signals:
             signal.signal(number, signal.SIG_IGN)
 
     @property

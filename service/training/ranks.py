@@ -17,7 +17,9 @@ from torch.distributed import PrefixStore, Store  # pyright: ignore[reportPrivat
 from torch.distributed.rendezvous import rendezvous
 
 from pipeline.command import EXIT_WRONG_CALL, InputError
+from pipeline.cpus import usable_cores
 from pipeline.load.loader import Device
+from service.run.threads import keep_within_quota
 
 T = TypeVar("T")
 NamedTensors = dict[str, Tensor]
@@ -47,7 +49,7 @@ class Ranks:
     @property
     def threads_per_rank(self) -> int:
         """This process's share of the cores that it may use."""
-        return max(1, len(os.sched_getaffinity(0)) // self.local_world_size)
+        return max(1, usable_cores() // self.local_world_size)
 
     def on_all_ranks(self, action: Callable[[], T]) -> T:
         """Run an action that may raise InputError; if it does on any rank, all end, and the first says why."""
@@ -119,6 +121,7 @@ def join_ranks(device: Device, patience_seconds: float) -> Iterator[Ranks]:
     patience_seconds: timeout of collectives among all ranks; those within a pair or among replicas have torch's
     default. RanksLost when one fails, or when another rank is gone.
     """
+    keep_within_quota()
     if not dist.is_torchelastic_launched():
         yield Ranks()
         return

@@ -17,11 +17,12 @@ from pipeline.command import InputError
 from pipeline.files import sha256_of
 from pipeline.load.graph import Device
 from pipeline.load.loader import Loader
-from pipeline.manifest import DATASET_FILE
+from pipeline.manifest import DATASET_FILE, Dataset
 from service.run.checkpoint import Checkpoint, RunState, newest_checkpoint, read_tensors, restore
 from service.run.config import Run, check_same_call, check_same_run, run_fields
+from service.run.dataset_change import change_since, describe_change
 from service.run.events import make_precision_event, make_rate_event, manual_base_rate, since_new_schedule
-from service.run.preprocessing import Preprocessing, preprocessing_of
+from service.run.preprocessing import Preprocessing, dataset_facts, preprocessing_of
 from service.training.fork import Start, describe_start, start_from
 from service.training.ranks import Ranks
 
@@ -48,11 +49,14 @@ def set_up(run: Run, device: Device, ranks: Ranks, parallel: Parallel, say: Call
     """
     loader = ranks.on_all_ranks(lambda: open_loader(run, device, ranks, parallel))
     dataset = sha256_of(run.data.shards / DATASET_FILE)
-    asked = run_fields(run, dataset)
+    asked, facts = run_fields(run, dataset), dataset_facts(loader.dataset)
     splits = loader.dataset.splits
-    leaders = ranks.broadcast(asked)
-    ranks.on_all_ranks(lambda: check_same_call(ranks.rank, leaders, asked))
-    checkpoint = ranks.on_all_ranks(lambda: find_resumable(run, asked, say) if ranks.is_leader else None)
+    leaders, leaders_facts = ranks.broadcast((asked, facts))
+    change = describe_change(leaders_facts, facts)
+    ranks.on_all_ranks(lambda: check_same_call(ranks.rank, leaders, asked, change))
+    checkpoint = ranks.on_all_ranks(
+        lambda: find_resumable(run, asked, loader.dataset, say) if ranks.is_leader else None
+    )
     torch_device = torch.device("cuda" if device == "gpu" else "cpu")
     start = ranks.on_all_ranks(
         lambda: start_from(run, asked, loader.dataset) if ranks.is_leader and run.parent and not checkpoint else None
@@ -136,11 +140,11 @@ def initial_state(start: Start, run: Run, samples: int) -> RunState:
     return replace(start.state, events=(*start.state.events, event))
 
 
-def find_resumable(run: Run, asked: dict[str, Any], say: Callable[[str], None]) -> Checkpoint | None:
+def find_resumable(run: Run, asked: dict[str, Any], dataset: Dataset, say: Callable[[str], None]) -> Checkpoint | None:
     """The newest sound checkpoint in the run's folder; InputError when it is another run's."""
     checkpoint = newest_checkpoint(run.out, say)
     if checkpoint:
-        check_same_run(run.out, checkpoint.run, asked)
+        check_same_run(run.out, checkpoint.run, asked, change_since(checkpoint, dataset))
     return checkpoint
 
 

@@ -89,8 +89,10 @@ class Worker:
         flop = training_flops_per_picture(run.model, len(self.loader.dataset.classes), run.data.crop)
         # Of all ranks' devices together; NaN where no peak is stated, which makes the MFU NaN too.
         self.peak_pictures_per_second = ranks.world_size * run.peak_tflops * 1e12 / flop or float("nan")
-        self.log = JsonLog.truncated_to(run.out / LOG_FILE if ranks.is_leader else NOWHERE, self.state.step)
-        self.events = JsonLog.with_records(run.out / EVENTS_FILE if ranks.is_leader else NOWHERE, self.state.events)
+        log, events = (run.out / LOG_FILE, run.out / EVENTS_FILE) if ranks.is_leader else (NOWHERE, NOWHERE)
+        self.log = JsonLog.truncated_to(log, self.state.step, display.say)
+        self.events = JsonLog.with_records(events, self.state.events, display.say)
+        metrics.failed_writes |= {"log": lambda: self.log.failures, "events": lambda: self.events.failures}
         self.rates_sent: tuple[LearningRates, Tensor] | None = None
         self.writer = CheckpointWriter(
             run.out,

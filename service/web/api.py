@@ -28,8 +28,9 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pipeline.command import InputError
+from pipeline.command import EXIT_DONE, InputError, printable, run_command
 from service.run.limits import HIGHEST_RATE
 from service.web.tokens import author_of
 from service.web.uvicorn_limits import LimitsMiddleware, serve
@@ -80,7 +81,7 @@ class Authenticator:
         if given is None:
             raise unauthorized("no token")
         try:
-            name = author_of(self.token_file, given.credentials)
+            name = author_of(self.token_file, given.credentials.strip())
         except InputError as error:
             say(str(error))
             what = "the token file is not as it must be"
@@ -135,8 +136,8 @@ class Problem(BaseModel):
 
 
 def error_response(status: int, message: str, headers: Any = None) -> JSONResponse:
-    """An error response: one line, as JSON."""
-    return JSONResponse({"error": message}, status, headers)
+    """An error response: one line, as JSON; of what a request held, nothing that cannot be printed."""
+    return JSONResponse({"error": printable(message)}, status, headers)
 
 
 async def operator(
@@ -184,7 +185,30 @@ def create_app(worker: WorkerClient, authenticator: Authenticator) -> FastAPI:
 
     add_page(app)
     add_errors(app)
+    app.add_middleware(tolerant)
     return app
+
+
+def tolerant(app: ASGIApp) -> ASGIApp:
+    """Middleware: the application sees each request as its sender means it."""
+
+    async def handle(scope: Scope, receive: Receive, send: Send) -> None:
+        await app(as_meant(scope) if scope["type"] == "http" else scope, receive, send)
+
+    return handle
+
+
+def as_meant(scope: Scope) -> Scope:
+    """A request without what clients get wrong.
+
+    Monitors and load balancers send HEAD: it is answered as GET, and uvicorn sends no body. A path may end with a
+    slash. A body is JSON whatever it is said to be: curl says that it is a form. (No page elsewhere gains by that, for
+    a browser lets none send the token.)
+    """
+    method = "GET" if scope["method"] == "HEAD" else scope["method"]
+    headers = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
+    json_headers = [*headers, (b"content-type", b"application/json")]
+    return {**scope, "method": method, "path": scope["path"].rstrip("/") or "/", "headers": json_headers}
 
 
 def add_endpoint(app: FastAPI, worker: WorkerClient, endpoint: Endpoint) -> None:
@@ -208,7 +232,7 @@ def add_endpoint(app: FastAPI, worker: WorkerClient, endpoint: Endpoint) -> None
 
 def add_page(app: FastAPI) -> None:
     """Add the status page at /; its Content-Security-Policy allows only its own script and style."""
-    html = PAGE.read_text()
+    html = PAGE.read_text(encoding="utf-8")
 
     def allowed(tag: str) -> str:
         parts = re.findall(rf"<{tag}[^>]*>(.*?)</{tag}>", html, re.DOTALL)
@@ -232,17 +256,26 @@ def add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(StarletteHTTPException)
     async def of_http(request: Request, error: StarletteHTTPException) -> Response:
-        unreadable = "the body cannot be read, expected JSON in UTF-8; see /openapi.json"
-        message = unreadable if error.status_code == 400 else f"{error.detail}"
-        return error_response(error.status_code, message, error.headers)
+        path = request.scope["path"]
+        what = {
+            400: "the body cannot be read, expected JSON in UTF-8",
+            404: f"there is no {path}, expected a path of this server",
+            405: f"{path} does not take {request.method}, expected {(error.headers or {}).get('Allow')}",
+        }.get(error.status_code)
+        return error_response(
+            error.status_code, f"{what}; see /openapi.json" if what else f"{error.detail}", error.headers
+        )
 
     @app.exception_handler(RequestValidationError)
     async def of_body(request: Request, error: RequestValidationError) -> Response:
         found = [f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in error.errors()]
+        no_json = [each["ctx"]["error"] for each in error.errors() if each["type"] == "json_invalid"]
+        if no_json:
+            found = [f"the body is no JSON ({no_json[0]}), expected JSON in UTF-8"]
         return error_response(422, f"{' or '.join(found)}; see /openapi.json")
 
 
-def main() -> None:
+def main() -> int:
     """Serve with the worker's settings (JSON): file descriptors of the listening socket and the pipe, and paths."""
     for number in (signal.SIGTERM, signal.SIGINT):  # meant for the worker; this process ends after it
         signal.signal(number, signal.SIG_IGN)
@@ -253,7 +286,8 @@ def main() -> None:
     app = create_app(worker, Authenticator(Path(token_file) if token_file else None, settings["is_leader"]))
     listener = socket.socket(fileno=settings["listener"])
     asyncio.run(serve(LimitsMiddleware(app), listener, settings["tls"], worker.listen))
+    return EXIT_DONE
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

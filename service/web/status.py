@@ -14,6 +14,7 @@ from model.parallel import Layout
 from service.run.checkpoint import MANIFEST, checkpoints, step_of
 from service.run.config import Run
 from service.run.events import proposed_rate_drop
+from service.run.log import EVENTS_FILE, LOG_FILE
 from service.telemetry.heartbeat import Heartbeat
 from service.telemetry.metrics import REPLACED, Metrics
 from service.training.worker import Worker
@@ -103,9 +104,16 @@ def alert(name: str, severity: str, summary: str) -> dict[str, str]:
 
 
 def alerts(
-    health: Mapping[str, Any], values: Mapping[str, float], progress: Mapping[str, Any], failed: str
+    health: Mapping[str, Any],
+    values: Mapping[str, float],
+    progress: Mapping[str, Any],
+    failed: str,
+    unwritten: Mapping[str, str],
 ) -> list[dict[str, str]]:
-    """What is wrong as far as the worker itself can see; Prometheus's rules see more. failed: the last save's error."""
+    """What is wrong as far as the worker itself can see; Prometheus's rules see more.
+
+    failed: the last save's error; unwritten: why a file's lines wait, by its name.
+    """
     found = []
     if health["status"] != "ok":
         age, limit = health["seconds_since_progress"], health["limit_seconds"]
@@ -113,6 +121,13 @@ def alerts(
         found.append(alert("TrainerStalled", "critical", words))
     if failed:
         found.append(alert("TrainerCheckpointFailing", "critical", failed))
+    for name, why in unwritten.items():
+        found.append(alert("TrainerWritesFailing", "warning", f"{name} cannot be written ({why}); its lines wait"))
+    if lost := values["trainer_failed_writes_total console"]:
+        found.append(alert("TrainerConsoleLost", "info", f"{lost:,.0f} lines for the console are lost"))
+    if unremoved := values["trainer_checkpoints_unremoved"]:
+        words = f"{unremoved:,.0f} old checkpoints cannot be removed; the worker's log says why"
+        found.append(alert("TrainerCheckpointsUnremoved", "warning", words))
     free, size = values["trainer_disk_bytes free"], values["trainer_checkpoint_size_bytes"]
     if size and free < DISK_CHECKPOINTS * size:
         words = (
@@ -142,6 +157,8 @@ def status(
     health, values = heartbeat.health(), metrics.values()
     stands = run_progress(worker) if worker else {"paused": False}
     failed = worker.writer.failed if worker else ""
+    logs = {LOG_FILE: worker.log, EVENTS_FILE: worker.events} if worker else {}
+    unwritten = {name: log.fault for name, log in logs.items() if log.fault}
     return {
         "run": facts,
         "phase": health["phase"],
@@ -150,6 +167,6 @@ def status(
         "now": time.time(),
         "control": control,
         "checkpoints": checkpoint_status(values, Path(facts["out"])),
-        "alerts": alerts(health, values, stands, failed),
+        "alerts": alerts(health, values, stands, failed, unwritten),
         **stands,
     }

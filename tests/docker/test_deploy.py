@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 import yaml
 
-from paths import DOCKER
+from paths import DOCKER, ROOT
 from pipeline.command import InputError
 from service.run.config import Run, parse_run
+from service.web.tokens import is_private
 
 BATCH = DOCKER / "slurm.sbatch"
+OPERATIONS = ROOT / "docs" / "operations.md"
+SECRETS = "/secrets"  # where the job's Secret is mounted
 PAPER = ("paper", "--data.shards", "/shared/shards", "--out", "/shared/run")
 
 # Stand-ins for Slurm's commands: what they were called with goes to a file, srun ends as the test says.
@@ -107,12 +110,25 @@ def test_train_job_runs_the_runtime_beside_it():
     assert job["spec"]["runtimeRef"]["kind"] == runtime["kind"]
 
 
-def test_train_job_reads_and_writes_where_volumes_are_and_has_time_to_save():
-    command = objects()["TrainJob"]["spec"]["trainer"]["command"]
-    assert command[0] == "torchrun"
-    _, run = trained(command)
+def train_job_command(folder: Path, secrets: Path) -> list[str]:
+    """torchrun's command line, as the job's shell makes it where the Secret is mounted in `secrets`."""
+    torchrun = folder / "torchrun"
+    torchrun.write_text('#!/bin/sh\nprintf "%s\\n" "$0" "$@" > words.txt\n')
+    torchrun.chmod(0o755)
+    *shell, script = objects()["TrainJob"]["spec"]["trainer"]["command"]
+    command = [*shell, script.replace(SECRETS, str(secrets))]
+    subprocess.run(command, cwd=folder, env={"PATH": f"{folder}:/usr/bin:/bin"}, check=True, capture_output=True)
+    return (folder / "words.txt").read_text().splitlines()
+
+
+def pod_of_train_job() -> dict[str, Any]:
     (replicated,) = objects()["TrainingRuntime"]["spec"]["template"]["spec"]["replicatedJobs"]
-    pod = replicated["template"]["spec"]["template"]["spec"]
+    return replicated["template"]["spec"]["template"]["spec"]
+
+
+def test_train_job_reads_and_writes_where_volumes_are_and_has_time_to_save(tmp_path: Path):
+    _, run = trained(train_job_command(tmp_path, tmp_path / "nothing"))
+    pod = pod_of_train_job()
     (node,) = pod["containers"]
     writable = {mount["mountPath"]: not mount.get("readOnly", False) for mount in node["volumeMounts"]}
     assert not writable[str(run.data.shards)]
@@ -120,6 +136,24 @@ def test_train_job_reads_and_writes_where_volumes_are_and_has_time_to_save():
     assert {mount["name"] for mount in node["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     (patience,) = [int(each["value"]) for each in node["env"] if each["name"] == "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]
     assert patience < pod["terminationGracePeriodSeconds"]
+
+
+def test_train_job_is_steered_by_those_in_its_secret_and_starts_without_one(tmp_path: Path):
+    pod = pod_of_train_job()
+    (volume,) = [each["secret"] for each in pod["volumes"] if "secret" in each]
+    mounts = {each["mountPath"]: each["name"] for each in pod["containers"][0]["volumeMounts"]}
+    assert mounts[SECRETS] == "token" and volume["optional"]
+    assert is_private(volume["defaultMode"] | 0o440, 0)  # as a pod with an fsGroup has it
+    assert pod["securityContext"]["fsGroup"] == pod["securityContext"]["runAsGroup"]
+    (made,) = [line for line in OPERATIONS.read_text().splitlines() if line.startswith("kubectl create secret")]
+    words = made.split()
+    assert words[4] == volume["secretName"] and "--from-file=token" in words  # so that its key is `token`
+    (tmp_path / "mounted").mkdir()
+    for files, steered in (((), False), (("tokens",), False), (("token",), True)):
+        for name in files:
+            (tmp_path / "mounted" / name).write_text("0123456789abcdef\n")
+        _, run = trained(train_job_command(tmp_path, tmp_path / "mounted"))
+        assert run.token_file == (tmp_path / "mounted/token" if steered else None)
 
 
 def test_a_misspelt_argument_would_be_found():

@@ -1,4 +1,8 @@
-from collections.abc import Callable
+import os
+import pty
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -36,28 +40,41 @@ def test_what_an_earlier_run_did_says_nothing_of_the_speed(
         assert tell(advance, 2000, size=10**6).endswith(", 100 a second, 50.0 kB/s, 2 min 40 s left\n")
 
 
-def test_on_a_terminal_there_is_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
+@contextmanager
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Makes stderr a terminal within the block; what it has shown is in the list after it."""
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
-    with progress(4000, "pictures") as advance:
+    screen, device = pty.openpty()
+    shown: list[str] = []
+    with open(device, "w", encoding="utf-8") as stream, open(screen, "rb", buffering=0) as reader:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", stream)
+            yield shown
+        os.set_blocking(screen, False)
+        shown.append((reader.read(1 << 16) or b"").decode())
+
+
+def test_on_a_terminal_there_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    with terminal(monkeypatch) as shown, progress(4000, "pictures") as advance:
         advance(4000, "3 rejected")
-    shown = capsys.readouterr().err
-    assert "4000/4000" in shown
-    assert "a second, 0 s left, 3 rejected" in shown
+    assert "4000/4000" in shown[0]
+    assert "a second, 0 s left, 3 rejected" in shown[0]
 
 
-def test_what_has_no_known_length_is_shown_on_a_terminal_alone(
+def test_what_has_no_known_length_is_shown_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    with terminal(monkeypatch) as shown, spinner("listing things"):
+        pass
+    assert "listing things" in shown[0]
+
+
+def test_a_log_that_wants_colours_gets_lines_all_the_same(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with spinner("listing things"):
-        pass
-    assert capsys.readouterr().err == ""
     monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm")
-    with spinner("listing things"):
-        pass
-    assert "listing things" in capsys.readouterr().err
+    tell = _clocked(monkeypatch, capsys, [10.0])
+    with spinner("listing things"), progress(4000, "pictures") as advance:
+        assert tell(advance, 2000) == "2,000 of 4,000 pictures, 200 a second, 10 s left\n"
 
 
 def _clocked(

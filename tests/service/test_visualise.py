@@ -54,7 +54,7 @@ def write_run(folder: Path, towers: list[Tensor], history: tuple[Validation, ...
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr("sys.argv", ["visualise", *map(str, arguments)])
-    monkeypatch.setattr(visualise, "end_on_sigterm", lambda: None)  # the test process keeps its own way to end
+    monkeypatch.setattr(visualise, "end_on_signals", lambda: None)  # the test process keeps its own way to end
     return visualise.main()
 
 

@@ -1,6 +1,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -132,3 +134,37 @@ def test_leaving_early_leaves_no_worker_behind(tmp_path: Path) -> None:
     while multiprocessing.active_children():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+FEW_FILES = """
+import multiprocessing, os, resource
+from pipeline.command import InputError
+from pipeline.executors.ordered import results_in_order
+from pipeline.executors.pool import LocalPool
+
+with LocalPool(2).start():  # so that what multiprocessing keeps open has been opened
+    pass
+lowest = os.dup(0)
+os.close(lowest)
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+for more in (0, 3, 6, 9):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + more, hard))
+    try:
+        with results_in_order(abs, range(60), LocalPool(20)) as results:
+            list(results)
+    except InputError as error:
+        print(error)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    for worker in multiprocessing.active_children():
+        worker.join()
+"""
+
+
+def test_too_few_open_files_for_the_workers_is_said_and_leaves_none_behind() -> None:
+    """From no file left at all to enough for a first worker."""
+    done = subprocess.run([sys.executable, "-c", FEW_FILES], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 4
+    for line in lines:
+        assert line.startswith("worker processes cannot be started (Too many open files)") and "ulimit -n" in line

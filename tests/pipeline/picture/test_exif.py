@@ -1,9 +1,11 @@
+import io
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from jpeg_files import exif, put_before
 from pictures import encoded, photo
 from pipeline.picture.exif import orientation
 
@@ -33,6 +35,23 @@ def test_fill_bytes_before_a_marker_are_passed_over() -> None:
     data = turned(8)
     at = data.index(b"\xff\xe1")
     assert orientation(data[:at] + b"\xff\xff" + data[at:]) == 8
+
+
+@pytest.mark.parametrize("before", [b"\0\0", b"\xff\0", b"\xff\x01", b"\xff\xe5\0\0", b"\xff\xfe\0\1"])
+def test_what_else_lies_before_it_is_passed_over(before: bytes) -> None:
+    assert orientation(put_before(0xDB, before + exif(3, 6))) == 6
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_a_long_orientation_is_read_as_pillow_reads_it(order: str) -> None:
+    jpeg = put_before(0xDB, exif(4, 6, order))
+    with Image.open(io.BytesIO(jpeg)) as picture:
+        assert orientation(jpeg) == picture.getexif()[ExifTags.Base.Orientation] == 6
+
+
+def test_the_first_of_two_counts() -> None:
+    assert orientation(put_before(0xDB, exif(3, 6) + exif(3, 1))) == 6
+    assert orientation(put_before(0xDB, exif(3, 1) + exif(3, 6))) == 1
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8", encoded(photo(1)), turned(0), turned(9)])

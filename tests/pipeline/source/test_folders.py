@@ -46,7 +46,7 @@ def test_folders_that_systems_make_are_passed_over_at_every_depth_and_said_once(
     source = find_pictures(write_files(tmp_path / "s", TWO | {f"{depth}/1.jpg": b"thumbnail" for depth in depths}))
     assert source.sha256() == clean.sha256() and not clean.notices
     said = the_notice(source)
-    assert said.startswith("passed over 5 folders that are hidden or made by a system, such as ") and name in said
+    assert said.startswith("passed over folders that are hidden or made by a system (5), such as ") and name in said
     folders = find_pictures(write_files(tmp_path / "p", plain("bus", "car") | {f"{name}/x/1.jpg": b"thumbnail"}))
     assert [each.id for each in folders.classes] == ["bus", "car"] and name in the_notice(folders)
 
@@ -58,10 +58,10 @@ def test_folders_that_systems_make_are_passed_over_in_archives(tmp_path: Path, n
     outer = tar_of({"a.tar": inner, f"{name}/b.tar": b"no tar", f"./train/{name}/c.tar": b"no tar"})
     source = find_pictures(write_files(tmp_path / "tar of tars", {"ILSVRC2012_img_train.tar": outer}))
     assert found(source) == {"a": clean}
-    assert "passed over 3 folders" in the_notice(source) and name in the_notice(source)
+    assert "system (3), " in the_notice(source) and name in the_notice(source)
     packed = find_pictures(write_files(tmp_path / "tars", {"train/a.tar": inner}))
     assert found(packed) == {"a": clean}
-    assert "passed over 2 folders" in the_notice(packed) and "such as train/a.tar/" in the_notice(packed)
+    assert "system (2), " in the_notice(packed) and "such as train/a.tar/" in the_notice(packed)
     flat_tar = {"ILSVRC2012_img_test.tar": tar_of({"t.jpg": b"t", f"test/{name}/t.jpg": b"x"}), **TWO}
     assert len(find_pictures(write_files(tmp_path / "flat", flat_tar)).splits["test"]) == 1
 
@@ -78,7 +78,7 @@ def test_a_folder_of_a_system_that_cannot_be_listed_is_no_error(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", guarded)
-    assert "passed over 2 folders" in the_notice(find_pictures(tmp_path))
+    assert "system (2), " in the_notice(find_pictures(tmp_path))
 
 
 def test_the_command_says_each_notice_once_and_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -87,8 +87,8 @@ def test_the_command_says_each_notice_once_and_in_one_line(tmp_path: Path, capsy
     source = write_files(tmp_path / "two\nlines", pictures | hidden)
     assert shard(options(source, tmp_path / "out")) == 0
     assert capsys.readouterr().err.splitlines() == [
-        "notice: passed over 1 hidden pictures, such as bus/.9.jpg",
-        "notice: passed over 2 folders that are hidden or made by a system, such as bus/@eaDir",
+        "notice: passed over hidden pictures (1), such as bus/.9.jpg",
+        "notice: passed over folders that are hidden or made by a system (2), such as bus/@eaDir",
     ]
 
 
@@ -101,13 +101,13 @@ def test_nothing_is_said_of_what_comes_with_imagenet(tmp_path: Path, write: Call
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        ({"logo.png": b""}, "1 files and folders beside the splits that may hold pictures, such as logo.png"),
+        ({"logo.png": b""}, "files and folders beside the splits that may hold pictures (1), such as logo.png"),
         ({"unsorted/more/1.jpg": b""}, "such as unsorted"),
         ({"Data/1.jpg": b""}, "such as Data"),
         ({"fall11_whole.tar": b""}, "such as fall11_whole.tar"),
-        ({"train/c.zip": b"", "val/c.tar.gz": b""}, "2 archives that are not looked into, such as train/c.zip"),
+        ({"train/c.zip": b"", "val/c.tar.gz": b""}, "archives that are not looked into (2), such as train/c.zip"),
         ({"train/ILSVRC2012_img_train.tar": b""}, "such as train/ILSVRC2012_img_train.tar"),
-        ({"train/a/.x.jpg": b"", "train/.y.PNG": b"", "train/a/._1.jpg": b""}, "2 hidden pictures, such as train/.y"),
+        ({"train/a/.x.jpg": b"", "train/.y.PNG": b"", "train/a/._1.jpg": b""}, "hidden pictures (2), such as train/.y"),
         ({"train/a/out/dataset.json": b'{"source_sha256": 1}', "train/a/out/1.jpg": b""}, "that pipeline.shard writes"),
     ],
 )
@@ -143,7 +143,7 @@ def test_no_link_brings_pictures_of_another_class_or_of_a_folder_above(tmp_path:
     (root / place).symlink_to(to)
     source = find_pictures(root)
     assert source.sha256() == clean.sha256()
-    said = [f"passed over 1 links to a folder above or in another class, such as {place}"] if "/" in place else []
+    said = [f"passed over links to a folder above or in another class (1), such as {place}"] if "/" in place else []
     assert list(source.notices) == said
     # The same through a link to the source, which has another folder above it.
     (tmp_path / "elsewhere").mkdir()
@@ -175,7 +175,7 @@ def test_classes_that_are_links_are_kept_apart_and_links_out_of_the_source_are_f
         "b": {"1.jpg": b"b1", "2.jpg": b"b2", "deep/3.jpg": b"b3"},
         "c": {"1.jpg": b"c"},
     }
-    assert the_notice(source).startswith("passed over 3 links")
+    assert the_notice(source).startswith("passed over links to a folder above or in another class (3), ")
 
 
 def test_one_folder_is_not_two_classes_but_may_serve_two_splits(tmp_path: Path) -> None:
@@ -191,4 +191,4 @@ def test_one_folder_is_not_two_classes_but_may_serve_two_splits(tmp_path: Path) 
 def test_a_class_that_is_a_link_which_leads_nowhere_is_said(tmp_path: Path) -> None:
     root = write_files(tmp_path, TWO)
     (root / "train/c").symlink_to("/mnt/not-mounted/c")
-    assert the_notice(find_pictures(root)) == "passed over 1 links that lead nowhere, such as train/c"
+    assert the_notice(find_pictures(root)) == "passed over links that lead nowhere (1), such as train/c"

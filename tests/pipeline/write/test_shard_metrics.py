@@ -1,9 +1,11 @@
 """What a sharding run tells Prometheus while it runs."""
 
+import socket
 import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -52,6 +54,34 @@ def test_a_running_command_counts_what_it_has_done(tmp_path: Path) -> None:
     assert last["shard_source_bytes_total"] > last["shard_written_bytes_total"] / 20
     totals = [each["shard_pictures_total"] for each in values]
     assert totals == sorted(totals)
+
+
+def test_monitors_get_heads_and_addresses_of_either_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    """By HEAD what GET says of its body; ::1 in brackets, where this machine has it."""
+    for host in ("127.0.0.1", "::1"):
+        try:
+            with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+                pass
+        except OSError:
+            continue
+        with serve_metrics(ShardMetrics(7), host, 0):
+            url = capsys.readouterr().err.split()[1]
+            assert scraped(url)["shard_planned_pictures"] == 7
+            address = urlsplit(url)
+            assert address.hostname == host and address.port
+            answers = []
+            for method in (b"GET", b"HEAD"):
+                with socket.create_connection((host, address.port)) as connection, connection.makefile("rb") as answer:
+                    connection.sendall(method + b" /metrics HTTP/1.0\r\n\r\n")
+                    answers.append(answer.read().decode().partition("\r\n\r\n"))
+            (there, _, body), (head, _, nothing) = answers
+            assert body and not nothing
+            ours, theirs = (
+                {line.partition(": ")[0]: line for line in each.split("\r\n") if not line.startswith("Date")}
+                for each in (head, there)
+            )
+            assert int(ours.pop("Content-Length").split()[1]) > 0 and theirs.pop("Content-Length")  # it varies
+            assert ours == theirs
 
 
 def test_a_port_that_is_taken_is_one_line() -> None:

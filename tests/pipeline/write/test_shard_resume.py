@@ -1,9 +1,11 @@
 """Sharding that is interrupted: what is left, and what the next run makes of it."""
 
+import errno
 import os
 import pickle
 import shutil
 import signal
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ import pytest
 
 from pictures import tree_bytes
 from pipeline.command import InputError
-from pipeline.manifest import load_dataset
+from pipeline.folder import Folder
+from pipeline.manifest import UNFINISHED_FILE, load_dataset
 from pipeline.picture.jpeg import encoder_version
 from pipeline.shard import _is_complete as is_complete
 from pipeline.shard import shard
@@ -265,3 +268,45 @@ def test_what_a_worker_answers_goes_through_a_pipe_at_once(source: Path, tmp_pat
     task = next(shard_tasks(plan, find_pictures(source), str(tmp_path / "out"), encoder_version(), False))
     for _ in range(2):
         assert len(pickle.dumps(write_shard(task))) < 4096
+
+
+@pytest.mark.parametrize(
+    ("what", "other", "message"),
+    [
+        ("encoder_version", "another 1.0", "has the encoder another 1.0, expected simplejpeg .*; install the same"),
+        ("sys.getfilesystemencoding", "iso8859-1", "has file names in iso8859-1, expected utf-8; start its worker"),
+    ],
+)
+def test_a_worker_that_would_make_something_else_is_refused_by_name(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, other: str, message: str
+) -> None:
+    plan = options(source, tmp_path).plan
+    task = next(shard_tasks(plan, find_pictures(source), str(tmp_path / "out"), encoder_version(), False))
+    monkeypatch.setattr(f"pipeline.write.shard.{what}", lambda: other)
+    with pytest.raises(InputError, match=f"^{socket.gethostname()} {message}"):
+        write_shard(task)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("left", [UNFINISHED_FILE, RECORD_SUFFIX])
+def test_what_cannot_be_cleaned_up_makes_nothing_unfinished(
+    source: Path, tmp_path: Path, left: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    remove = Folder.remove
+
+    def busy(self: Folder, name: str) -> None:
+        if name.endswith(left):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), name)
+        remove(self, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "remove", busy)
+        for _ in range(2):  # made, and found done
+            assert shard(options(source, tmp_path / "out")) == 0
+            told = [line for line in capsys.readouterr().err.splitlines() if "cannot be removed" in line]
+            assert told and all(
+                f"{left} cannot be removed (Device or resource busy); it is left" in each for each in told
+            )
+    assert shard(options(source, tmp_path / "out")) == 0
+    assert shard(options(source, tmp_path / "clean")) == 0
+    assert tree_bytes(tmp_path / "out") == tree_bytes(tmp_path / "clean")

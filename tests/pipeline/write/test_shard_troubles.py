@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from jpeg_files import HARMLESS, UNNAMED_LAYOUTS, interleaved
 from picture_files import UNUSABLE
 from pictures import encoded, photo, tree_bytes, write_tree
 from pipeline.command import InputError
@@ -19,6 +20,8 @@ from pipeline.folder import folder_at
 from pipeline.manifest import load_dataset, load_samples
 from pipeline.shard import ShardOptions, shard
 from pipeline.verify import verify
+from pipeline.write.dataset import count_by_reason
+from pipeline.write.record import Reject
 from processes import wait_until
 
 SIZE = 32
@@ -163,3 +166,48 @@ def test_files_that_vanish_or_change_may_be_left_out(large: Path, tmp_path: Path
     assert found.pop("val/a/01.JPEG").startswith("has changed: ") and not found
     splits = load_dataset(out).splits
     assert (splits["train"].samples, splits["val"].samples) == (40, 2)
+
+
+def test_every_whole_jpeg_is_used_whatever_its_header_and_layout(tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "source", {"train": {"a": 0}})
+    odd = {**HARMLESS, **{name: interleaved(layout) for name, layout in UNNAMED_LAYOUTS.items()}}
+    for number, jpeg in enumerate(odd.values()):
+        (root / f"train/a/{number}.JPEG").write_bytes(jpeg)
+    assert shard(ShardOptions(source=root, out=str(tmp_path / "out"), size=0, workers=1)) == 0
+    dataset = load_dataset(tmp_path / "out")
+    assert (dataset.splits["train"].samples, dataset.rejected) == (len(odd), 0)
+    assert verify(folder_at(tmp_path / "out"), decode=True).faults == ()
+
+
+def test_what_is_left_out_is_counted_by_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_tree(tmp_path / "source", {"train": {"a": 3}})
+    whole = encoded(photo(0, 64, 64), "TIFF")
+    bad = [b"", b"", b"", whole[:500], whole[:700], b"<html>", b"a\nb"]
+    for number, data in enumerate(bad):
+        (root / f"train/a/bad{number}").write_bytes(data)
+    options = ShardOptions(source=root, out=str(tmp_path / "out"), size=SIZE, workers=1)
+    assert shard(options) == 0
+    *_, empty, truncated, no_picture, warning = capsys.readouterr().out.splitlines()
+    assert empty == "left out 3: the file is empty"
+    assert no_picture.startswith("left out 2: not a picture in any of the formats")
+    assert truncated.startswith("left out 2: ") and not set("0123456789") & set(truncated.removeprefix("left out 2"))
+    assert warning.startswith("warning: 7 of 10 pictures (70.00%) are left out, expected at most 0.1%; see why in ")
+
+
+def test_a_few_that_are_left_out_are_no_alarm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.shard.MOST_REJECTED", 0.25)
+    root = write_tree(tmp_path / "source", {"train": {"a": 3}})
+    for name, at_most in {"one": True, "two": False}.items():
+        (root / f"train/a/{name}").write_bytes(b"")
+        assert shard(ShardOptions(source=root, out=str(tmp_path / name), size=SIZE, workers=1)) == 0
+        assert ("warning: " not in capsys.readouterr().out) == at_most
+
+
+def test_reasons_differ_by_their_words() -> None:
+    numbers = ["at 0x1f", "at 7", "1,024 x 1.5e+09", "3 x -2"]
+    reasons = [*numbers, "header b'\\x00a\\'b' no", 'header b"it\'s" no', "b", "b", "a"]
+    rejects = [("train", Reject(0, "name", reason, unreadable=False)) for reason in reasons]
+    assert count_by_reason(rejects) == [("N x N", 2), ("at N", 2), ("b", 2), ("header N no", 2), ("a", 1)]
+    assert count_by_reason(rejects[::-1]) == count_by_reason(rejects)

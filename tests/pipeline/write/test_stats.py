@@ -76,3 +76,17 @@ def test_the_second_moment_is_exact() -> None:
     pictures = some_pictures(3)
     pixels = pictures.reshape(-1, 3).astype(object)  # Python's integers
     assert sums_of(pictures).moments.tolist() == (pixels.T @ pixels).tolist()
+
+
+def test_eigenvalues_are_numpys_where_channels_are_alike_or_flat() -> None:
+    noise = some_pictures(6)
+    grey = np.repeat(noise[..., :1], 3, axis=3)
+    flat = np.where(np.arange(3) == 1, noise, 77).astype(np.uint8)
+    nearly_grey = grey.copy()
+    nearly_grey[0, 0, 0, 0] ^= 1
+    for pictures in (noise, grey, flat, nearly_grey, grey[:, :, :, ::-1] // 255):
+        _, colour = mean_and_colour(sums_of(pictures))
+        expected = np.linalg.eigvalsh(np.cov(pictures.reshape(-1, 3).astype(float).T, bias=True))[::-1]
+        np.testing.assert_allclose(colour.eigenvalues, expected, atol=1e-11 * expected[0])
+        vectors = np.array(colour.eigenvectors)
+        np.testing.assert_allclose(vectors.T @ vectors, np.eye(3), atol=1e-12)

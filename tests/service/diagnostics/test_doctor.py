@@ -364,8 +364,11 @@ def compiler(complaint: str, cpp: str = "g++", c: str = "/usr/bin/gcc", on_gpu: 
     [
         (lambda: cores(), "ok", "8"),
         (lambda: cores(torch_threads=4), "ok", "4 threads"),  # two hardware threads a core
-        (lambda: cores(quota=2.0), "warning", "OMP_NUM_THREADS=2 and --data.threads 2"),
-        (lambda: cores(quota=1.5), "warning", "--data.threads 2"),
+        (lambda: cores(quota=2.0, torch_threads=2), "ok", "8; a cgroup gives the time of 2; torch computes in 2 thr"),
+        (lambda: cores(quota=0.5, torch_threads=1), "ok", "torch computes in 1 thread"),
+        (lambda: cores(quota=1.5), "warning", "OMP_NUM_THREADS=2"),  # as many as an operator has set
+        (lambda: cores(quota=6.0, torch_threads=2, omp_num_threads="2"), "warning", "unset OMP_NUM_THREADS"),
+        (lambda: cores(quota=2.0, torch_threads=None), "ok", "a cgroup gives the time of 2"),
         (lambda: cores(quota=8.0), "ok", "8"),
         (lambda: cores(torch_threads=16), "warning", "OMP_NUM_THREADS=8"),
         (lambda: cores(torch_threads=1, omp_num_threads="1"), "warning", "unset OMP_NUM_THREADS"),
@@ -391,7 +394,7 @@ def compiler(complaint: str, cpp: str = "g++", c: str = "/usr/bin/gcc", on_gpu: 
         (lambda: disk(bytes_per_second=1e6), "warning", "488 s"),
         (lambda: disk(files_left=7), "warning", "df -i"),
         (lambda: disk(unlockable="Function not implemented"), "failed", "noflock"),
-        (lambda: disk(unsyncable="Invalid argument"), "failed", "flushed"),
+        (lambda: disk(unflushed=True), "warning", "flushed"),
         (lambda: disk(busy=True), "failed", "another --out"),
         (lambda: disk(trouble="Read-only file system"), "failed", "Read-only file system"),
         (lambda: processor(), "ok", "--model.precision auto is float32"),

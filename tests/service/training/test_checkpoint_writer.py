@@ -7,7 +7,7 @@ import pytest
 import torch
 from prometheus_client import CollectorRegistry
 
-from service.run.checkpoint import RunState, newest_checkpoint, save_checkpoint
+from service.run.checkpoint import FOLDER, LATEST, RunState, newest_checkpoint, save_checkpoint
 from service.telemetry.metrics import Metrics
 from service.training import checkpoint_writer
 from service.training.checkpoint_writer import BackgroundSaver, CheckpointWriter
@@ -35,4 +35,45 @@ def test_a_full_disk_costs_a_checkpoint_but_neither_the_run_nor_the_last_good_on
     found = newest_checkpoint(tmp_path, print)
     assert found and found.state.step == 3
     get = metrics.registry.get_sample_value
+    assert (tmp_path / FOLDER / LATEST).read_text() == "step-00000003\n"
     assert get("trainer_checkpoint_attempts_total") == 3 and get("trainer_checkpoint_failures_total") == 1
+
+
+def test_a_clean_up_that_fails_is_no_failed_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics, said = Metrics(CollectorRegistry()), []
+    tensors = {"towers-0.safetensors": {"w": torch.ones(3)}}
+    writer = CheckpointWriter(tmp_path, {}, metrics, keep=1, resumed_from=None, say=said.append)
+    assert writer(RunState(step=1), tensors)
+    size = metrics.registry.get_sample_value("trainer_checkpoint_size_bytes") or 0
+    rename = Path.rename
+
+    def busy(self: Path, target: Path) -> Path:
+        if self.name == "step-00000001":
+            raise OSError(errno.EBUSY, "Device or resource busy", str(self))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", busy)
+    for step in (2, 3, 4):
+        assert writer(RunState(step=step), tensors)
+        assert writer.last_good and writer.last_good.name == f"step-0000000{step}" and not writer.failed
+    assert len(said) == 1 and "step-00000001 cannot be removed (Device or resource busy); it is left" in said[0]
+    get = metrics.registry.get_sample_value
+    assert get("trainer_checkpoint_failures_total") == 0 and get("trainer_checkpoints_unremoved") == 1
+    assert 2 * size <= (get("trainer_checkpoints_size_bytes") or 0) < 3 * size  # the old one counts
+    monkeypatch.undo()
+    assert writer(RunState(step=5), tensors)
+    assert get("trainer_checkpoints_unremoved") == 0
+    assert {path.name for path in (tmp_path / FOLDER).iterdir()} == {"step-00000005", LATEST}
+
+
+@pytest.mark.parametrize("part", ["write_latest", "prune_checkpoints"])
+def test_nor_is_a_hint_that_cannot_be_written(tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_writer, part, full)
+    said: list[str] = []
+    tensors = {"towers-0.safetensors": {"w": torch.ones(3)}}
+    writer = CheckpointWriter(tmp_path, {}, Metrics(CollectorRegistry()), keep=2, resumed_from=None, say=said.append)
+    assert writer(RunState(step=1), tensors) and not writer.failed
+    assert "checkpoint of step 1 is saved, but its folder cannot be tidied" in said[0]

@@ -141,7 +141,8 @@ def test_what_cannot_be_started_from_is_refused_in_a_line(
         "seed 0 there, 1 here": command(shards, out, *base, "--seed", "1"),
         "batch_size 8 there, 6 here": command(shards, out, *base, "--batch-size", "6"),
         "model.fc_width 64 there, 32 here": command(shards, out, *base, "--model.fc-width", "32"),
-        "dataset_sha256": command(four, out, *base),
+        "train 30 pictures there, 16 here, val 9 pictures there, 0 here, 3 classes there, 4 here, class a there alone, "
+        "classes d, e here alone": command(four, out, *base),
         "expected fewer than the 1 to train": command(shards, out, *base, "--epochs", "1"),
         "holds no sound checkpoint": command(shards, out, "--from", str(tmp_path / "none")),
         "holds weights alone": command(shards, out, "--from", str(file)),

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -26,8 +27,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from pipeline.command import InputError
 from processes import command, descendants, run, start, torchrun, wait_until
 from service.run.checkpoint import newest_checkpoint
+from service.web.listener import listen
 from service.web.server_process import check_tls
-from service.web.tokens import author_of, read_tokens
 from service.web.uvicorn_limits import BODY_BYTES, CONNECTIONS, REQUEST_SECONDS
 
 ALICE, OPERATOR = "0123456789abcdef-alice", "0123456789abcdef-operator"
@@ -71,8 +72,9 @@ class Client:
         return {s.name + "".join(sorted(s.labels.values())): s.value for family in families for s in family.samples}
 
     def address(self) -> tuple[str, int]:
-        host, _, port = self.url.rpartition("/")[2].partition(":")
-        return host, int(port)
+        url = urlsplit(self.url)
+        assert url.hostname and url.port
+        return url.hostname, url.port
 
 
 @contextmanager
@@ -236,21 +238,71 @@ def test_other_methods_paths_and_sizes(client: Client) -> None:
     assert document["paths"]["/api/stop"]["post"]["security"]
 
 
-def test_token_files(tmp_path: Path) -> None:
-    path = tmp_path / "tokens"
-    with pytest.raises(InputError, match="cannot be read"):
-        read_tokens(path)
-    path.write_text(f"{ALICE}\n")
-    path.chmod(0o640)
-    with pytest.raises(InputError, match="mode 640, expected 600"):
-        read_tokens(path)
-    path.chmod(0o600)
-    assert read_tokens(path) == {ALICE: "operator"}
-    assert author_of(path, ALICE) == "operator" and author_of(path, "") is None
-    for text in ("", "\n", "short\n", f"{ALICE}\nbob:short\n"):
-        path.write_text(text)
-        with pytest.raises(InputError, match="no token or a short one"):
-            read_tokens(path)
+def exchange(client: Client, request: bytes) -> tuple[dict[str, str], bytes]:
+    """The head, by name in lower case with the status as `status`, and the body of the raw answer to a request."""
+    with socket.create_connection(client.address(), timeout=30) as connection, connection.makefile("rb") as answer:
+        connection.sendall(request)
+        head, _, body = answer.read().partition(b"\r\n\r\n")
+    status, *lines = head.decode().split("\r\n")
+    fields = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    return {**fields, "status": status.split()[1]}, body
+
+
+def test_head_is_get_without_a_body_and_a_path_may_end_with_a_slash(client: Client) -> None:
+    """As load balancers, monitors and wget --spider ask, on every path."""
+    client.post("/api/checkpoint")  # from here on nothing is missing
+    paths = ["/openapi.json", *(path for path, acts in client.json("/openapi.json")["paths"].items() if "get" in acts)]
+    assert len(paths) == 10
+    for path in (*paths, "/nothing", "/api/stop"):
+        there, body = exchange(client, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert int(there["content-length"]) == len(body) > 0
+        for method, asked in (("HEAD", path), ("HEAD", f"{path}/"), ("GET", f"{path}/")):
+            head, sent = exchange(client, f"{method} {asked} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            assert [head[name] for name in ("status", "content-type")] == [there["status"], there["content-type"]]
+            assert len(sent) == (0 if method == "HEAD" else int(head["content-length"])), (method, asked)
+            assert int(head["content-length"]) > 0
+    old, body = exchange(client, b"GET /healthz HTTP/1.0\r\n\r\n")
+    assert old["status"] == "200" and json.loads(body)["status"] == "ok"
+
+
+@pytest.mark.parametrize("kind", [None, "application/x-www-form-urlencoded", "text/plain", "Application/JSON"])
+def test_a_body_is_json_whatever_it_is_said_to_be(client: Client, kind: str | None) -> None:
+    """As curl -d sends it; with None the header is missing."""
+    flags = (
+        []
+        if kind == "application/x-www-form-urlencoded"
+        else ["-H", f"Content-Type: {kind}" if kind else "Content-Type:"]
+    )
+    arguments = ["curl", "-s", "-H", f"authorization: BEARER  {ALICE} ", *flags, client.url + "/api/checkpoint/", "-d"]
+
+    def answer(body: str) -> dict[str, Any]:
+        return json.loads(subprocess.run([*arguments, body], capture_output=True, check=True).stdout)
+
+    reason = f'by "curl" \\ {{x="ß"}} {kind}'
+    assert answer(json.dumps({"reason": reason}, ensure_ascii=False))["event"]["reason"] == reason
+    assert answer("reason=no+form") == {
+        "error": "the body is no JSON (Expecting value), expected JSON in UTF-8; see /openapi.json"
+    }
+
+
+def test_what_is_not_there_is_said_in_a_line(client: Client) -> None:
+    for path, told in (
+        ("/nothing%0Athere", r"there is no /nothing\nthere, expected"),
+        ("/../etc", "there is no /../etc"),
+    ):
+        status, body = client.get(path)
+        assert status == 404 and told in json.loads(body)["error"]
+    status, body = client.get("/api/pause")
+    assert status == 405 and "does not take GET, expected POST" in json.loads(body)["error"]
+
+
+def loopback() -> str:
+    """::1, whose URLs have brackets, where this machine has it."""
+    try:
+        listen("::1", 0).close()
+    except InputError:
+        return "127.0.0.1"
+    return "::1"
 
 
 HEAD = b"POST /api/stop HTTP/1.1\r\nHost: x\r\nContent-Length: 10000\r\n"
@@ -382,6 +434,7 @@ def test_wrong_files_end_the_call_in_a_line(shards: Path, tmp_path: Path) -> Non
 
 def test_all_ranks_act_at_the_same_step(shards: Path, tokens: Path, tmp_path: Path) -> None:
     options = ["--epochs", "100000", "--parallel", "data", "--token-file", str(tokens), "--stall-seconds", "20"]
+    options += ["--host", loopback()]
     with serving(torchrun(command(shards, tmp_path, *options), 2), tmp_path) as client:
         found = client.json("/api/targets")[0]["targets"]
         both = [Client(client.process, f"http://{each}", tmp_path) for each in found]

@@ -1,5 +1,6 @@
 """What the page says is wrong."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ from service.telemetry.metrics import Metrics
 from service.web.status import alerts, finite_or_none
 
 
-def told(metrics: Metrics, health: str = "ok", failed: str = "", **stands: object) -> list[str]:
+def told(
+    metrics: Metrics, health: str = "ok", failed: str = "", unwritten: Mapping[str, str] | None = None, **stands: object
+) -> list[str]:
     state = {"status": health, "phase": "training", "seconds_since_progress": 700.0, "limit_seconds": 600.0}
-    return [found["name"] for found in alerts(state, metrics.values(), stands, failed)]
+    return [found["name"] for found in alerts(state, metrics.values(), stands, failed, unwritten or {})]
 
 
 def test_each_alert_is_there_when_its_cause_is_and_only_then(tmp_path: Path) -> None:
@@ -20,6 +23,7 @@ def test_each_alert_is_there_when_its_cause_is_and_only_then(tmp_path: Path) -> 
     assert told(metrics, data_wait_ratio=0.1, proposal=None) == []
     assert told(metrics, health="stalled") == ["TrainerStalled"]
     assert told(metrics, failed="checkpoint of step 3 failed") == ["TrainerCheckpointFailing"]
+    assert told(metrics, unwritten={"log.jsonl": "No space left on device"}) == ["TrainerWritesFailing"]
     assert told(metrics, data_wait_ratio=0.3) == ["TrainerDataWaitHigh"]
     assert told(metrics, proposal={"reason": "no new lowest error"}) == ["TrainerPlateau"]
     metrics.watch(Heartbeat(600), tmp_path, None)
@@ -29,6 +33,9 @@ def test_each_alert_is_there_when_its_cause_is_and_only_then(tmp_path: Path) -> 
     metrics.checkpoint_bytes.set(free / 2)
     assert told(metrics) == ["TrainerDiskFilling"]  # without anybody having scraped
     metrics.checkpoint_bytes.set(0)
+    metrics.unremoved.set(1)
+    assert told(metrics) == ["TrainerCheckpointsUnremoved"]
+    metrics.unremoved.set(0)
     metrics.replaced.labels("damaged").inc()
     assert told(metrics) == ["TrainerSamplesReplaced"]
 
