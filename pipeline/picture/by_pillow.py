@@ -45,6 +45,11 @@ def opens(data: bytes) -> bool:
 def _rgb_pixels(data: bytes) -> NDArray[np.uint8]:
     picture = Image.open(io.BytesIO(data), formats=FORMATS)
     require_size(*picture.size)
+    return upright_rgb(picture)
+
+
+def upright_rgb(picture: Image.Image) -> NDArray[np.uint8]:
+    """The pixels of a picture of Pillow's, (height, width, 3) RGB; UnusablePicture where its values cannot be shown."""
     picture.load()
     return upright(np.asarray(_rgb(picture)), _orientation(picture))
 

@@ -1,6 +1,7 @@
 """A generated picture: a texture in a soft window, on a coloured ground, under clutter, slanting light and grain.
 
-All of it varies from picture to picture, so that single pixels say next to nothing about the class.
+All of it varies from picture to picture, so that single pixels say next to nothing about the class. In float64, so that
+pixels are the same on every processor: their sines and powers differ in the last bit, and 8 bits do not show it.
 """
 
 import math
@@ -22,9 +23,9 @@ from pipeline.synthetic.textures import (
     warped,
 )
 
-GENERATOR: Final = 1  # raise it whenever a picture changes, so that trees of an older version are recognised
+GENERATOR: Final = 2  # raise it whenever a picture changes, so that trees of an older version are recognised
 
-Canvas = NDArray[np.floating]  # (3, height, width) float32 RGB on 0..1, cut off at the end; a plain colour is (3, 1, 1)
+Canvas = NDArray[np.floating]  # (3, height, width) float64 RGB on 0..1, cut off at the end; a plain colour is (3, 1, 1)
 
 
 class Palette(NamedTuple):
@@ -40,7 +41,7 @@ def colour(dice: RandomDraws) -> Canvas:
     """A plain colour: any hue, from grey to vivid, neither black nor white."""
     hue, vividness, lightness = dice.between(0, 1), dice.between(0.1, 1) ** 0.7, dice.between(0.25, 0.75)
     circle = np.cos(2 * math.pi * (hue - np.arange(3) / 3))
-    return (lightness + 0.38 * vividness * circle).astype(np.float32).reshape(3, 1, 1)
+    return (lightness + 0.38 * vividness * circle).reshape(3, 1, 1)
 
 
 def palette(dice: RandomDraws) -> Palette:
@@ -80,7 +81,7 @@ def with_clutter(canvas: Canvas, at: Plane, dice: RandomDraws) -> Canvas:
     return canvas
 
 
-def slice_near(axis: NDArray[np.float32], middle: float, length: float) -> slice:
+def slice_near(axis: NDArray[np.float64], middle: float, length: float) -> slice:
     """The slice of an ascending axis that a shape of this half-length at `middle` can reach, at any rotation."""
     low, high = np.searchsorted(axis, [middle - 1.1 * length, middle + 1.1 * length])
     return slice(int(low), int(high))
@@ -96,7 +97,7 @@ def with_noise(canvas: Canvas, dice: RandomDraws) -> Canvas:
     """The picture with noise on every pixel and channel."""
     _, height, width = canvas.shape
     repeats = (1, -(-height // GRAIN_SIDE), -(-width // GRAIN_SIDE))
-    grain = np.tile(dice.grain, repeats)[:, :height, :width] * np.float32(1 / 255) - np.float32(0.5)
+    grain = np.tile(dice.grain, repeats)[:, :height, :width] / 255 - 0.5
     return canvas + dice.between(0.05, 0.2) * grain
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.randomness import SYNTHETIC, random_words, uniform
 
-# (height, width) float32; not typed so, because type checkers, unlike numpy, widen a product with a Python float.
+# (height, width) float64; not typed so, because type checkers, unlike numpy, widen a product with a Python float.
 Field = NDArray[np.floating]
 
 _DRAWS = 4096  # words for shapes and colours; no picture asks for more
@@ -35,7 +35,7 @@ class RandomDraws:
     def table(self, *shape: int) -> Field:
         """Uniform draws in [0, 1)."""
         start, self._next = self._next, self._next + math.prod(shape)
-        return self._uniforms[start : self._next].reshape(shape).astype(np.float32)
+        return self._uniforms[start : self._next].reshape(shape)
 
     def between(self, low: float, high: float) -> float:
         """A uniform draw in [low, high)."""
@@ -55,7 +55,7 @@ class Plane(NamedTuple):
 
 def plane(height: int, width: int) -> Plane:
     """The coordinates of a height x width picture; pixels are square."""
-    y, x = np.mgrid[:height, :width].astype(np.float32)
+    y, x = np.mgrid[:height, :width].astype(np.float64)
     shorter = min(height, width)
     return Plane((x - (width - 1) / 2) / shorter, (y - (height - 1) / 2) / shorter)
 
@@ -127,7 +127,7 @@ def rings(at: Plane, dice: RandomDraws) -> Field:
 
 def rays(at: Plane, dice: RandomDraws) -> Field:
     count = 8 + int(dice.between(0, 13))  # whole, or there would be a seam
-    return wave(np.arctan2(at.y, at.x) * np.float32(count / (2 * math.pi)), dice)
+    return wave(np.arctan2(at.y, at.x) * (count / (2 * math.pi)), dice)
 
 
 def dots(at: Plane, dice: RandomDraws) -> Field:

@@ -9,16 +9,16 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from pipeline.command import InputError
 from pipeline.load.graph import decode_squares
+from pipeline.picture.by_pillow import upright_rgb
 from pipeline.picture.jpeg import UnusablePicture, to_jpeg, to_square
 from pipeline.source.names import is_passed_over, is_picture
 from service.run.preprocessing import Preprocessing
 
 STANDARD_INPUT: Final = Path("-")
-KEPT_MODES: Final = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")  # of Pillow's, which PNG has too
 
 PictureSource = str | PathLike[str] | bytes | NDArray[np.uint8] | Image.Image  # a file, its bytes, or pixels
 
@@ -70,24 +70,19 @@ def square_pixels(data: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8
 def _bytes(picture: PictureSource) -> bytes:
     if isinstance(picture, bytes):
         return picture
+    if isinstance(picture, Image.Image):
+        picture = upright_rgb(picture)
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
             raise UnusablePicture(f"its array is {picture.shape} {picture.dtype}, expected (height, width, 3) uint8")
-        return _encoded(Image.fromarray(picture), "PPM")  # which need not be compressed
-    if isinstance(picture, Image.Image):
-        upright = ImageOps.exif_transpose(picture)
-        return _encoded(upright if upright.mode in KEPT_MODES else upright.convert("RGB"), "PNG")
+        stream = io.BytesIO()
+        Image.fromarray(picture).save(stream, "PPM")  # which need not be compressed
+        return stream.getvalue()
     path = Path(picture)
     try:
         return sys.stdin.buffer.read() if path == STANDARD_INPUT else path.read_bytes()
     except OSError as error:
         raise UnusablePicture(f"it cannot be read ({error.strerror})") from error
-
-
-def _encoded(picture: Image.Image, format: str) -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, format)
-    return stream.getvalue()
 
 
 def class_of(path: Path, preprocessing: Preprocessing) -> int | None:

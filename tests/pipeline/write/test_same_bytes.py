@@ -1,7 +1,7 @@
-"""The same source, options and encoder give the same bytes on every machine: two data sets, known by their hashes.
+"""The same source, options and encoder give the same bytes on every machine: data sets known by their hashes.
 
-The pictures are integers, not those of pipeline.sample, whose sines and powers differ in the last bit from processor to
-processor. Where a change of what is written is meant, the failing test says what to put here.
+Of generated pictures, and of files that take each way through sharding. Where a change of what is written is meant, the
+failing test says what to put here.
 """
 
 import hashlib
@@ -18,13 +18,16 @@ from PIL import ExifTags, Image
 from pictures import encoded
 from pipeline.manifest import DATASET_FILE
 from pipeline.picture.jpeg import encoder_version
+from pipeline.sample import SampleConfig, make
 from pipeline.shard import ShardOptions, shard
 
 ENCODER = "simplejpeg 1.9.0, cykooz-resizer 4.0.1, Pillow 13.0.0"
-# SHA-256 of dataset.json, which holds those of all files but the indexes; by --size.
+# SHA-256 of dataset.json, which holds those of all files but the indexes; by source and --size.
+SAMPLE, FORMATS = "sample", "formats"
 GOLDEN = {
-    64: "7c252ba71f2aade51d14165770fbc18c6e4cdac05d41711c43e9a36269a62eca",
-    0: "a1c526a7c3fdf66f91703d34cf788856985781e23fe6839696b79448a68242cd",
+    (SAMPLE, 64): "2ac1ef76772c171a658df346800ded9e0a6755ebcaceb9cd0c88493266e7dd5b",
+    (FORMATS, 64): "7c252ba71f2aade51d14165770fbc18c6e4cdac05d41711c43e9a36269a62eca",
+    (FORMATS, 0): "a1c526a7c3fdf66f91703d34cf788856985781e23fe6839696b79448a68242cd",
 }
 pytestmark = pytest.mark.skipif(encoder_version() != ENCODER, reason=f"another encoder than {ENCODER}")
 
@@ -69,30 +72,45 @@ def write_source(root: Path) -> Path:
     return root
 
 
-def dataset_sha256(folder: Path, size: int) -> str:
-    source, out = write_source(folder / "source"), folder / "out"
+def write_sample(root: Path) -> Path:
+    """A small sample of pipeline.sample's."""
+    make(SampleConfig(dir=root, train_pictures=3, val_pictures=1, side=(64, 150), workers=1))
+    return root
+
+
+def dataset_sha256(folder: Path, kind: str, size: int) -> str:
+    source, out = {SAMPLE: write_sample, FORMATS: write_source}[kind](folder / "source"), folder / "out"
     assert shard(ShardOptions(source=source, out=str(out), size=size, workers=1)) == 0
     return hashlib.sha256((out / DATASET_FILE).read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("size", GOLDEN)
-def test_the_bytes_are_those_of_every_machine(size: int, tmp_path: Path) -> None:
-    assert dataset_sha256(tmp_path, size) == GOLDEN[size], f"other bytes; where that is meant, put them into {__file__}"
+@pytest.mark.parametrize(("kind", "size"), GOLDEN)
+def test_the_bytes_are_those_of_every_machine(kind: str, size: int, tmp_path: Path) -> None:
+    found = dataset_sha256(tmp_path, kind, size)
+    assert found == GOLDEN[kind, size], f"other bytes; where that is meant, put them into {__file__}"
 
 
 def least_instructions() -> dict[str, str]:
-    """Environment variables under which numpy, libjpeg-turbo and OpenBLAS use no more than the least processor has."""
+    """Variables that let numpy, libjpeg-turbo, OpenBLAS and the C library use what the least processor has."""
     found: list[str] = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])  # type: ignore[index, assignment]
-    return {"NPY_DISABLE_CPU_FEATURES": " ".join(found), "JSIMD_FORCENONE": "1", "OPENBLAS_CORETYPE": "Prescott"}
+    return {
+        "NPY_DISABLE_CPU_FEATURES": " ".join(found),
+        "JSIMD_FORCENONE": "1",
+        "OPENBLAS_CORETYPE": "Prescott",
+        "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2,-FMA",
+    }
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the variables are those of x86-64")
 def test_lesser_instructions_write_the_same_bytes(tmp_path: Path) -> None:
     """The resizer has no such variable; test_resize.py holds its instruction sets against one another."""
     script = (
-        f"import test_same_bytes, pathlib; print(test_same_bytes.dataset_sha256(pathlib.Path({str(tmp_path)!r}), 64))"
+        "import pathlib, sys, test_same_bytes as same\n"
+        "for kind, size in same.GOLDEN:\n"
+        "    print(same.dataset_sha256(pathlib.Path(sys.argv[1], f'{kind} {size}'), kind, size))"
     )
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     environment = {**os.environ, **least_instructions(), "PYTHONPATH": path}
-    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
-    assert run.stdout.split()[-1:] == [GOLDEN[64]], run.stderr
+    words = [sys.executable, "-c", script, str(tmp_path)]
+    run = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
+    assert [line for line in run.stdout.split() if len(line) == 64] == list(GOLDEN.values()), run.stderr
