@@ -81,7 +81,7 @@ def with_clutter(canvas: Canvas, at: Plane, dice: RandomDraws) -> Canvas:
     return canvas
 
 
-def slice_near(axis: NDArray[np.float64], middle: float, length: float) -> slice:
+def slice_near(axis: Field, middle: float, length: float) -> slice:
     """The slice of an ascending axis that a shape of this half-length at `middle` can reach, at any rotation."""
     low, high = np.searchsorted(axis, [middle - 1.1 * length, middle + 1.1 * length])
     return slice(int(low), int(high))
