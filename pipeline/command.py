@@ -74,7 +74,8 @@ def run_command(main: Callable[[], int], *, results: bool = False) -> NoReturn:
 def _require_utf8() -> None:
     """Start this command anew in Python's UTF-8 mode where the locale has another encoding.
 
-    Names of files and the bytes of a data set must not depend on a locale; processes that are started inherit it.
+    Names of files and the bytes of a data set must not depend on a locale; processes that are started inherit it. Not
+    where `-X utf8=0` forbids it.
     """
     if sys.getfilesystemencoding() == "utf-8" or "utf8" in sys._xoptions:
         return
@@ -127,13 +128,13 @@ def _open_streams() -> None:
 
 
 def _robust(stream: TextIO | None, number: int) -> TextIO:
-    return io.TextIOWrapper(
-        io.BufferedWriter(Output(number, "w", closefd=False)),
-        encoding=getattr(stream, "encoding", "utf-8"),
-        errors="backslashreplace",
-        line_buffering=getattr(stream, "line_buffering", False),
-        write_through=getattr(stream, "write_through", False),
-    )
+    # Unbuffered (python -u, as under torchrun and in containers) is by lines here: no line waits, as is meant.
+    at_once = getattr(stream, "line_buffering", False) or getattr(stream, "write_through", False)
+    # Where there was none a library may have opened a file of its own under that number since.
+    place = os.devnull if stream is None else number
+    output = io.BufferedWriter(Output(place, "w", closefd=stream is None))
+    encoding = getattr(stream, "encoding", "utf-8")
+    return io.TextIOWrapper(output, encoding=encoding, errors="backslashreplace", line_buffering=at_once)
 
 
 def output_of(stream: TextIO) -> Output | None:

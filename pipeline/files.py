@@ -154,7 +154,7 @@ def try_lock(file: IO[Any]) -> bool:
 
 def limit_remedy(error: OSError) -> str:
     """What to do where the limit of open files is the cause of an error; empty for another cause."""
-    if error.errno not in (errno.EMFILE, errno.ENFILE):
+    if error.errno != errno.EMFILE:
         return ""
     return f"raise the limit of open files, now {resource.getrlimit(resource.RLIMIT_NOFILE)[0]:,} (ulimit -n)"
 

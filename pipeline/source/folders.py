@@ -13,6 +13,7 @@ from pipeline.source.names import is_passed_over, is_picture, passed_over_as
 
 Identity = tuple[int, int]  # device and inode: what two paths to one folder have in common
 
+_MARKS: Final = (DATASET_FILE, UNFINISHED_FILE)
 DATA_SETS: Final = "folders that pipeline.shard writes"
 ASTRAY: Final = "links to a folder above or in another class"
 BROKEN: Final = "links that lead nowhere"
@@ -92,7 +93,9 @@ def has_pictures(folder: Path, depth: int = 1) -> bool:
     """Whether pictures lie in a folder that can be read, or so deep below it: by their names, to be quick."""
     try:
         with os.scandir(folder) as scanned:
-            entries = [] if _is_output(str(folder)) else [each for each in scanned if not is_passed_over(each.name)]
+            entries = [each for each in scanned if not is_passed_over(each.name)]
+        if any(each.name in _MARKS for each in entries) and _is_output(str(folder)):
+            return False
         if any(is_picture(each.name) and each.is_file() for each in entries):
             return True
         return depth > 1 and any(has_pictures(Path(each.path), depth - 1) for each in entries if each.is_dir())
@@ -164,9 +167,15 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 
 
 def _is_output(folder: str) -> bool:
-    """Whether pipeline.shard writes there; a class may hold other files that are called `dataset.json`."""
-    marks = [path for name in (DATASET_FILE, UNFINISHED_FILE) if os.path.isfile(path := os.path.join(folder, name))]
-    return any(not (data := Path(path).read_bytes()) or b'"source_sha256"' in data for path in marks)
+    """Whether pipeline.shard writes there; a class may hold other files that are called so.
+
+    Its marker is empty only where it has not begun to write anything else.
+    """
+    marks = [path for name in _MARKS if os.path.isfile(path := os.path.join(folder, name))]
+    return any(
+        b'"source_sha256"' in data or (not data and len(os.listdir(folder)) == 1)
+        for data in (Path(path).read_bytes() for path in marks)
+    )
 
 
 def _stat(entry: "os.DirEntry[str]") -> os.stat_result | None:

@@ -30,6 +30,7 @@ MANIFEST: Final = "manifest.json"
 LATEST: Final = "LATEST"
 SCHEMA_VERSION: Final = 1
 NETWORK_FILE: Final = "network.safetensors"
+_LEFT: Final = ("tmp", "replaced", "removed")  # with a dot before: what is no checkpoint yet, or no more
 MOMENTUM: Final = "momentum."  # before a velocity's name in a tower's file; weights have their plain names
 
 Tensors = dict[str, dict[str, Tensor]]  # by file name, then by tensor name
@@ -124,7 +125,7 @@ def read_tensor_file(path: Path, wanted: Callable[[str], bool]) -> dict[str, Ten
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys() if wanted(name)}
-    except OSError:  # of a file system that cannot map files
+    except (OSError, MemoryError):  # the file system, or a limit, does not let it be mapped
         return {name: tensor for name, tensor in deserialise(path.read_bytes()).items() if wanted(name)}
 
 
@@ -175,7 +176,12 @@ def save_checkpoint(
         replaced = parent / f".replaced-{attempt}"
         if final.exists():
             final.rename(replaced)
-        temporary.rename(final)
+        try:
+            temporary.rename(final)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(final)
+            raise
         shutil.rmtree(replaced, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -269,17 +275,26 @@ def find_checkpoint(path: Path) -> Checkpoint:
 def clear_unfinished(run_folder: Path) -> None:
     """Remove what interrupted saves left behind; only for the worker that holds the lock on the run's folder."""
     for path in (run_folder / FOLDER).glob(".replaced-*"):
-        replaced = re.match(r"\.replaced-(step-\d{8,})", path.name)
-        if replaced and not (final := path.with_name(replaced[1])).exists():
-            path.rename(final)  # interrupted between two renames
+        if (final := _replaced_by(path)) and not final.exists():  # interrupted between two renames
+            try:
+                path.rename(final)
+            except OSError as error:
+                reason = f"{path} cannot be renamed to {final.name} ({error.strerror}), expected to put it back"
+                raise InputError(f"{reason}; mend the rights of its folder, or its disk") from error
     for path, error in remove_leftovers(run_folder).items():
         say(describe_unremoved(path, error))
 
 
 def remove_leftovers(run_folder: Path) -> dict[Path, OSError]:
-    """Remove folders whose names loading ignores, while no save is under way; returns those that cannot be, and why."""
-    hidden = [path for path in (run_folder / FOLDER).glob(".*") if path.is_dir()]
-    return _cannot(shutil.rmtree, hidden)
+    """Remove what saves and removals have left, while no save is under way; returns what cannot be, and why."""
+    left = [path for kind in _LEFT for path in (run_folder / FOLDER).glob(f".{kind}-step-*") if not path.is_symlink()]
+    return _cannot(shutil.rmtree, [path for path in left if not (final := _replaced_by(path)) or final.exists()])
+
+
+def _replaced_by(path: Path) -> Path | None:
+    """The checkpoint in whose place a replaced one was; None where a path is no such one."""
+    replaced = re.match(r"\.replaced-(step-\d{8,})", path.name)
+    return path.with_name(replaced[1]) if replaced else None
 
 
 def describe_unremoved(path: Path, error: OSError) -> str:

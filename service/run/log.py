@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -59,7 +60,7 @@ class JsonLog:
             raise InputError(
                 f"{path} cannot be written ({error.strerror}), expected a run's file; mend its rights or make room"
             ) from error
-        self._waiting = content[len(before) :]
+        self._waiting = bytearray(content[len(before) :])
         self._write()
 
     @classmethod
@@ -85,7 +86,7 @@ class JsonLog:
         failed_before = self.fault
         try:
             while self._waiting:
-                self._waiting = self._waiting[self._file.write(self._waiting) :]
+                del self._waiting[: self._file.write(self._waiting)]
             self.fault = ""
         except OSError as error:
             self.failures += 1
@@ -106,7 +107,8 @@ class JsonLog:
         if self._waiting:
             lost = self.lost + self._waiting.count(b"\n")
             self._say(f"{self._path} lacks {lost:,} lines: it cannot be written ({self.fault})")
-        self._file.close()
+        with suppress(OSError):  # NFS tells then of what it could not write
+            self._file.close()
 
 
 def sample_steps(path: Path) -> list[dict[str, Any]]:

@@ -98,7 +98,6 @@ class CheckpointWriter:
 
     def _tidy(self, newest: Path) -> None:
         """What comes after a save that has succeeded, and cannot make it fail: remove old ones, count bytes."""
-        write_latest(newest)
         _, unremoved = prune_checkpoints(self._folder, self._keep, self._resumed_from, self._verified)
         for path, error in unremoved.items():
             if path not in self.unremoved:  # each is told once
@@ -107,6 +106,7 @@ class CheckpointWriter:
         self._metrics.unremoved.set(len(unremoved))
         self._metrics.checkpoint_bytes.set(_size(newest))
         self._metrics.checkpoints_bytes.set(_size(self._folder / FOLDER))
+        write_latest(newest)  # the last: it needs room, which the removals may have made
 
 
 def _size(folder: Path) -> int:

@@ -124,7 +124,7 @@ def alerts(
     for name, why in unwritten.items():
         found.append(alert("TrainerWritesFailing", "warning", f"{name} cannot be written ({why}); its lines wait"))
     if lost := values["trainer_failed_writes_total console"]:
-        found.append(alert("TrainerConsoleLost", "info", f"{lost:,.0f} lines for the console are lost"))
+        found.append(alert("TrainerConsoleLost", "info", f"{lost:,.0f} writes to the console failed: nobody reads it"))
     if unremoved := values["trainer_checkpoints_unremoved"]:
         words = f"{unremoved:,.0f} old checkpoints cannot be removed; the worker's log says why"
         found.append(alert("TrainerCheckpointsUnremoved", "warning", words))

@@ -208,3 +208,11 @@ def test_nohup_is_respected() -> None:
     words = ["env", "--ignore-signal=HUP", sys.executable, "-c", code]
     done = subprocess.run(words, capture_output=True, text=True, timeout=50)
     assert (done.returncode, done.stdout, done.stderr) == (0, "after\n", "")
+
+
+def test_no_line_waits_where_python_is_unbuffered() -> None:
+    """As under torchrun and in containers, where a process may be killed at any time."""
+    code = "import os, sys; from pipeline.command import run_command, say\n"
+    code += "run_command(lambda: (say('told'), print('shown'), os.abort()))"
+    done = subprocess.run([sys.executable, "-u", "-c", code], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout, done.stderr) == (-6, "shown\n", "told\n")

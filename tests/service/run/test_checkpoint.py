@@ -241,3 +241,49 @@ def test_what_cannot_be_removed_is_left_told_and_tried_again(
         paths[2].name,
         "step-00000004",
     ]
+
+
+def test_folders_of_others_stay(tmp_path: Path) -> None:
+    path = save_step(tmp_path, 1)
+    others = [path.with_name(name) for name in (".ipynb_checkpoints", ".snapshot", ".tmp")]
+    for other in others:
+        other.mkdir()
+    path.with_name(".removed-step-00000001-link").symlink_to(path)
+    clear_unfinished(tmp_path)
+    assert prune_checkpoints(tmp_path, 2, None, set()) == ([], {})
+    assert all(other.exists() for other in others) and read_checkpoint(path)
+
+
+def test_a_step_that_cannot_be_saved_again_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save_step(tmp_path, 4)
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name.startswith(".tmp-"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(self))
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", failing)
+        with pytest.raises(OSError, match="Input/output error"):
+            save_step(tmp_path, 4, 0.9, 0.8, 0.7, 0.6)
+    assert read_checkpoint(path).state.history == () and [path] == list(path.parent.iterdir())
+
+
+def test_a_replaced_checkpoint_that_cannot_be_put_back_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_step(tmp_path, 4)
+    replaced = path.rename(path.with_name(f".replaced-{path.name}-0123abcd"))
+
+    def failing(self: Path, target: Path) -> Path:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", failing)
+        with pytest.raises(InputError, match=r"cannot be renamed to step-00000004 \(Read-only file system\)"):
+            clear_unfinished(tmp_path)
+    prune_checkpoints(tmp_path, 2, None, set())
+    assert replaced.exists()
+    clear_unfinished(tmp_path)
+    assert read_checkpoint(path)
