@@ -29,8 +29,8 @@ run_command(main)
 
 def run(body: str, number: str = "signal.SIGINT") -> tuple[int, str, str]:
     code = START.replace("BODY", body).replace("NUMBER", number)
-    # A shell's background jobs, tests too, ignore Ctrl-C.
-    command = ["env", "--default-signal=INT", sys.executable, "-c", code]
+    # A shell's background jobs ignore Ctrl-C, those of nohup SIGHUP; tests may be either.
+    command = ["env", "--default-signal=INT,HUP", sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, timeout=50)
     return done.returncode, done.stdout, done.stderr
 

@@ -51,18 +51,20 @@ def positions_by_step(folder: Path) -> dict[int, list[int]]:
 
 
 # A run of 2 in the layout of `auto`, towers, is in the tests below, and half of what 4 do.
-PHASES = ((1, 2, "auto"), (4, 6, "auto"), (3, 8, "auto"), (2, 11, "2014"), (1, 12, "auto"))
+MANY = ((1, 2, "auto"), (4, 6, "auto"), (3, 8, "auto"), (2, 11, "2014"), (1, 12, "auto"))
+FEW = ((3, 8, "auto"), (1, 12, "auto"))
 
 
+@pytest.mark.parametrize("phases", [FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=["few", "many"])
 def test_a_run_goes_on_under_any_number_of_ranks_without_skipping_or_repeating_a_sample(
-    shards: Path, tmp_path: Path
+    shards: Path, tmp_path: Path, phases: tuple[tuple[int, int, str], ...]
 ) -> None:
     """12 steps of 10 over 30 pictures, by 1, 4, 3, 2 and 1 ranks, in three layouts: changes in the middle of epochs."""
     reference, out, record = tmp_path / "reference", tmp_path / "out", tmp_path / "record"
     record.mkdir()
     arguments = in_float64(shards, reference, "--batch-size", "10", "--max-steps", "12")
     assert run(arguments, RECORD=str(tmp_path))[0] == 0
-    for ranks, steps, layout in PHASES:
+    for ranks, steps, layout in phases:
         arguments = in_float64(shards, out, "--batch-size", "10", "--max-steps", str(steps), "--parallel", layout)
         status, output = run(torchrun(arguments, ranks) if ranks > 1 else arguments, RECORD=str(record))
         assert status == 0, output
