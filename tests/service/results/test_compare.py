@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pipeline.command import InputError
-from processes import command, run
+from processes import command, run, wrong_in_turn
 from service.results.curves import COLOURS, curves_figure, curves_png
 from service.results.history import RunHistory, mean_points, read_histories, read_history, short_names
 from service.results.table import HEADINGS, LAST_STEPS, markdown, table_rows
@@ -38,10 +38,9 @@ def write_run(folder: Path, *, epochs: int = 3, steps: int = 40, validates: bool
     return folder
 
 
-def compare(*arguments: object) -> "subprocess.CompletedProcess[str]":
-    """The command as a process of its own."""
-    words = [sys.executable, "-m", "service.compare", *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, timeout=100)
+def compare(*arguments: object) -> list[str]:
+    """The command line."""
+    return [sys.executable, "-m", "service.compare", *map(str, arguments)]
 
 
 def test_a_runs_history_is_what_its_log_says(tmp_path: Path) -> None:
@@ -175,7 +174,8 @@ def test_a_real_run_and_a_wrong_call(shards: Path, tmp_path: Path) -> None:
         status, output = run(command(shards, tmp_path / name, "--epochs", "2", "--seed", seed))
         assert status == 0, output
     out, table = tmp_path / "picture.png", tmp_path / "table.md"
-    done = compare(tmp_path / "one", tmp_path / "two", "--out", out, "--table", table)
+    words = compare(tmp_path / "one", tmp_path / "two", "--out", out, "--table", table)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["run", "one", "two"]
     with Image.open(out) as picture:
@@ -189,7 +189,7 @@ def test_a_real_run_and_a_wrong_call(shards: Path, tmp_path: Path) -> None:
         (tmp_path / "one", "--table", tmp_path / "none/table.md", "--out", tmp_path / "x.png"): "give another --table",
         (): "no run is named",
     }
-    for arguments, message in wrong.items():
-        done = compare(*arguments)
-        assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    lines = wrong_in_turn(*(compare(*arguments) for arguments in wrong))
+    for line, message in zip(lines, wrong.values(), strict=True):
+        assert message in line
     assert out.read_bytes() == before and not (tmp_path / "x.png").exists()
