@@ -83,7 +83,8 @@ class CheckpointWriter:
         except OSError as error:
             self._metrics.checkpoint_failures.inc()
             self.failed = (
-                f"checkpoint of step {state.step} failed ({error}); kept: {self.last_good or 'none'}; make room or mend the disk"
+                f"checkpoint of step {state.step} failed ({error}); kept: {self.last_good or 'none'}; "
+                "make room or mend the disk"
             )
             self._say(self.failed)
             return False
