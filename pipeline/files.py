@@ -7,9 +7,11 @@ import errno
 import fcntl
 import hashlib
 import io
+import math
 import os
 import resource
 import secrets
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -88,13 +90,27 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
 
 def remove_unneeded(names: Iterable[_T], remove: Callable[[_T], object]) -> None:
     """Remove what finished work does not need; what cannot be removed is told, and makes nothing unfinished."""
+    for name, error in remove_each(names, remove).items():
+        say(f"notice: {printable(str(name))} cannot be removed ({error.strerror}); it is left, and not needed")
+
+
+def remove_each(names: Iterable[_T], remove: Callable[[_T], object]) -> dict[_T, OSError]:
+    """Remove all that can be removed; returns what cannot be, and why."""
+    errors: dict[_T, OSError] = {}
     for name in names:
         try:
             remove(name)
         except FileNotFoundError:  # somebody else has removed it
             pass
         except OSError as error:
-            say(f"notice: {printable(str(name))} cannot be removed ({error.strerror}); it is left, and not needed")
+            errors[name] = error
+    return errors
+
+
+def free_bytes(folder: Path) -> float:
+    """What is free on the file system of a folder; infinite where it does not know how large it is."""
+    total, _, free = shutil.disk_usage(folder)
+    return free if total else math.inf
 
 
 def is_temporary(name: str) -> bool:

@@ -7,7 +7,6 @@ a data set.
 
 import errno
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -23,10 +22,11 @@ from pipeline.command import EXIT_DONE, InputError, end_on_signals, printable, r
 from pipeline.cpus import usable_cores
 from pipeline.executors.dask import LOCAL, is_executor, open_pool
 from pipeline.executors.ordered import results_in_order
-from pipeline.files import is_temporary, limit_remedy, remove_unneeded
+from pipeline.files import free_bytes, is_temporary, limit_remedy, remove_unneeded
 from pipeline.folder import Folder, folder_at
 from pipeline.manifest import CONTACT_FILE, DATASET_FILE, REJECTS_FILE, Dataset, parse_dataset
-from pipeline.picture.jpeg import STATISTICS_SIZE, encoder_version
+from pipeline.picture.jpeg import encoder_version
+from pipeline.picture.unusable import STATISTICS_SIZE
 from pipeline.progress import progress, spinner
 from pipeline.source.ilsvrc import Source, find_pictures
 from pipeline.source.listing import UnreadablePicture
@@ -196,11 +196,10 @@ def _with_validation(source: Source, options: ShardOptions) -> Source:
 
 
 def _require_room(out: Path, needed: float) -> None:
-    total, _, free = shutil.disk_usage(out)
-    if total and free < needed:  # no total: a file system that does not know how large it is
+    if (free := free_bytes(out)) < needed:
         raise InputError(
-            f"the disk of {out} has {decimal(free)} free, expected about {decimal(round(needed))} more for the data "
-            "set; free some or give --out on another disk"
+            f"the disk of {out} has {decimal(round(free))} free, expected about {decimal(round(needed))} more for the "
+            "data set; free some or give --out on another disk"
         )
 
 

@@ -14,7 +14,8 @@ from pipeline.check.faults import Fault, Faults
 from pipeline.check.tar import LABEL, PICTURE, ExpectedMember, FoundMember, HashingReader, check_members
 from pipeline.folder import Folder, folder_at
 from pipeline.manifest import Shard, index_name
-from pipeline.picture.jpeg import UnusablePicture, verified_header
+from pipeline.picture.jpeg import verified_header
+from pipeline.picture.unusable import UnusablePicture
 from pipeline.write.shard import MAX_SOURCE_BYTES, TarMember, index_bytes
 
 _Members = tuple[TarMember, ...]

@@ -23,18 +23,7 @@ from pipeline.picture.readers import read_alike
 from pipeline.picture.resize import central_square, resizer_version
 from pipeline.picture.scans import require_whole_scans
 from pipeline.picture.segments import Frame, frame
-from pipeline.picture.unusable import MOST_PIXELS, STATISTICS_SIZE, TOO_LARGE, UnusablePicture, require_size
-
-__all__ = [  # of unusable.py too what callers of this file need
-    "MOST_PIXELS",
-    "STATISTICS_SIZE",
-    "Header",
-    "UnusablePicture",
-    "encoder_version",
-    "to_jpeg",
-    "to_square",
-    "verified_header",
-]
+from pipeline.picture.unusable import STATISTICS_SIZE, TOO_LARGE, UnusablePicture, require_size
 
 _JPEG: Final = b"\xff\xd8"
 # Extra bytes between the last block and the end mark: nothing of the picture is missing. ImageNet has such pictures

@@ -22,7 +22,8 @@ from pipeline.command import InputError
 from pipeline.files import sha256_of_stream
 from pipeline.folder import folder_at
 from pipeline.manifest import SAMPLE_DTYPE, Shard, index_name
-from pipeline.picture.jpeg import STATISTICS_SIZE, UnusablePicture, encoder_version, to_jpeg
+from pipeline.picture.jpeg import encoder_version, to_jpeg
+from pipeline.picture.unusable import STATISTICS_SIZE, UnusablePicture
 from pipeline.source.listing import Picture, UnreadablePicture, read_picture
 from pipeline.write.record import Reject, ShardResult, is_shard_done, write_record
 from pipeline.write.stats import PixelSums, add_picture, empty_sums

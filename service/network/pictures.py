@@ -14,7 +14,8 @@ from PIL import Image
 from pipeline.command import InputError
 from pipeline.load.graph import decode_squares
 from pipeline.picture.by_pillow import upright_rgb
-from pipeline.picture.jpeg import UnusablePicture, to_jpeg, to_square
+from pipeline.picture.jpeg import to_jpeg, to_square
+from pipeline.picture.unusable import UnusablePicture
 from pipeline.source.names import is_passed_over, is_picture
 from service.run.preprocessing import Preprocessing
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from shutil import disk_usage
 from typing import Final, Protocol
 
 import numpy as np
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.command import InputError
-from pipeline.files import fsync_file, fsync_folder, is_temporary, remove_unneeded, sha256_of, try_lock
+from pipeline.files import free_bytes, fsync_file, fsync_folder, is_temporary, remove_unneeded, sha256_of, try_lock
 from pipeline.folder import is_system_folder
 from pipeline.load.loader import Loader
 from pipeline.progress import Advance, spinner
@@ -191,8 +190,7 @@ def _rows_done(out: Path, facts: IndexFacts, descriptor: int) -> int:
 def _check_room(out: Path, facts: IndexFacts, descriptor: int) -> None:
     there = os.fstat(descriptor)
     needed = _place(facts, facts.samples) - min(there.st_size, there.st_blocks * 512) + SPARE_BYTES
-    total, _, free = disk_usage(out)
-    if total and free < needed:  # no total: a file system that does not know how large it is
+    if (free := free_bytes(out)) < needed:
         raise InputError(
             f"the disk of {out} has {free:,} bytes free, expected {needed:,} for {facts.samples:,} x {facts.width:,} "
             "features; make room or give another --out"

@@ -23,7 +23,7 @@ from torch import Tensor
 from model.network import Network
 from model.optim import MomentumSGD
 from pipeline.command import InputError, say
-from pipeline.files import fsync_folder, sha256_of, write_atomic
+from pipeline.files import fsync_folder, remove_each, sha256_of, write_atomic
 
 FOLDER: Final = "checkpoints"
 MANIFEST: Final = "manifest.json"
@@ -288,7 +288,7 @@ def clear_unfinished(run_folder: Path) -> None:
 def remove_leftovers(run_folder: Path) -> dict[Path, OSError]:
     """Remove what saves and removals have left, while no save is under way; returns what cannot be, and why."""
     left = [path for kind in _LEFT for path in (run_folder / FOLDER).glob(f".{kind}-step-*") if not path.is_symlink()]
-    return _cannot(shutil.rmtree, [path for path in left if not (final := _replaced_by(path)) or final.exists()])
+    return remove_each((path for path in left if not (final := _replaced_by(path)) or final.exists()), shutil.rmtree)
 
 
 def _replaced_by(path: Path) -> Path | None:
@@ -315,26 +315,13 @@ def prune_checkpoints(
     best = min(sound, key=_error_measured, default=None)
     stay = {*sound[:keep], best, resumed_from}
     old = [path for path in sound if path not in stay]
-    unremoved = _cannot(_hide, old)
+    unremoved = remove_each(old, _hide)
     return [path for path in old if path not in unremoved], unremoved | remove_leftovers(run_folder)
 
 
 def _hide(path: Path) -> None:
     # A removal that fails half-way must not leave half a checkpoint under a checkpoint's name.
     path.rename(path.with_name(f".removed-{path.name}-{secrets.token_hex(4)}"))
-
-
-def _cannot(do: Callable[[Path], None], paths: Iterable[Path]) -> dict[Path, OSError]:
-    """Do it to each path; returns those to which it cannot be done, and why."""
-    errors: dict[Path, OSError] = {}
-    for path in paths:
-        try:
-            do(path)
-        except FileNotFoundError:  # somebody else has removed it
-            pass
-        except OSError as error:
-            errors[path] = error
-    return errors
 
 
 def _error_measured(path: Path) -> float:

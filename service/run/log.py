@@ -42,14 +42,13 @@ class JsonLog:
     fault = ""  # why the last one did; empty where it did not
     lost = 0  # lines for which there was no room in memory either
 
-    def __init__(self, path: Path, lines: Iterable[bytes], say: Callable[[str], None]):
-        """Open `path` with just these lines in it; InputError where that cannot be.
+    def __init__(self, path: Path, before: bytes, content: bytes, say: Callable[[str], None]):
+        """Open `path`, which holds `before`, with just this content; InputError where that cannot be.
 
-        Where the file begins with them, as it usually does, or they with it, that takes no room on the disk.
+        Where one of the two begins with the other, as usually, that takes no room on the disk.
         """
         self._path, self._say = path, say
         try:
-            content, before = b"".join(lines), b"" if path == NOWHERE else _content(path)
             if content[: len(before)] != before[: len(content)]:
                 write_atomic(path, content)
                 before = content
@@ -66,12 +65,14 @@ class JsonLog:
     @classmethod
     def truncated_to(cls, path: Path, last_step: int, say: Callable[[str], None]) -> "JsonLog":
         """Open `path` without what lies after `last_step`: steps that a resume is about to do again."""
-        return cls(path, [line for line in _lines(path) if _step(line) <= last_step], say)
+        before = _content(path)
+        kept = (line for line in before.splitlines(keepends=True) if _step(line) <= last_step)
+        return cls(path, before, b"".join(kept), say)
 
     @classmethod
     def with_records(cls, path: Path, records: Iterable[dict[str, Any]], say: Callable[[str], None]) -> "JsonLog":
         """Open `path` with just these records in it."""
-        return cls(path, map(_line, records), say)
+        return cls(path, _content(path), b"".join(map(_line, records)), say)
 
     def append(self, record: dict[str, Any]) -> None:
         """Add a record."""

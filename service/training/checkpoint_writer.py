@@ -68,7 +68,7 @@ class CheckpointWriter:
     ):
         """files: others that every checkpoint holds, by name; collect: adds those of other processes' towers."""
         self.last_good, self.failed = resumed_from, ""  # failed: why the last save did, or empty
-        self.unremoved: set[Path] = set()  # old checkpoints that are still there because they cannot be removed
+        self._unremoved: set[Path] = set()  # old checkpoints that are still there because they cannot be removed
         self._folder, self._run, self._files, self._metrics = folder, run, files, metrics
         self._say, self._collect = say, collect
         self._keep, self._resumed_from = keep, resumed_from
@@ -101,9 +101,9 @@ class CheckpointWriter:
         """What comes after a save that has succeeded, and cannot make it fail: remove old ones, count bytes."""
         _, unremoved = prune_checkpoints(self._folder, self._keep, self._resumed_from, self._verified)
         for path, error in unremoved.items():
-            if path not in self.unremoved:  # each is told once
+            if path not in self._unremoved:  # each is told once
                 self._say(describe_unremoved(path, error))
-        self.unremoved = set(unremoved)
+        self._unremoved = set(unremoved)
         self._metrics.unremoved.set(len(unremoved))
         self._metrics.checkpoint_bytes.set(_size(newest))
         self._metrics.checkpoints_bytes.set(_size(self._folder / FOLDER))

@@ -10,7 +10,8 @@ from PIL import Image
 
 from pictures import encoded
 from pipeline.picture.by_pillow import rgb_pixels
-from pipeline.picture.jpeg import UnusablePicture, to_jpeg
+from pipeline.picture.jpeg import to_jpeg
+from pipeline.picture.unusable import UnusablePicture
 
 SIDE = 64
 SHARES = (np.arange(SIDE * SIDE).reshape(SIDE, SIDE) + 0.5) / SIDE**2  # of white, from nearly 0 to nearly 1

@@ -13,7 +13,8 @@ from PIL import Image
 
 from jpeg_files import EOI, HARMLESS, PHOTO, PLAIN, RESTARTS, overwritten, padded, place, places, put_before, scan_start
 from pictures import encoded
-from pipeline.picture.jpeg import UnusablePicture, to_jpeg, verified_header
+from pipeline.picture.jpeg import to_jpeg, verified_header
+from pipeline.picture.unusable import UnusablePicture
 
 OPTIMISED = encoded(PHOTO, quality=90, optimize=True)
 PROGRESSIVE = encoded(PHOTO, quality=90, progressive=True, restart_marker_rows=1)

@@ -12,7 +12,8 @@ from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 from jpeg_files import exif
 from pictures import encoded, photo
 from pipeline.picture.by_pillow import rgb_pixels
-from pipeline.picture.jpeg import UnusablePicture, to_jpeg, to_square
+from pipeline.picture.jpeg import to_jpeg, to_square
+from pipeline.picture.unusable import UnusablePicture
 
 PHOTO = photo(4, 60, 40)
 PIXELS = np.asarray(PHOTO)

@@ -21,9 +21,10 @@ from jpeg_files import (
     scan_start,
 )
 from pictures import encoded
-from pipeline.picture.jpeg import UnusablePicture, to_jpeg, to_square, verified_header
+from pipeline.picture.jpeg import to_jpeg, to_square, verified_header
 from pipeline.picture.resize import central_square
 from pipeline.picture.scans import DamagedScan, require_whole_scans
+from pipeline.picture.unusable import UnusablePicture
 
 WAYS = {
     "interleaved": interleaved,

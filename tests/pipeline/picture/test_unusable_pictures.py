@@ -8,7 +8,8 @@ from PIL import Image
 
 from picture_files import KINDS, QUALITY, SIZE, UNUSABLE, empty_png
 from pictures import decoded
-from pipeline.picture.jpeg import MOST_PIXELS, UnusablePicture, to_jpeg
+from pipeline.picture.jpeg import to_jpeg
+from pipeline.picture.unusable import MOST_PIXELS, UnusablePicture
 
 
 @pytest.mark.parametrize("size", [SIZE, 0])

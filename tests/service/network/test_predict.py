@@ -21,7 +21,7 @@ from model.views import Views
 from picture_files import KINDS, UNUSABLE
 from pictures import encoded, photo
 from pipeline.load.loader import DataConfig, Loader
-from pipeline.picture.jpeg import UnusablePicture
+from pipeline.picture.unusable import UnusablePicture
 from pipeline.shard import ShardOptions, shard
 from service import load
 from service.network.pictures import open_picture

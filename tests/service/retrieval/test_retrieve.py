@@ -256,7 +256,7 @@ def test_a_disk_without_room_is_one_line(
     many: Path, network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(writing, "disk_usage", lambda path: usage(10**9, 0, 1000))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 0, 1000))
     with pytest.raises(InputError, match="has 1,000 bytes free, expected 1,087,104 for 300 x 64 features"):
         make(monkeypatch, many, network, tmp_path / "index")
 
