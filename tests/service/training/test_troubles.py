@@ -23,7 +23,7 @@ def address(worker: subprocess.Popen[str]) -> str:
 
 
 def alerts(url: str) -> list[tuple[str, str]]:
-    """The alerts of the page, with their severities, sorted."""
+    """The alerts of the page, with their severities, sorted; up to a second old, as the server keeps a status."""
     with urllib.request.urlopen(f"{url}api/status") as response:
         return sorted((each["name"], each["severity"]) for each in json.load(response)["alerts"])
 
@@ -60,16 +60,17 @@ def test_neither_a_full_disk_nor_a_console_without_a_reader_ends_a_run(shards: P
     url = address(worker)
     wait_until(lambda: counted(url, "log") > 0, worker)
     wait_until(lambda: ("TrainerCheckpointFailing", "critical") in alerts(url), worker)  # they are larger than that
-    assert ("TrainerWritesFailing", "warning") in alerts(url) and not (tmp_path / "run" / FOLDER / "LATEST").exists()
+    wait_until(lambda: ("TrainerWritesFailing", "warning") in alerts(url), worker)
+    assert not (tmp_path / "run" / FOLDER / "LATEST").exists()
     assert worker.stdout
     worker.stdout.close()
     wait_until(lambda: counted(url, "console") > 0, worker)  # each epoch prints a line
-    assert ("TrainerConsoleLost", "info") in alerts(url)
+    wait_until(lambda: ("TrainerConsoleLost", "info") in alerts(url), worker)
     seen = len(losses(tmp_path / "run"))
     resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, UNLIMITED)  # there is room again
     wait_until(lambda: len(losses(tmp_path / "run")) > seen + 20, worker)
     wait_until(lambda: (tmp_path / "run" / FOLDER / "LATEST").exists(), worker)
-    assert alerts(url) == [("TrainerConsoleLost", "info")]
+    wait_until(lambda: alerts(url) == [("TrainerConsoleLost", "info")], worker)
     worker.send_signal(signal.SIGHUP)
     assert worker.wait(60) == 129 and all_are_saved(tmp_path / "run")
 
