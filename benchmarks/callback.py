@@ -26,8 +26,9 @@ import tyro
 from numpy.typing import NDArray
 
 from pipeline.files import write_atomic
+from pipeline.load.batch_loader import BatchLoader, graph_inputs
+from pipeline.load.config import DataConfig
 from pipeline.load.inputs import TrainInputs, replace_damaged
-from pipeline.load.loader import DataConfig, Loader, graph_inputs
 from pipeline.load.storage import SampleStore
 from pipeline.manifest import (
     DATASET_FILE,
@@ -140,7 +141,7 @@ def _dataset(split: Split, files: dict[str, str]) -> Dataset:
 
 def batches(root: Path, batch_size: int, output: Any = "uint8") -> Iterator[list[NDArray[np.uint8]]]:
     """The JPEG files of batch after batch; the parameters are drawn and laid out for the graph as well."""
-    loader = Loader(DataConfig(shards=root, output=output))
+    loader = BatchLoader(DataConfig(shards=root, output=output))
     store = SampleStore(root, loader.dataset, "train")
     augment = loader.config.augment
     rows = TrainInputs(

@@ -15,7 +15,7 @@ import torch
 import tyro
 from prometheus_client import CollectorRegistry
 
-from pipeline.memory import keep_freed_memory
+from pipeline.host.memory import keep_freed_memory
 from roofline import seconds_of
 from service.run.log import StepRecord
 from service.telemetry.heartbeat import Heartbeat

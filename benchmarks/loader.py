@@ -31,9 +31,10 @@ from nvidia.dali.types import Constant, DALIDataType, DALIImageType, DALIInterpT
 from PIL import Image
 from webdataset.compat import WebDataset
 
-from pipeline.cpus import usable_cores
+from pipeline.host.cpus import usable_cores
+from pipeline.load.batch_loader import BatchLoader
+from pipeline.load.config import DataConfig
 from pipeline.load.graph import DALI_TYPES, FULL_SIDE
-from pipeline.load.loader import DataConfig, Loader
 from pipeline.manifest import ColourStatistics, Dataset
 
 COLOUR_STD = 0.1  # of the shift's random factors, section 4.1
@@ -75,7 +76,7 @@ def main() -> None:
 def sides(options: Options, output: Output, threads: int) -> dict[str, Iterator[torch.Tensor]]:
     """Endless batches of each side."""
     config = DataConfig(shards=options.shards, output=output, threads=threads, prefetch=options.prefetch)
-    loader = Loader(config)
+    loader = BatchLoader(config)
     made = {
         "ours": ours(loader, options.batch_size),
         "fn.readers.webdataset": native(loader, options.batch_size),
@@ -85,12 +86,12 @@ def sides(options: Options, output: Output, threads: int) -> dict[str, Iterator[
     return made
 
 
-def ours(loader: Loader, batch_size: int) -> Iterator[torch.Tensor]:
+def ours(loader: BatchLoader, batch_size: int) -> Iterator[torch.Tensor]:
     """Our loader's pictures."""
     return (batch.pictures for batch in loader.train(batch_size))
 
 
-def native(loader: Loader, batch_size: int) -> Iterator[torch.Tensor]:
+def native(loader: BatchLoader, batch_size: int) -> Iterator[torch.Tensor]:
     """Pictures of a graph that reads the tars through their indexes and draws in the graph."""
     config, dataset = loader.config, loader.dataset
     tars = [str(config.shards / "train" / shard.name) for shard in dataset.splits["train"].shards]
@@ -118,7 +119,7 @@ def native(loader: Loader, batch_size: int) -> Iterator[torch.Tensor]:
         yield torch.from_dlpack(pictures.as_tensor())
 
 
-def transformed(jpegs: Any, loader: Loader) -> Any:
+def transformed(jpegs: Any, loader: BatchLoader) -> Any:
     """What our graph does to JPEG files, with draws of the graph's own."""
     config, dataset = loader.config, loader.dataset
     pictures: Any = fn.decoders.image(jpegs, device="cpu", output_type=DALIImageType.RGB, jpeg_fancy_upsampling=True)
@@ -150,7 +151,7 @@ def components(colour: ColourStatistics) -> list[NDArray[np.float32]]:
     return list((np.array(colour.eigenvectors) * np.array(colour.eigenvalues) / 255).T.astype(np.float32))
 
 
-def pillow(loader: Loader, batch_size: int) -> Iterator[torch.Tensor]:
+def pillow(loader: BatchLoader, batch_size: int) -> Iterator[torch.Tensor]:
     """Pictures as the webdataset library reads them, with Pillow and numpy for the rest."""
     config, dataset = loader.config, loader.dataset
     tars = [str(config.shards / "train" / shard.name) for shard in dataset.splits["train"].shards]
@@ -162,7 +163,7 @@ def pillow(loader: Loader, batch_size: int) -> Iterator[torch.Tensor]:
         yield torch.from_numpy(np.stack(list(itertools.islice(pictures, batch_size))))
 
 
-def picture(jpeg: bytes, dataset: Dataset, loader: Loader, generator: np.random.Generator) -> NDArray[Any]:
+def picture(jpeg: bytes, dataset: Dataset, loader: BatchLoader, generator: np.random.Generator) -> NDArray[Any]:
     """One picture decoded, cropped, mirrored and, as float32, normalised."""
     crop = loader.config.crop
     y, x = generator.integers(0, loader.crop_margin, 2, endpoint=True)

@@ -26,10 +26,11 @@ from model.alexnet import AlexNet, ModelConfig, Precision
 from model.optim import MomentumSGD, OptimConfig
 from model.parallel import Layout, make_parallel
 from model.step import StepControls, StepInputs, TrainingState, compiled_train_step
-from pipeline.cpus import usable_cores
-from pipeline.load.loader import DataConfig, Loader, central_crop
+from pipeline.host.cpus import usable_cores
+from pipeline.host.memory import keep_freed_memory
+from pipeline.load.batch_loader import BatchLoader, central_crop
+from pipeline.load.config import DataConfig
 from pipeline.manifest import load_mean
-from pipeline.memory import keep_freed_memory
 
 TRAINING: Final[dict[str, Layout | None]] = {
     "1 process": None,
@@ -63,7 +64,7 @@ def work_of(side: str, rank: int, options: Options) -> Callable[[], object]:
     torch.set_num_threads(options.threads // ranks)
     config = DataConfig(shards=options.shards, threads=options.threads // ranks)
     parallel = make_parallel(layout, rank, ranks, "cpu")
-    loader = Loader(config) if side == TWICE else Loader(config, rank=rank, world_size=ranks)
+    loader = BatchLoader(config) if side == TWICE else BatchLoader(config, rank=rank, world_size=ranks)
     batches = loader.train(options.batch_size)
     if side == TWICE:
         return lambda: next(batches)

@@ -32,7 +32,7 @@ import tyro
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.cpus import usable_cores
+from pipeline.host.cpus import usable_cores
 from service.retrieval.search import RowsFile, search
 
 CENTRES: Final = 1000

@@ -29,7 +29,7 @@ from model.flop import training_flops_per_picture
 from model.optim import MomentumSGD, OptimConfig
 from model.step import StepControls, StepInputs, TrainingState, compiled_train_step
 from peers import Work, plain, torchvision
-from pipeline.memory import keep_freed_memory
+from pipeline.host.memory import keep_freed_memory
 from roofline import least_bytes, parts_of, peaks, seconds_of
 from service.run.config import RECIPES, Run
 

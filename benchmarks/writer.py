@@ -34,7 +34,7 @@ from typing import NamedTuple
 
 import tyro
 
-from pipeline.cpus import usable_cores
+from pipeline.host.cpus import usable_cores
 from pipeline.picture.jpeg import encoder_version
 
 FFCV = """

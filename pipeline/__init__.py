@@ -14,10 +14,7 @@ What all folders share:
     randomness.py   counter-based random bits, permutations, uniform and normal numbers
     progress.py     progress bars on a terminal, plain lines elsewhere
     command.py      exit codes, signals, standard streams and one-line errors of every command
-    memory.py       keep freed memory in the process
-    address.py      HOST:PORT, as URLs have it
-    cpus.py         how many cores this process can keep busy: affinity and cgroups
 
-The folders are source, picture and synthetic (where pictures come from), write and check (shards), load (batches), and
-executors (who does the work).
+The folders are host (what this machine gives), source, picture and synthetic (where pictures come from), write and
+check (shards), load (batches), and executors (who does the work).
 """

@@ -21,10 +21,10 @@ import tyro
 from PIL import Image
 
 from pipeline.command import EXIT_DONE, InputError, end_on_signals, run_command
-from pipeline.cpus import usable_cores
 from pipeline.executors.ordered import results_in_order
 from pipeline.executors.pool import LocalPool
-from pipeline.memory import keep_freed_memory
+from pipeline.host.cpus import usable_cores
+from pipeline.host.memory import keep_freed_memory
 from pipeline.progress import progress
 from pipeline.synthetic.scene import GENERATOR, picture
 from pipeline.synthetic.textures import TEXTURES

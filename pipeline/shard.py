@@ -19,11 +19,11 @@ import tyro
 from rich.filesize import decimal
 
 from pipeline.command import EXIT_DONE, InputError, end_on_signals, printable, run_command
-from pipeline.cpus import usable_cores
 from pipeline.executors.dask import LOCAL, is_executor, open_pool
 from pipeline.executors.ordered import results_in_order
 from pipeline.files import free_bytes, is_temporary, limit_remedy, remove_unneeded
 from pipeline.folder import Folder, folder_at
+from pipeline.host.cpus import usable_cores
 from pipeline.manifest import CONTACT_FILE, DATASET_FILE, REJECTS_FILE, Dataset, parse_dataset
 from pipeline.picture.jpeg import encoder_version
 from pipeline.picture.unusable import STATISTICS_SIZE

@@ -22,11 +22,11 @@ from pipeline.check.faults import Fault, first_faults
 from pipeline.check.metadata import check_description, check_file, check_table, expected_names
 from pipeline.check.shard import ShardCheck, ShardReport, check_shard
 from pipeline.command import EXIT_DONE, EXIT_FAULTS, InputError, end_on_signals, run_command
-from pipeline.cpus import usable_cores
 from pipeline.executors.ordered import results_in_order
 from pipeline.executors.pool import LocalPool
 from pipeline.files import check_outputs, write_output
 from pipeline.folder import Folder, folder_at
+from pipeline.host.cpus import usable_cores
 from pipeline.manifest import DATASET_FILE, SAMPLES_FILE, Dataset, index_name, parse_dataset
 from pipeline.progress import progress
 

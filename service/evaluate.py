@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from model.views import Views
 from pipeline.command import EXIT_DONE, EXIT_FAULTS, InputError, end_on_signals, run_command, say
 from pipeline.files import check_outputs, write_output
-from pipeline.load.loader import Loader, choose_device
+from pipeline.load.batch_loader import BatchLoader, choose_device
 from pipeline.load.storage import SampleStore
 from pipeline.manifest import REJECTS_FILE, Dataset, load_samples, shard_order
 from pipeline.progress import no_progress, progress
@@ -145,7 +145,7 @@ def network_path(path: Path) -> Path:
 
 def open_all(
     options: EvaluateOptions, paths: Sequence[Path], ranks: Ranks
-) -> tuple[Loader, list[TrainedNetwork], list[int]]:
+) -> tuple[BatchLoader, list[TrainedNetwork], list[int]]:
     """The pictures, the networks, and the number of each class; InputError where they do not belong together."""
     device = choose_device(options.device)
     loader = open_pictures(options.shards, device, ranks.threads_per_rank)
@@ -162,7 +162,7 @@ def open_all(
     return loader, networks, class_numbers(loader.dataset, options.devkit)
 
 
-def has_labels(loader: Loader, split: str) -> bool:
+def has_labels(loader: BatchLoader, split: str) -> bool:
     """Whether the pictures of a split have labels."""
     return bool((load_samples(loader.config.shards, loader.dataset, split)["label"] >= 0).all())
 
@@ -178,7 +178,7 @@ def class_numbers(dataset: Dataset, devkit: Path | None) -> list[int]:
     raise InputError(f"{devkit} holds no development kit with these classes, expected ILSVRC's; give another --devkit")
 
 
-def report(options: EvaluateOptions, found: Evaluated, networks: Sequence[TrainedNetwork], loader: Loader) -> None:
+def report(options: EvaluateOptions, found: Evaluated, networks: Sequence[TrainedNetwork], loader: BatchLoader) -> None:
     """Print the table, and write the files that were asked for."""
     classes = loader.dataset.classes
     rows = table_rows(found, f"{options.shards.name} {options.split}")
@@ -196,7 +196,9 @@ def report(options: EvaluateOptions, found: Evaluated, networks: Sequence[Traine
         write_output(options.reliability, reliability_png(found.bins, found.result.name), "--reliability")
 
 
-def predictions(likeliest: NDArray[np.int32], loader: Loader, split: str, numbers: Sequence[int]) -> tuple[str, int]:
+def predictions(
+    likeliest: NDArray[np.int32], loader: BatchLoader, split: str, numbers: Sequence[int]
+) -> tuple[str, int]:
     """The lines of a submission, and how many of them are guesses."""
     shards, dataset = loader.config.shards, loader.dataset
     lines = (shards / REJECTS_FILE).read_text(encoding="utf-8").splitlines()

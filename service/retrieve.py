@@ -12,7 +12,7 @@ import tyro
 
 from pipeline.command import EXIT_DONE, EXIT_FAULTS, InputError, end_on_signals, printable, run_command, say
 from pipeline.files import check_outputs, sha256_of, write_output
-from pipeline.load.loader import Loader, choose_device
+from pipeline.load.batch_loader import BatchLoader, choose_device
 from pipeline.load.storage import SampleStore
 from pipeline.manifest import DATASET_FILE, SAMPLES_FILE, load_dataset
 from pipeline.progress import progress
@@ -127,7 +127,7 @@ def index(options: IndexOptions) -> int:
     return EXIT_DONE
 
 
-def index_facts(network: TrainedNetwork, loader: Loader, split: str) -> IndexFacts:
+def index_facts(network: TrainedNetwork, loader: BatchLoader, split: str) -> IndexFacts:
     """What an index of a split is of."""
     dataset, shards = loader.dataset, loader.config.shards
     return IndexFacts(

@@ -16,10 +16,10 @@ from prometheus_client import CollectorRegistry
 from torch.distributed import is_torchelastic_launched
 
 from model.parallel import Layout, choose_layout, make_parallel
-from pipeline.address import host_and_port
 from pipeline.command import EXIT_DONE, EXIT_FAULTS, InputError, run_command, say
-from pipeline.load.loader import Device, choose_device
-from pipeline.memory import keep_freed_memory
+from pipeline.host.address import host_and_port
+from pipeline.host.memory import keep_freed_memory
+from pipeline.load.batch_loader import Device, choose_device
 from service.evaluation.finished import evaluate_finished
 from service.run.config import Run, parse_run, write_run
 from service.run.lock import DOCTOR, lock_run

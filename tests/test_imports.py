@@ -38,6 +38,7 @@ ROOMS = (
     "pipeline.picture",
     "pipeline.executors",
     "pipeline",
+    "pipeline.host",
 )
 COMMANDS = (
     "pipeline.sample",
@@ -120,7 +121,7 @@ def test_some_libraries_are_each_known_to_few() -> None:
     }
     assert {module for module in FILES if uses(module, "nvidia")} == {
         "pipeline.load.graph",
-        "pipeline.load.loader",
+        "pipeline.load.batch_loader",
         "pipeline.load.probe",
     }
     assert {module for module in FILES if uses(module, "prometheus_client")} == {

@@ -12,7 +12,7 @@ from nvidia.dali import math as dali_math
 from nvidia.dali.pipeline import Pipeline
 from nvidia.dali.types import DALIDataType, DALIImageType, DALIInterpType
 
-from pipeline.cpus import usable_cores
+from pipeline.host.cpus import usable_cores
 
 FULL_SIDE: Final = 256  # pixels: what pictures of original size are resized to, their shorter side; section 2
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, make_wsgi_app, start_http_server
 from prometheus_client.process_collector import ProcessCollector
 
-from pipeline.address import host_and_port
 from pipeline.command import InputError
+from pipeline.host.address import host_and_port
 from pipeline.source.listing import Picture
 from pipeline.write.record import ShardResult
 

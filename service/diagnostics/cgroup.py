@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from pipeline.cpus import CGROUPS, MEMBERSHIP, cgroup_folders, cpu_quota, read_setting, whole_number
+from pipeline.host.cpus import CGROUPS, MEMBERSHIP, cgroup_folders, cpu_quota, read_setting, whole_number
 
 _NO_LIMIT: Final = 2**60  # bytes; version 1 writes about 2**63 where there is none
 

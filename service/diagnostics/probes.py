@@ -192,9 +192,10 @@ def read_batches(shards: str, crop: str, device: str) -> dict[str, Any]:
     """Read training pictures for READ_SECONDS as a run does, after a first batch."""
     import torch
 
-    from pipeline.load.loader import DataConfig, Loader
+    from pipeline.load.batch_loader import BatchLoader
+    from pipeline.load.config import DataConfig
 
-    loader = Loader(DataConfig(shards=Path(shards), crop=int(crop)), device="gpu" if device == "gpu" else "cpu")
+    loader = BatchLoader(DataConfig(shards=Path(shards), crop=int(crop)), device="gpu" if device == "gpu" else "cpu")
     batches = loader.train(128)
     next(batches)
     start, pictures = time.monotonic(), 0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.cpus import whole_cores
+from pipeline.host.cpus import whole_cores
 from service.diagnostics.cgroup import Limits, limits
 from service.diagnostics.environment import variables
 from service.diagnostics.finding import Finding

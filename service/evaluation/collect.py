@@ -15,7 +15,7 @@ from torch import Tensor
 
 from model.step import classes_ahead
 from model.views import Views
-from pipeline.load.loader import Loader
+from pipeline.load.batch_loader import BatchLoader
 from pipeline.load.order import rank_slice
 from service.network.compute import map_chunks
 from service.network.trained import LIKELIEST, TrainedNetwork, chunk_size, padded_chunks
@@ -50,7 +50,7 @@ def joined(parts: Sequence[Outcomes]) -> Outcomes:
 def collect(
     networks: Sequence[TrainedNetwork],
     mixtures: Float,
-    loader: Loader,
+    loader: BatchLoader,
     split: str,
     *,
     views: Views,

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from model.views import Views
 from pipeline.command import InputError
+from pipeline.load.batch_loader import BatchLoader
+from pipeline.load.config import DataConfig
 from pipeline.load.graph import Device, square_side
-from pipeline.load.loader import DataConfig, Loader
 from pipeline.manifest import load_dataset
 from service.evaluation.collect import Float, Outcomes, collect, joined
 from service.evaluation.measures import (
@@ -66,13 +67,13 @@ class Evaluated:
         return self.predictors[-1]
 
 
-def open_pictures(shards: Path, device: Device, threads: int = 0) -> Loader:
+def open_pictures(shards: Path, device: Device, threads: int = 0) -> BatchLoader:
     """A loader of whole pictures, which views are cut from; InputError where there is no data set."""
     side = square_side(load_dataset(shards).size)
-    return Loader(DataConfig(shards=shards, crop=side, output="uint8", threads=threads), device=device)
+    return BatchLoader(DataConfig(shards=shards, crop=side, output="uint8", threads=threads), device=device)
 
 
-def check_fits(network: TrainedNetwork, loader: Loader) -> None:
+def check_fits(network: TrainedNetwork, loader: BatchLoader) -> None:
     """InputError where a network was trained on other classes or another size of pictures than the loader's."""
     dataset, shards = loader.dataset, loader.config.shards
     theirs, ours = [each.id for each in network.classes], [each.id for each in dataset.classes]
@@ -93,7 +94,7 @@ def check_fits(network: TrainedNetwork, loader: Loader) -> None:
         )
 
 
-def check_split(loader: Loader, split: str) -> int:
+def check_split(loader: BatchLoader, split: str) -> int:
     """The samples of a split; InputError where there is none of that name."""
     splits = loader.dataset.splits
     if split not in splits:
@@ -121,7 +122,7 @@ class Evaluator:
     def __init__(
         self,
         networks: Sequence[TrainedNetwork],
-        loader: Loader,
+        loader: BatchLoader,
         split: str,
         *,
         views: Views = 1,

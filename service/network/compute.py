@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-from pipeline.cpus import usable_cores
+from pipeline.host.cpus import usable_cores
 
 Chunk = TypeVar("Chunk")
 Result = TypeVar("Result")

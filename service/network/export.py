@@ -27,8 +27,8 @@ from model.grouped import grouped
 from model.network import Network
 from model.torchvision import FC_SIDE, TorchvisionAlexNet
 from pipeline.command import InputError
-from pipeline.cpus import usable_cores
 from pipeline.files import atomic_writer, sha256_of, write_atomic
+from pipeline.host.cpus import usable_cores
 from pipeline.synthetic.scene import picture
 from pipeline.synthetic.textures import TEXTURES
 from service.network.read import MEAN, METADATA, WEIGHTS_SHA256, facts_file, from_parts, read_file

@@ -17,8 +17,8 @@ from model.layers.lrn import LRNConfig
 from model.network import make_network
 from pipeline.command import InputError
 from pipeline.files import sha256_of
+from pipeline.load.batch_loader import choose_device
 from pipeline.load.graph import FULL_SIDE, square_side
-from pipeline.load.loader import choose_device
 from pipeline.manifest import DATASET_FILE, PictureClass, load_dataset
 from service.network.trained import TrainedNetwork
 from service.run.checkpoint import Checkpoint, find_checkpoint, identity_of, read_tensor_file, read_weights

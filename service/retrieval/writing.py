@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.command import InputError
 from pipeline.files import free_bytes, fsync_file, fsync_folder, is_temporary, remove_unneeded, sha256_of, try_lock
 from pipeline.folder import is_system_folder
-from pipeline.load.loader import Loader
+from pipeline.load.batch_loader import BatchLoader
 from pipeline.progress import Advance, spinner
 from service.network.compute import map_chunks
 from service.network.trained import CHUNK_ROWS, TrainedNetwork, padded_chunks
@@ -47,7 +47,7 @@ class Chunks(Protocol):
 
 
 def feature_chunks(
-    network: TrainedNetwork, loader: Loader, split: str, batch_size: int, first: int = 0
+    network: TrainedNetwork, loader: BatchLoader, split: str, batch_size: int, first: int = 0
 ) -> Iterator[NDArray[np.float16]]:
     """Features of a split's pictures from `first` on, a multiple of CHUNK_ROWS, so many at a time but for the last.
 
@@ -67,7 +67,7 @@ def feature_chunks(
         row += len(features)
 
 
-def _squares(loader: Loader, split: str, samples: range, batch_size: int) -> Iterator[tuple[Tensor]]:
+def _squares(loader: BatchLoader, split: str, samples: range, batch_size: int) -> Iterator[tuple[Tensor]]:
     for batch in loader.pictures(split, samples, batch_size):
         if loader.damaged:  # another sample stood in, whose features would stay in the index
             raise InputError(

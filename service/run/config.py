@@ -14,7 +14,7 @@ from model.optim import OptimConfig
 from pipeline.command import InputError
 from pipeline.files import write_atomic
 from pipeline.load.augment import AugmentConfig
-from pipeline.load.loader import DataConfig
+from pipeline.load.config import DataConfig
 
 RUN_FILE: Final = "run.json"
 DATASET: Final = "dataset_sha256"

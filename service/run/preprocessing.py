@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.alexnet import TORCHVISION_MEAN
+from pipeline.load.batch_loader import central_crop
 from pipeline.load.graph import square_side
-from pipeline.load.loader import central_crop
 from pipeline.manifest import Dataset, PictureClass, array_bytes, load_mean
 
 PREPROCESSING_FILE: Final = "preprocessing.json"

@@ -5,7 +5,7 @@ from typing import Final
 
 import torch
 
-from pipeline.cpus import usable_cores
+from pipeline.host.cpus import usable_cores
 
 COMPUTING: Final = frozenset({"OMP_NUM_THREADS", "MKL_NUM_THREADS"})  # with these an operator has chosen
 COMPILING: Final = "TORCHINDUCTOR_COMPILE_THREADS"

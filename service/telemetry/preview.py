@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.load.loader import Batch
+from pipeline.load.batch_loader import Batch
 from pipeline.manifest import PictureClass
 
 PICTURES: Final = 16

@@ -17,8 +17,8 @@ from torch.distributed import PrefixStore, Store  # pyright: ignore[reportPrivat
 from torch.distributed.rendezvous import rendezvous
 
 from pipeline.command import EXIT_WRONG_CALL, InputError
-from pipeline.cpus import usable_cores
-from pipeline.load.loader import Device
+from pipeline.host.cpus import usable_cores
+from pipeline.load.batch_loader import Device
 from service.run.threads import keep_within_quota
 
 T = TypeVar("T")

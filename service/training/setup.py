@@ -15,8 +15,8 @@ from model.precision import ChosenPrecision, choose_precision, device_name, emul
 from model.step import TrainingState
 from pipeline.command import InputError
 from pipeline.files import sha256_of
+from pipeline.load.batch_loader import BatchLoader
 from pipeline.load.graph import Device
-from pipeline.load.loader import Loader
 from pipeline.manifest import DATASET_FILE, Dataset
 from service.run.checkpoint import Checkpoint, RunState, newest_checkpoint, read_tensors, restore
 from service.run.config import Run, check_same_call, check_same_run, run_fields
@@ -33,7 +33,7 @@ class Setup:
 
     run: Run  # with the precision that was chosen, not auto
     ranks: Ranks
-    loader: Loader
+    loader: BatchLoader
     training: TrainingState
     state: RunState
     resumed_from: Path | None
@@ -87,12 +87,12 @@ def set_up(run: Run, device: Device, ranks: Ranks, parallel: Parallel, say: Call
     return Setup(run, ranks, loader, training, state, path, fields, preprocessing, min(steps, run.max_steps or steps))
 
 
-def open_loader(run: Run, device: Device, ranks: Ranks, parallel: Parallel) -> Loader:
+def open_loader(run: Run, device: Device, ranks: Ranks, parallel: Parallel) -> BatchLoader:
     """This rank's part of the data set."""
     data = replace(run.data, threads=run.data.threads or ranks.threads_per_rank)
     if data.output == "auto" and parallel.pair:
         data = replace(data, output="uint8")  # what a pair exchanges: on a GPU half the bytes of the usual float16
-    return Loader(data, seed=run.seed, device=device, rank=ranks.rank, world_size=ranks.world_size)
+    return BatchLoader(data, seed=run.seed, device=device, rank=ranks.rank, world_size=ranks.world_size)
 
 
 def decide_precision(wanted: PrecisionOption, so_far: Precision | None, device: torch.device) -> ChosenPrecision:
@@ -112,7 +112,7 @@ def decide_precision(wanted: PrecisionOption, so_far: Precision | None, device: 
 
 
 def build_training(
-    run: Run, loader: Loader, preprocessing: Preprocessing, device: torch.device, parallel: Parallel
+    run: Run, loader: BatchLoader, preprocessing: Preprocessing, device: torch.device, parallel: Parallel
 ) -> TrainingState:
     """The network and its optimiser, with their initial values."""
     try:

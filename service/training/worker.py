@@ -15,7 +15,7 @@ from torch import Tensor
 from model.flop import training_flops_per_picture
 from model.optim import LearningRates
 from model.step import StepControls, StepInputs, compiled_train_step, eval_step, train_step
-from pipeline.load.loader import Batch
+from pipeline.load.batch_loader import Batch
 from pipeline.load.order import rank_slice
 from service.run.checkpoint import Evaluation, RunState, Validation, copy_tensors
 from service.run.events import (

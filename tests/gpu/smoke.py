@@ -52,7 +52,8 @@ from model.step import (
     normalise_pictures,
     train_step,
 )
-from pipeline.load.loader import Batch, DataConfig, Device, Loader, central_crop
+from pipeline.load.batch_loader import Batch, BatchLoader, Device, central_crop
+from pipeline.load.config import DataConfig
 from pipeline.load.probe import gpu_decoder_works
 from pipeline.manifest import load_dataset, load_mean
 from pipeline.sample import SampleConfig, make
@@ -209,7 +210,7 @@ def hand_over(options: Options, decoder: Device) -> str:
     count, busy = 12, 100_000_000  # cycles: some 50 ms of work that the copy of each batch must wait for
 
     def batches(delay: bool) -> Iterator[Tensor]:
-        for batch in islice(Loader(data_config(options, decoder), device=options.device).train(32), count):
+        for batch in islice(BatchLoader(data_config(options, decoder), device=options.device).train(32), count):
             yield batch.pictures
             if delay:
                 torch.cuda._sleep(busy)
@@ -233,7 +234,7 @@ def difference(a: Tensor, b: Tensor) -> tuple[float, float]:
 
 def network_input(options: Options, config: DataConfig, device: Device, count: int) -> tuple[Tensor, Batch]:
     """What the first layer sees of the positions up to `count`, on the host."""
-    batch = next(Loader(config, seed=3, device=device).train(count))
+    batch = next(BatchLoader(config, seed=3, device=device).train(count))
     mean_picture = load_mean(config.shards, load_dataset(config.shards))
     mean = torch.from_numpy(central_crop(mean_picture, config.crop)).to(batch.pictures.device)
     return normalise_pictures(StepInputs(*batch), mean, 1.0).cpu(), batch
@@ -272,7 +273,7 @@ def resized_parity(options: Options, decoder: Device) -> str:
 
 def validation(options: Options, decoder: Device) -> str:
     """Every validation picture once, the last batch as short as it comes."""
-    loader = Loader(data_config(options, decoder), device=options.device)
+    loader = BatchLoader(data_config(options, decoder), device=options.device)
     if "val" not in loader.dataset.splits:
         return "no validation split"
     samples = loader.dataset.splits["val"].samples
@@ -400,7 +401,7 @@ def speeds(options: Options, work: Callable[[int], Callable[[], object]]) -> str
 
 def loader_speed(options: Options, decoder: Device) -> str:
     """Of the loader alone."""
-    loader = Loader(data_config(options, decoder), device=options.device)
+    loader = BatchLoader(data_config(options, decoder), device=options.device)
     return speeds(options, lambda size: partial(next, loader.train(size)))
 
 
@@ -421,7 +422,7 @@ def whole_speed(options: Options, decoder: Device) -> str:
 
     def work(size: int) -> Callable[[], object]:
         bench = Bench("mixed", torch_device(options), compiled_train_step())
-        batches = Loader(data_config(options, decoder), device=options.device).train(size)
+        batches = BatchLoader(data_config(options, decoder), device=options.device).train(size)
         return lambda: bench.run(StepInputs(*next(batches)))
 
     return speeds(options, work)

@@ -12,7 +12,7 @@ from model.network import make_network
 from model.optim import MomentumSGD, OptimConfig
 from pictures import decoded
 from pipeline.files import sha256_of
-from pipeline.load.loader import DataConfig
+from pipeline.load.config import DataConfig
 from pipeline.manifest import DATASET_FILE, load_dataset
 from service.run.checkpoint import RunState, copy_tensors, save_checkpoint
 from service.run.config import RECIPES, Run, run_fields

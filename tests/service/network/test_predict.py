@@ -20,7 +20,8 @@ import service.predict
 from model.views import Views
 from picture_files import KINDS, UNUSABLE
 from pictures import encoded, photo
-from pipeline.load.loader import DataConfig, Loader
+from pipeline.load.batch_loader import BatchLoader
+from pipeline.load.config import DataConfig
 from pipeline.picture.unusable import UnusablePicture
 from pipeline.shard import ShardOptions, shard
 from service import load
@@ -86,7 +87,7 @@ def test_a_square_is_what_the_loader_gives_for_the_picture_in_shards(
     if not size:
         shards = tmp_path / "shards"
         assert shard(ShardOptions(source=source, out=str(shards), size=0, workers=1)) == 0
-    loader = Loader(DataConfig(shards=shards, crop=size or 256, output="uint8"))
+    loader = BatchLoader(DataConfig(shards=shards, crop=size or 256, output="uint8"))
     held = {
         (square.numpy().tobytes(), int(label))
         for batch in loader.pictures("val", range(9), 4)

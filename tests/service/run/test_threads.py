@@ -35,7 +35,7 @@ def test_torch_takes_no_more_threads_than_there_is_time_for(
         monkeypatch.setenv(name, value)
     set_to: list[int] = []
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
-    monkeypatch.setattr("pipeline.cpus.cpu_quota", lambda: quota)
+    monkeypatch.setattr("pipeline.host.cpus.cpu_quota", lambda: quota)
     monkeypatch.setattr("torch.get_num_threads", lambda: threads)
     monkeypatch.setattr("torch.set_num_threads", set_to.append)
     keep_within_quota()

@@ -11,16 +11,16 @@ from unittest import mock
 
 from model.network import make_network
 from pipeline.command import run_command
-from pipeline.load.loader import Batch, Loader
+from pipeline.load.batch_loader import Batch, BatchLoader
 from service.run.preprocessing import Preprocessing
 from service.train import main
 
 folder = Path(os.environ["RECORD"])
-plain = Loader.train
+plain = BatchLoader.train
 mean_crop = Preprocessing.mean_crop
 
 
-def recorded(self: Loader, batch_size: int, first: int = 0) -> Iterator[Batch]:
+def recorded(self: BatchLoader, batch_size: int, first: int = 0) -> Iterator[Batch]:
     path = folder / f"rank-{self.rank}-{os.getpid()}.txt"
     for step, batch in enumerate(plain(self, batch_size, first)):
         with path.open("a") as file:
@@ -32,7 +32,7 @@ def recorded(self: Loader, batch_size: int, first: int = 0) -> Iterator[Batch]:
 if __name__ == "__main__":
     sys.argv[0] = "service.train"
     with (
-        mock.patch.object(Loader, "train", recorded),
+        mock.patch.object(BatchLoader, "train", recorded),
         mock.patch(
             "service.training.setup.make_network", lambda *given, **named: make_network(*given, **named).double()
         ),

@@ -6,9 +6,7 @@ batch is a pure function of (data set, seed, position), on CPU and GPU alike.
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import count
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,40 +15,13 @@ from numpy.typing import NDArray
 from nvidia.dali.pipeline import Pipeline
 
 from pipeline.command import InputError
-from pipeline.load.augment import AugmentConfig
+from pipeline.load.config import DataConfig
 from pipeline.load.graph import Device, GraphConfig, Output, build_graph, square_side
 from pipeline.load.inputs import SampleInputs, TrainInputs, replace_damaged, validation_inputs
 from pipeline.load.order import rank_slice
 from pipeline.load.probe import gpu_decoder_works
 from pipeline.load.storage import SampleStore
 from pipeline.manifest import Dataset, load_dataset
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Where the pictures are and how they reach the network."""
-
-    shards: Path = Path("shards")
-    """Folder that python -m pipeline.shard made."""
-    crop: int = 224
-    """Side of the square crop, pixels; section 4.1 takes 224 of 256."""
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """How training pictures are varied."""
-    decoder: Literal["auto", "cpu", "gpu"] = "auto"
-    """Where JPEG is decoded; auto: on the GPU where pictures go there and a trial in a subprocess succeeds."""
-    output: Literal["auto", "uint8", "float16", "float32"] = "auto"
-    """What DALI hands over: uint8 pixels (auto on a CPU), or float16 or float32 less mean and shift (auto on a GPU)."""
-    threads: int = 0
-    """DALI's CPU threads; 0 means one for each core this process may use."""
-    prefetch: int = 2
-    """Batches that DALI prepares ahead."""
-
-    def __post_init__(self) -> None:
-        if self.crop < 1 or self.threads < 0 or self.prefetch < 1:
-            raise InputError(
-                f"crop {self.crop}, threads {self.threads}, prefetch {self.prefetch}: "
-                "expected at least 1 pixel, 0 threads and 1 batch"
-            )
 
 
 class Batch(NamedTuple):
@@ -78,7 +49,7 @@ def central_crop(picture: NDArray[np.float32], crop: int) -> NDArray[np.float32]
     return picture[start : start + crop, start : start + crop].copy()
 
 
-class Loader:
+class BatchLoader:
     """Batches of one data set, for training from any position and for validation."""
 
     def __init__(

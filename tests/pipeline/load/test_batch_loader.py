@@ -28,7 +28,8 @@ from paths import REAL_PICTURES
 from pictures import write_tree
 from pipeline.command import InputError
 from pipeline.load.augment import AugmentConfig
-from pipeline.load.loader import Batch, DataConfig, Loader, central_crop
+from pipeline.load.batch_loader import Batch, BatchLoader, central_crop
+from pipeline.load.config import DataConfig
 from pipeline.load.order import epoch_order
 from pipeline.manifest import load_mean
 from pipeline.randomness import AUGMENT, random_words, uniform
@@ -107,7 +108,7 @@ def reference_input(root: Path, position: int, augment: AugmentConfig) -> tuple[
 
 def seen_by_the_network(batch: Batch, root: Path, config: DataConfig) -> np.ndarray:
     """(B, 224, 224, 3) as the step prepares it."""
-    mean = torch.from_numpy(central_crop(load_mean(config.shards, Loader(config).dataset), config.crop))
+    mean = torch.from_numpy(central_crop(load_mean(config.shards, BatchLoader(config).dataset), config.crop))
     return normalise_pictures(StepInputs(*batch), mean, 1.0).permute(0, 2, 3, 1).numpy()
 
 
@@ -115,7 +116,7 @@ def seen_by_the_network(batch: Batch, root: Path, config: DataConfig) -> np.ndar
 @pytest.mark.parametrize(("output", "tolerance"), [("uint8", EXACT), ("float32", FLOAT32), ("float16", FLOAT16)])
 def test_training_pictures_equal_the_reference(square: Path, output, tolerance: float, colour) -> None:
     config = DataConfig(shards=square, output=output, augment=AugmentConfig(colour=colour))
-    batch = next(Loader(config, seed=SEED).train(12, first=25))  # across the end of the first epoch of 30
+    batch = next(BatchLoader(config, seed=SEED).train(12, first=25))  # across the end of the first epoch of 30
     seen = seen_by_the_network(batch, square, config)
     for i, position in enumerate(range(25, 37)):
         expected, label = reference_input(square, position, config.augment)
@@ -126,7 +127,7 @@ def test_training_pictures_equal_the_reference(square: Path, output, tolerance: 
 @pytest.mark.parametrize("output", ["uint8", "float32"])
 def test_training_pictures_of_original_size_are_near_the_reference(original: Path, output) -> None:
     config = DataConfig(shards=original, output=output)
-    batch = next(Loader(config, seed=SEED).train(12, first=25))
+    batch = next(BatchLoader(config, seed=SEED).train(12, first=25))
     seen = seen_by_the_network(batch, original, config)
     for i, position in enumerate(range(25, 37)):
         expected, label = reference_input(original, position, config.augment)
@@ -138,7 +139,7 @@ def test_training_pictures_of_original_size_are_near_the_reference(original: Pat
 @pytest.mark.parametrize(("output", "tolerance"), [("uint8", EXACT), ("float32", FLOAT32), ("float16", FLOAT16)])
 def test_validation_is_the_centre_crop_of_every_picture_once(square: Path, output, tolerance: float) -> None:
     config = DataConfig(shards=square, output=output)
-    batches = list(Loader(config, seed=SEED).validation(4))
+    batches = list(BatchLoader(config, seed=SEED).validation(4))
     assert [len(batch.labels) for batch in batches] == [4, 4, 1]  # complete and unpadded
     seen = np.concatenate([seen_by_the_network(batch, square, config) for batch in batches])
     labels = torch.cat([batch.labels for batch in batches]).tolist()
@@ -158,7 +159,7 @@ def test_a_real_picture_equals_the_reference(tmp_path: Path) -> None:
     root = tmp_path / "shards"
     assert shard(ShardOptions(source=tmp_path / "source", out=str(root), workers=1)) == 0
     config = DataConfig(shards=root)
-    batch = next(Loader(config, seed=SEED).train(24))
+    batch = next(BatchLoader(config, seed=SEED).train(24))
     seen = seen_by_the_network(batch, root, config)
     for position in range(24):
         expected, label = reference_input(root, position, config.augment)
@@ -166,7 +167,7 @@ def test_a_real_picture_equals_the_reference(tmp_path: Path) -> None:
         np.testing.assert_allclose(seen[position], expected, rtol=0, atol=EXACT)
 
 
-def take(loader: Loader, batch_size: int, first: int, count: int) -> list[Batch]:
+def take(loader: BatchLoader, batch_size: int, first: int, count: int) -> list[Batch]:
     return list(islice(loader.train(batch_size, first), count))
 
 
@@ -178,9 +179,9 @@ def counted(batches: list[Batch]) -> list[Tensor]:
 
 def test_any_number_of_ranks_sees_the_same_global_batches(square: Path) -> None:
     config = DataConfig(shards=square)
-    whole = take(Loader(config, seed=SEED), 10, 0, 4)
+    whole = take(BatchLoader(config, seed=SEED), 10, 0, 4)
     for ranks in (2, 3, 4, 11):
-        parts = [take(Loader(config, seed=SEED, rank=r, world_size=ranks), 10, 0, 4) for r in range(ranks)]
+        parts = [take(BatchLoader(config, seed=SEED, rank=r, world_size=ranks), 10, 0, 4) for r in range(ranks)]
         for step, batch in enumerate(whole):
             mine = [part[step] for part in parts]
             assert {len(batch.labels) for batch in mine} == {-(-10 // ranks)}  # as even as can be, and all as long
@@ -192,9 +193,9 @@ def test_any_number_of_ranks_sees_the_same_global_batches(square: Path) -> None:
 
 def test_validation_ranks_partition_every_batch(square: Path) -> None:
     config = DataConfig(shards=square)
-    whole = list(Loader(config).validation(5))
+    whole = list(BatchLoader(config).validation(5))
     for ranks in (2, 3, 4):
-        parts = [list(Loader(config, rank=rank, world_size=ranks).validation(5)) for rank in range(ranks)]
+        parts = [list(BatchLoader(config, rank=rank, world_size=ranks).validation(5)) for rank in range(ranks)]
         assert {len(part) for part in parts} == {len(whole)}  # or some would wait for others in vain
         for step, batch in enumerate(whole):
             for found, expected in zip(counted([part[step] for part in parts]), batch, strict=True):
@@ -204,37 +205,39 @@ def test_validation_ranks_partition_every_batch(square: Path) -> None:
 
 def test_a_resume_is_one_integer(square: Path) -> None:
     config = DataConfig(shards=square)
-    whole, resumed = take(Loader(config, seed=SEED), 16, 0, 5), take(Loader(config, seed=SEED), 16, 48, 2)
+    whole, resumed = take(BatchLoader(config, seed=SEED), 16, 0, 5), take(BatchLoader(config, seed=SEED), 16, 48, 2)
     for batch, again in zip(whole[3:], resumed, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(batch, again, strict=True))
 
 
 def test_a_batch_may_exceed_the_data_set_and_drops_nothing(square: Path) -> None:
-    batch = next(Loader(DataConfig(shards=square), seed=SEED).train(75))
+    batch = next(BatchLoader(DataConfig(shards=square), seed=SEED).train(75))
     assert batch.positions.tolist() == list(range(75))
     labels = batch.labels.tolist()
     assert sorted(labels[:30]) == sorted(labels[30:60]) == [0] * 10 + [1] * 10 + [2] * 10
 
 
 def test_batches_stay_as_they_are_while_the_loader_goes_on(square: Path) -> None:
-    kept = [(batch.pictures, batch.pictures.clone()) for batch in take(Loader(DataConfig(shards=square)), 8, 0, 12)]
+    kept = [
+        (batch.pictures, batch.pictures.clone()) for batch in take(BatchLoader(DataConfig(shards=square)), 8, 0, 12)
+    ]
     assert all(torch.equal(view, copy) for view, copy in kept)
 
 
 def test_threads_and_prefetch_change_nothing(square: Path) -> None:
     config = DataConfig(shards=square)
     other = replace(config, threads=1, prefetch=4)
-    for a, b in zip(take(Loader(config), 8, 0, 3), take(Loader(other), 8, 0, 3), strict=True):
+    for a, b in zip(take(BatchLoader(config), 8, 0, 3), take(BatchLoader(other), 8, 0, 3), strict=True):
         assert torch.equal(a.pictures, b.pictures)
 
 
 def test_wrong_calls_say_what_is_expected(square: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="crop is 300 pixels, expected at most the 256"):
-        Loader(DataConfig(shards=square, crop=300))
+        BatchLoader(DataConfig(shards=square, crop=300))
     with pytest.raises(InputError, match="is not a folder, expected shards"):
-        Loader(DataConfig(shards=tmp_path / "none"))
+        BatchLoader(DataConfig(shards=tmp_path / "none"))
     with pytest.raises(InputError, match="decoder is gpu, expected cpu or auto"):
-        Loader(DataConfig(shards=square, decoder="gpu"))
+        BatchLoader(DataConfig(shards=square, decoder="gpu"))
     with pytest.raises(InputError, match="crop 0, threads 0, prefetch 2"):
         DataConfig(crop=0)
 
@@ -245,7 +248,7 @@ def test_a_shard_cut_short_is_refused(square: Path, tmp_path: Path) -> None:
     tar = copy / "train/000001.tar"
     tar.write_bytes(tar.read_bytes()[:-512])
     with pytest.raises(InputError, match=r"000001\.tar has \d+ bytes, expected \d+"):
-        next(Loader(DataConfig(shards=copy)).train(4))
+        next(BatchLoader(DataConfig(shards=copy)).train(4))
 
 
 def test_a_damaged_sample_is_replaced_by_the_next_sound_one_label_and_all(square: Path, tmp_path: Path) -> None:
@@ -263,8 +266,8 @@ def test_a_damaged_sample_is_replaced_by_the_next_sound_one_label_and_all(square
     stand_ins = {3: 5, 4: 5, 17: 18}
     # Without augmentation a sample looks the same wherever it comes.
     config = DataConfig(shards=root, crop=256, threads=1, augment=AugmentConfig(colour="off", mirror=False))
-    loader = Loader(config, seed=SEED)
-    sound = Loader(replace(config, shards=square), seed=SEED)
+    loader = BatchLoader(config, seed=SEED)
+    sound = BatchLoader(replace(config, shards=square), seed=SEED)
     (found,), (expected,) = take(loader, 30, 0, 1), take(sound, 30, 0, 1)
     order = epoch_order(SEED, 0, 30).tolist()
     for place, sample in enumerate(order):

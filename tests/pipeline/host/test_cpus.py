@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from paths import ROOT
-from pipeline.cpus import cpu_quota, usable_cores, whole_cores
+from pipeline.host.cpus import cpu_quota, usable_cores, whole_cores
 from pipeline.sample import SampleConfig
 from pipeline.shard import ShardOptions
 from pipeline.verify import VerifyOptions
@@ -57,9 +57,9 @@ def test_what_counts_cores_heeds_the_quota(monkeypatch: pytest.MonkeyPatch) -> N
         workers = ShardOptions(source=Path()).workers, VerifyOptions(dir="").workers
         return usable_cores(), *workers, SampleConfig(dir=Path()).workers
 
-    monkeypatch.setattr("pipeline.cpus.cpu_quota", lambda: 2.5)
+    monkeypatch.setattr("pipeline.host.cpus.cpu_quota", lambda: 2.5)
     assert counted() == (3, 3, 3, 3)
-    monkeypatch.setattr("pipeline.cpus.cpu_quota", lambda: None)
+    monkeypatch.setattr("pipeline.host.cpus.cpu_quota", lambda: None)
     assert counted() == (64, 64, 64, 16)
 
 
@@ -70,7 +70,7 @@ def test_a_process_reads_the_groups_that_it_is_in(tmp_path: Path) -> None:
     (tmp_path / "cpu.max").write_text("100000 100000\n")
     (tmp_path / "cpu/cpu.cfs_quota_us").write_text("100000\n")
     (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
-    asked = "from pipeline.cpus import usable_cores; print(usable_cores())"
+    asked = "from pipeline.host.cpus import usable_cores; print(usable_cores())"
     script = 'mount --bind "$1" /sys/fs/cgroup && exec "$2" -c "$3"'
     arguments = ["unshare", "--mount", "sh", "-c", script, "sh", str(tmp_path), sys.executable, asked]
     assert subprocess.run(arguments, capture_output=True, text=True, check=True, cwd=ROOT).stdout == "1\n"

@@ -4,7 +4,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from pipeline.address import host_and_port
+from pipeline.host.address import host_and_port
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "trainer", "::", "::1", "fe80::1", "2001:db8::8:800:200c:417a"])

@@ -1,0 +1,6 @@
+"""What this host gives a process.
+
+address.py      HOST:PORT, as URLs have it
+cpus.py         how many cores this process can keep busy: affinity and cgroups
+memory.py       keep freed memory in the process
+"""
