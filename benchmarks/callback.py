@@ -1,10 +1,11 @@
-"""Samples/s of what the loader does in Python: from a training position to JPEG bytes and drawn parameters.
+"""Samples/s of what feeds the DALI graph in Python: from a training position to JPEG bytes and drawn parameters.
 
     python benchmarks/callback.py [--batch-size 1024] [--samples 100000]
 
-DALI calls this for each batch, so it is the part of the pipeline that holds Python's lock and that no thread can share.
-It runs here on one core, alone and beside a thread that never leaves Python, over a generated data set. Nothing
-decodes, so the pictures are random bytes laid out as tars are. With a cold page cache a byte of every page is read too.
+DALI calls this for each batch where pictures go to a GPU: the part of the pipeline that holds Python's lock and
+that no thread can share. It runs here on one core, alone and beside a thread that never leaves Python, over a generated
+data set. Nothing decodes, so the pictures are random bytes after the start of a JPEG file, laid out as tars are. With a
+cold page cache a byte of every page is read too.
 """
 
 import gc
@@ -14,22 +15,27 @@ import statistics
 import tempfile
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import simplejpeg
 import tyro
+from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from pipeline.files import write_atomic
 from pipeline.load.batch_loader import BatchLoader, graph_inputs
 from pipeline.load.config import DataConfig
-from pipeline.load.inputs import TrainInputs, replace_damaged
-from pipeline.load.storage import SampleStore
+from pipeline.load.feed import Feed, graph_batches
+from pipeline.load.inputs import SampleInputs, TrainInputs
+from pipeline.load.read_ahead import ask_for_samples, asked_ahead
+from pipeline.load.storage import Location, SampleStore
 from pipeline.manifest import (
     DATASET_FILE,
     MEAN_FILE,
@@ -47,6 +53,7 @@ from pipeline.manifest import (
 SHARD_SAMPLES = 2500
 BLOCK = 512  # bytes: a tar's members and their headers stand at multiples of it
 PAGE = 4096  # bytes
+JPEG_START = simplejpeg.encode_jpeg(np.zeros((256, 256, 3), np.uint8))  # with the header, by which the size is checked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +116,14 @@ def write_shard(root: Path, number: int, sizes: NDArray[np.int64]) -> tuple[Shar
     ends = np.cumsum(members)
     rows = np.zeros(len(sizes), SAMPLE_DTYPE)
     rows["shard"], rows["size"], rows["offset"] = number, sizes, ends - members + BLOCK
+    data = bytearray(np.random.default_rng(number).bytes(int(ends[-1])))
+    for row in rows:
+        start, stop = int(row["offset"]), int(row["offset"]) + int(row["size"])
+        data[start : start + len(JPEG_START)] = JPEG_START
+        row["crc32"] = crc32(memoryview(data)[start:stop])
     path = root / "train" / f"{number:06d}.tar"
     with path.open("wb") as stream:
-        stream.write(np.random.default_rng(number).bytes(int(ends[-1])))
+        stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())  # a page is only dropped from memory when it is on disk
     return Shard(name=path.name, samples=len(sizes), bytes=int(ends[-1]), sha256=""), rows
@@ -139,28 +151,43 @@ def _dataset(split: Split, files: dict[str, str]) -> Dataset:
     )
 
 
-def batches(root: Path, batch_size: int, output: Any = "uint8") -> Iterator[list[NDArray[np.uint8]]]:
+class Graph:
+    """In the place of DALI's: asks for what a graph is fed, and gives the JPEG files of it."""
+
+    def __init__(self, feed: Feed):
+        self.feed = feed
+
+    def run(self) -> tuple[Any]:
+        """The files of a batch, as DALI's tensors."""
+        return (self.feed()[0],)
+
+
+def batches(root: Path, batch_size: int, output: Any = "uint8") -> Iterator[list[Any]]:
     """The JPEG files of batch after batch; the parameters are drawn and laid out for the graph as well."""
-    loader = BatchLoader(DataConfig(shards=root, output=output))
+    loader = BatchLoader(DataConfig(shards=str(root), output=output, tuned=False))
     store = SampleStore(root, loader.dataset, "train")
-    augment = loader.config.augment
-    rows = TrainInputs(
-        store, augment, loader.dataset.colour, seed=loader.seed, crop_margin=loader.crop_margin, mean=loader.mean
+    drawn = {"seed": loader.seed, "crop_margin": loader.crop_margin, "mean": loader.mean}
+    draw = TrainInputs(store, loader.config.augment, loader.dataset.colour, **drawn)
+    rows = asked_ahead(
+        (draw(first, batch_size) for first in count(0, batch_size)),
+        ask_for_samples(store),
+        batches=loader.config.prefetch,
+        most_bytes=loader.config.read_ahead * 10**6,
     )
-    ahead: deque[Any] = deque()
-    first = 0
-    while True:
-        while len(ahead) <= loader.config.prefetch:
-            ahead.append(rows(first, batch_size))
-            store.prefetch(ahead[-1].locations)
-            first += batch_size
-        jpegs, _, _, _ = graph_inputs(store, replace_damaged(store, ahead.popleft())[0])
-        yield jpegs
+    build: Any = Graph
+    return (files for files, _ in graph_batches(store, rows, no_replacement, partial(graph_inputs, store), build))
 
 
-def touching(source: Iterator[list[NDArray[np.uint8]]]) -> Iterator[list[NDArray[np.uint8]]]:
+def no_replacement(rows: SampleInputs, damaged: Sequence[int], _: Callable[[Location], bool]) -> SampleInputs:
+    """The rows; none may be damaged."""
+    assert not damaged
+    return rows
+
+
+def touching(source: Iterator[list[Any]]) -> Iterator[list[NDArray[np.uint8]]]:
     """The same, with a byte of every page read, so that the page must be there."""
-    for jpegs in source:
+    for files in source:
+        jpegs = [np.asarray(file) for file in files]
         for jpeg in jpegs:
             int(jpeg[::PAGE].sum())
             int(jpeg[-1])
@@ -169,11 +196,11 @@ def touching(source: Iterator[list[NDArray[np.uint8]]]) -> Iterator[list[NDArray
 
 def rate(source: Iterator[Any], batch_size: int, seconds: float) -> float:
     """Samples/s over a window of whole batches."""
-    start, count = time.perf_counter(), 0
+    start, samples = time.perf_counter(), 0
     while (elapsed := time.perf_counter() - start) < seconds:
         next(source)
-        count += batch_size
-    return count / elapsed
+        samples += batch_size
+    return samples / elapsed
 
 
 @contextmanager
@@ -214,7 +241,7 @@ def in_memory(root: Path, options: Options) -> None:
 
 def from_disk(root: Path, options: Options) -> None:
     """An epoch's first pictures with a warm and with a cold page cache, every page read, in turn."""
-    count = max(min(options.samples // options.batch_size, 20), 1)
+    number = max(min(options.samples // options.batch_size, 20), 1)
     kinds: dict[str, Callable[[Path], None]] = {"warm": load_pages, "cold": drop_pages}
     rates: dict[str, list[float]] = {f"pages read, {kind}": [] for kind in kinds}
     read: list[float] = []
@@ -224,8 +251,8 @@ def from_disk(root: Path, options: Options) -> None:
             before = disk_bytes()
             source = touching(batches(root, options.batch_size))
             start = time.perf_counter()
-            touched = sum(jpeg.nbytes for _ in range(count) for jpeg in next(source))
-            rates[f"pages read, {kind}"].append(count * options.batch_size / (time.perf_counter() - start))
+            touched = sum(jpeg.nbytes for _ in range(number) for jpeg in next(source))
+            rates[f"pages read, {kind}"].append(number * options.batch_size / (time.perf_counter() - start))
             del source
             if kind == "cold":
                 read.append((disk_bytes() - before) / touched)

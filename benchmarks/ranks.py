@@ -72,7 +72,7 @@ def work_of(side: str, rank: int, options: Options) -> Callable[[], object]:
         return lambda: parallel.gather_conv_inputs(*next(batches))
     model = AlexNet(ModelConfig(precision=options.precision), placement=parallel.placement)
     optimizer = MomentumSGD(OptimConfig(), dict(model.named_parameters()))
-    mean = torch.from_numpy(central_crop(load_mean(config.shards, loader.dataset), config.crop))
+    mean = torch.from_numpy(central_crop(load_mean(loader.root, loader.dataset), config.crop))
     training = TrainingState(model, optimizer, mean, torch.tensor(True), parallel)
     controls, step = StepControls(torch.full((2,), 0.001), torch.zeros(2)), compiled_train_step()
     return lambda: step(training, controls, StepInputs(*next(batches)))

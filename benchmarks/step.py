@@ -28,10 +28,10 @@ from model.alexnet import AlexNet, Precision
 from model.flop import training_flops_per_picture
 from model.optim import MomentumSGD, OptimConfig
 from model.step import StepControls, StepInputs, TrainingState, compiled_train_step
-from peers import Work, plain, torchvision
 from pipeline.host.memory import keep_freed_memory
 from roofline import least_bytes, parts_of, peaks, seconds_of
 from service.run.config import RECIPES, Run
+from step_peers import Work, plain, torchvision
 
 Device = Literal["cpu", "cuda"]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,17 +27,23 @@ MEAN_FILE: Final = "mean.npy"
 MEAN_PICTURE: Final = "mean.png"
 REJECTS_FILE: Final = "rejects.jsonl"
 CONTACT_FILE: Final = "contact-sheet.png"
+TUNED_FILE: Final = "tuned.json"  # beside a data set and no part of it: pipeline.measure.tuned
 SPLITS: Final = ("train", "val", "test")  # that there may be, in this order
 
 UNFINISHED_FILE: Final = "unfinished"  # there while a data set is being made
 
-# `offset` is where the JPEG bytes start in the tar; `shard` indexes the split's `shards`; `crc32` is of the JPEG bytes;
-# `label` is -1 where a picture has none (ImageNet's test split).
+# `offset` is where the picture's file starts in the tar, a JPEG or an .npy; `shard` indexes the split's `shards`;
+# `crc32` is of the file's bytes; `label` is -1 where a picture has none (ImageNet's test split).
 SAMPLE_DTYPE: Final = np.dtype(
     [("shard", "<u4"), ("offset", "<u8"), ("size", "<u4"), ("label", "<i4"), ("crc32", "<u4")]
 )
 
 Triple = tuple[float, float, float]
+
+Store = Literal["jpeg", "raw"]  # what a tar has of a picture: KEY.jpg, or its pixels as KEY.npy
+SUFFIXES: Final[dict[Store, str]] = {"jpeg": ".jpg", "raw": ".npy"}
+# What dataset.json does not mention: the data sets of JPEGs are older than these fields, and keep their bytes.
+_UNMENTIONED: Final = (("store", "jpeg"), ("jpeg_sha256", ""))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +103,24 @@ class Dataset:
     seed: int
     shard_samples: int  # as asked for; 0 means chosen by the number of pictures
     val_fraction: float
+    store: Store = "jpeg"
     source_sha256: str  # of the list of source pictures: split, class, name, bytes
     classes: tuple[PictureClass, ...]
     splits: dict[str, Split]
     rejected: int
     colour: ColourStatistics
     files: dict[str, str]  # SHA-256 of every file but the tars, their indexes and dataset.json, by path
+    jpeg_sha256: str = ""  # of a raw one: of the dataset.json that the same source and options give as JPEGs
+
+    @property
+    def suffix(self) -> str:
+        """Of its pictures' files in the tars."""
+        return SUFFIXES[self.store]
+
+
+def pictures_sha256(dataset: Dataset) -> str:
+    """By which runs know a data set's pictures, however they are stored: SHA-256 of the `dataset.json` of JPEGs."""
+    return dataset.jpeg_sha256 or hashlib.sha256(encode_dataset(dataset)).hexdigest()
 
 
 def shard_order(seed: int, split: str, pictures: int) -> NDArray[np.int64]:
@@ -136,6 +154,8 @@ def parse_dataset(data: bytes, where: str) -> Dataset:
             dataset = _dataset({name: value for name, value in fields.items() if name != "sha256"})
             if encode_dataset(dataset) != data:
                 raise ValueError("its SHA-256 is another")
+            if dataset.store not in SUFFIXES:
+                raise ValueError(f"store is {dataset.store!r}")
             return dataset
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{where} is damaged ({error!r}), expected JSON of pipeline.shard; shard again") from error
@@ -144,7 +164,7 @@ def parse_dataset(data: bytes, where: str) -> Dataset:
 
 def encode_dataset(dataset: Dataset) -> bytes:
     """The bytes of `dataset.json`: JSON of the fields, and as the last one the SHA-256 of the JSON without it."""
-    fields = asdict(dataset)
+    fields = asdict(dataset, dict_factory=lambda pairs: dict(pair for pair in pairs if pair not in _UNMENTIONED))
     sha256 = hashlib.sha256(_json(fields)).hexdigest()
     return _json({**fields, "sha256": sha256})
 

@@ -16,6 +16,10 @@ SHARD: Final = 3
 HOLD_OUT: Final = 4
 SYNTHETIC: Final = 5
 SUBSET: Final = 6
+RESIZED_CROP: Final = 7
+COLOUR_JITTER: Final = 8
+SHUFFLED_BLOCKS: Final = 9
+SHUFFLED_WINDOW: Final = 10
 _WORDS_A_BLOCK = 4  # Philox 4x64 makes four 64-bit words a counter value
 
 

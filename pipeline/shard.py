@@ -24,7 +24,7 @@ from pipeline.executors.ordered import results_in_order
 from pipeline.files import free_bytes, is_temporary, limit_remedy, remove_unneeded
 from pipeline.folder import Folder, folder_at
 from pipeline.host.cpus import usable_cores
-from pipeline.manifest import CONTACT_FILE, DATASET_FILE, REJECTS_FILE, Dataset, parse_dataset
+from pipeline.manifest import CONTACT_FILE, DATASET_FILE, REJECTS_FILE, Dataset, Store, parse_dataset
 from pipeline.picture.jpeg import encoder_version
 from pipeline.picture.unusable import STATISTICS_SIZE
 from pipeline.progress import progress, spinner
@@ -34,7 +34,7 @@ from pipeline.source.subset import hold_out, subset
 from pipeline.write.dataset import DatasetResults, add_result, count_by_reason, no_results, write_dataset
 from pipeline.write.lock import StillOwner, lock_output, remove_leftovers, require_same
 from pipeline.write.metrics import ShardMetrics, serve_metrics
-from pipeline.write.plan import ShardingPlan, estimated_bytes, shard_tasks
+from pipeline.write.plan import ShardingPlan, estimated_bytes, jpeg_maker, shard_tasks
 from pipeline.write.record import RECORD_SUFFIX, read_record
 from pipeline.write.shard import write_shard
 
@@ -56,6 +56,8 @@ class ShardOptions:
     """pixels a side: shorter side to this, then the central square; 0 keeps the original JPEGs"""
     quality: int = 92
     """JPEG quality, 1 to 100"""
+    store: Store = "jpeg"
+    """jpeg, or raw: the pixels that those JPEGs decode to, in seven times the room, read without a decoder"""
     classes: int = 0
     """take only so many classes, the first ones; 0 takes all"""
     limit: int = 0
@@ -81,6 +83,8 @@ class ShardOptions:
         """Refuse values outside their range."""
         _require(self.size == 0 or 8 <= self.size <= 4096, "--size", self.size, "0 or 8 to 4096 pixels")
         _require(1 <= self.quality <= 100, "--quality", self.quality, "1 to 100")
+        if self.store == "raw":
+            _require(self.size > 0, "--size", self.size, "8 to 4096 pixels, which --store raw needs")
         _require(self.classes >= 0, "--classes", self.classes, "0 or more")
         _require(self.limit >= 0, "--limit", self.limit, "0 or more")
         _require(is_executor(self.executor), "--executor", self.executor, "local or dask://HOST:PORT")
@@ -94,7 +98,13 @@ class ShardOptions:
     @property
     def plan(self) -> ShardingPlan:
         """What decides the data set besides the source."""
-        return ShardingPlan(size=self.size, quality=self.quality, seed=self.seed, shard_samples=self.shard_samples)
+        return ShardingPlan(
+            size=self.size,
+            quality=self.quality,
+            seed=self.seed,
+            shard_samples=self.shard_samples,
+            store=self.store,
+        )
 
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:
@@ -132,12 +142,15 @@ def shard(options: ShardOptions) -> int:
     with lock_output(folder, identity) as check:
         if _is_complete(folder, identity):  # another run has finished it since the check above
             return _already_sharded(folder)
+        needed = estimated_bytes(options.plan, source)
+        if options.store == "raw":
+            sys.stdout.write(f"--store raw: the data set will take about {decimal(round(needed))}\n")
         if folder.local:
-            _require_room(folder.local, estimated_bytes(options.plan, source) - sum(folder.sizes().values()))
+            _require_room(folder.local, needed - sum(folder.sizes().values()))
         start = time.monotonic()
         made = _write_shards(options, folder, source, check)
         check()
-        dataset = write_dataset(folder, made, identity, source.classes)
+        dataset = write_dataset(folder, made, identity, source.classes, jpeg_maker(options.plan, source))
         _remove_temporary_files(folder)
         out = printable(options.out)
         sys.stdout.write(_summary(dataset, made.resumed_pictures, out, time.monotonic() - start))
@@ -175,6 +188,7 @@ def _identity(options: ShardOptions, source: Source) -> dict[str, Any]:
         "encoder": encoder_version(),
         "size": options.size,
         "quality": options.quality,
+        "store": options.store,
         "seed": options.seed,
         "shard_samples": options.shard_samples,
         "val_fraction": options.val_fraction,

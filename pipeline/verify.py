@@ -27,7 +27,7 @@ from pipeline.executors.pool import LocalPool
 from pipeline.files import check_outputs, write_output
 from pipeline.folder import Folder, folder_at
 from pipeline.host.cpus import usable_cores
-from pipeline.manifest import DATASET_FILE, SAMPLES_FILE, Dataset, index_name, parse_dataset
+from pipeline.manifest import DATASET_FILE, SAMPLES_FILE, TUNED_FILE, Dataset, index_name, parse_dataset
 from pipeline.progress import progress
 
 _MOST_DESCRIPTION_BYTES: Final = 64 * 2**20  # ImageNet's has 0.3 MB
@@ -41,7 +41,7 @@ class VerifyOptions:
     dir: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR")]
     """folder of pipeline.shard, or s3://bucket/prefix (needs the extra [s3])"""
     decode: bool = False
-    """also decode every picture whole, and check its size"""
+    """also decode every JPEG whole, and check its size; of raw shards the headers are always looked at"""
     workers: int = field(default_factory=usable_cores)
     """processes, as many as cores if not given"""
     json: str = ""
@@ -143,7 +143,7 @@ def _presence(dataset: Dataset, there: dict[str, int]) -> Iterator[Fault]:
     expected = expected_names(dataset)
     yield from first_faults("missing files", (Fault(name, "missing") for name in sorted(expected - there.keys())))
     # Web consoles of object stores create an object for a folder; its name ends with a slash.
-    others = sorted(name for name in there.keys() - expected if name and not name.endswith("/"))
+    others = sorted(name for name in there.keys() - expected - {TUNED_FILE} if name and not name.endswith("/"))
     yield from first_faults(
         "unexpected files", (Fault(name, "unexpected; it is no file of the data set") for name in others)
     )
@@ -162,6 +162,7 @@ def _tasks(
                 rows=None if table is None else table[first : first + shard.samples],
                 classes=len(dataset.classes),
                 size=dataset.size,
+                store=dataset.store,
                 decode=decode,
                 indexed=index_name(f"{name}/{shard.name}") in there,
             )

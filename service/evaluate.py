@@ -45,8 +45,8 @@ class EvaluateOptions:
         tyro.conf.arg(metavar="CHECKPOINT...", help_behavior_hint="(at least one)"),
     ]
     """Runs (the newest sound checkpoint of each), checkpoints, or files that service.load takes."""
-    shards: Path = Path("shards")
-    """Folder that python -m pipeline.shard made."""
+    shards: str | Path = "shards"
+    """Folder that python -m pipeline.shard made, or its URL (s3://bucket/prefix)."""
     split: str = "val"
     """train, val or test."""
     views: Views = 1
@@ -164,7 +164,7 @@ def open_all(
 
 def has_labels(loader: BatchLoader, split: str) -> bool:
     """Whether the pictures of a split have labels."""
-    return bool((load_samples(loader.config.shards, loader.dataset, split)["label"] >= 0).all())
+    return bool((load_samples(loader.root, loader.dataset, split)["label"] >= 0).all())
 
 
 def class_numbers(dataset: Dataset, devkit: Path | None) -> list[int]:
@@ -181,7 +181,7 @@ def class_numbers(dataset: Dataset, devkit: Path | None) -> list[int]:
 def report(options: EvaluateOptions, found: Evaluated, networks: Sequence[TrainedNetwork], loader: BatchLoader) -> None:
     """Print the table, and write the files that were asked for."""
     classes = loader.dataset.classes
-    rows = table_rows(found, f"{options.shards.name} {options.split}")
+    rows = table_rows(found, f"{Path(options.shards).name} {options.split}")
     print_table(HEADINGS, rows, LEFT)
     sys.stdout.write("".join(f"{line}\n" for line in ["", *remarks(found, classes)]))
     if options.json:
@@ -200,7 +200,7 @@ def predictions(
     likeliest: NDArray[np.int32], loader: BatchLoader, split: str, numbers: Sequence[int]
 ) -> tuple[str, int]:
     """The lines of a submission, and how many of them are guesses."""
-    shards, dataset = loader.config.shards, loader.dataset
+    shards, dataset = loader.root, loader.dataset
     lines = (shards / REJECTS_FILE).read_text(encoding="utf-8").splitlines()
     rejected = sum(json.loads(line)["split"] == split for line in lines)
     pictures = dataset.splits[split].samples + rejected

@@ -11,11 +11,12 @@ import torch
 import tyro
 
 from pipeline.command import EXIT_DONE, EXIT_FAULTS, InputError, end_on_signals, printable, run_command, say
-from pipeline.files import check_outputs, sha256_of, write_output
+from pipeline.files import check_outputs, write_output
 from pipeline.load.batch_loader import BatchLoader, choose_device
 from pipeline.load.storage import SampleStore
-from pipeline.manifest import DATASET_FILE, SAMPLES_FILE, load_dataset
+from pipeline.manifest import SAMPLES_FILE, load_dataset, pictures_sha256
 from pipeline.progress import progress
+from pipeline.reading.place import is_url, open_place
 from service.evaluation.evaluate import check_fits, check_split, open_pictures
 from service.network.pictures import file_name
 from service.network.read import load
@@ -45,8 +46,8 @@ class IndexOptions:
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """A run (its newest sound checkpoint), a checkpoint, or a file that service.load takes."""
-    shards: Path = Path("shards")
-    """Folder that python -m pipeline.shard made."""
+    shards: str | Path = "shards"
+    """Folder that python -m pipeline.shard made, or its URL (s3://bucket/prefix)."""
     split: str = "train"
     """train, val or test; it needs no labels."""
     out: Path
@@ -83,7 +84,7 @@ class FindOptions:
     """PNG to draw it on: a row for each query, which comes first, then its neighbours, each with class and distance."""
     checkpoint: Path | None = None
     """The checkpoint that the index was made with, if it has moved; only needed where a query is a picture."""
-    shards: Path | None = None
+    shards: str | Path | None = None
     """The shards that the index was made of, if they have moved."""
 
     def __post_init__(self) -> None:
@@ -134,9 +135,9 @@ def index_facts(network: TrainedNetwork, loader: BatchLoader, split: str) -> Ind
         split=split,
         samples=dataset.splits[split].samples,
         width=network.config.fc_width,
-        shards=str(shards.absolute()),
+        shards=str(shards if is_url(shards) else Path(shards).absolute()),
         samples_sha256=dataset.files[f"{split}/{SAMPLES_FILE}"],
-        dataset_sha256=sha256_of(shards / DATASET_FILE),
+        dataset_sha256=pictures_sha256(dataset),
         checkpoint=str(network.path.absolute()),
         checkpoint_sha256=network.sha256,
         device=loader.device,
@@ -172,13 +173,14 @@ def search_all(index: Index, queries: Sequence[Query], k: int, engine: Engine) -
         return search(index.rows, features, k, own=own, engine=engine, advance=advance)
 
 
-def open_shards(index: Index, moved: Path | None) -> Pictures:
+def open_shards(index: Index, moved: str | Path | None) -> Pictures:
     """The pictures that an index is of; InputError where the shards are others."""
-    shards, facts = moved or Path(index.facts.shards), index.facts
+    shards, facts = open_place(moved or index.facts.shards), index.facts
     if not shards.is_dir():
         raise InputError(f"{shards} is not there, expected the shards of {index.path}; give --shards")
     dataset = load_dataset(shards)
-    if dataset.files.get(f"{facts.split}/{SAMPLES_FILE}") != facts.samples_sha256:
+    same_table = dataset.files.get(f"{facts.split}/{SAMPLES_FILE}") == facts.samples_sha256
+    if not same_table and pictures_sha256(dataset) != facts.dataset_sha256:  # it may be stored otherwise
         raise InputError(
             f"{shards} has another {facts.split} than {index.path} is of, expected the same; give --shards"
         )

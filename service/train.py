@@ -58,6 +58,11 @@ def train(worker: Worker) -> int:
         remedy = "train again with a lower --optim.lr into another --out"
         worker.display.say(f"error: {error}; last good checkpoint: {worker.writer.last_good}; {remedy}")
         return EXIT_FAULTS
+    except InputError:
+        # Of the data set, damaged or gone: the network is sound. Other ranks do not know, and cannot save with this.
+        if not worker.ranks.is_distributed:
+            worker.save()
+        raise
     except RuntimeError as error:
         if fault := compile_fault(error):
             raise InputError(fault) from error

@@ -32,7 +32,10 @@ ROOMS = (
     "pipeline commands",
     "pipeline.check",
     "pipeline.write",
+    "pipeline.measure",
+    "pipeline.inspection",
     "pipeline.load",
+    "pipeline.reading",
     "pipeline.synthetic",
     "pipeline.source",
     "pipeline.picture",
@@ -41,6 +44,8 @@ ROOMS = (
     "pipeline.host",
 )
 COMMANDS = (
+    "pipeline.bench",
+    "pipeline.look",
     "pipeline.sample",
     "pipeline.shard",
     "pipeline.verify",
@@ -114,6 +119,7 @@ def test_a_room_has_a_dozen_files_at_most_and_says_what_each_is() -> None:
 
 def test_some_libraries_are_each_known_to_few() -> None:
     assert {module for module in FILES if uses(module, "matplotlib")} == {
+        "pipeline.measure.chart",
         "service.evaluation.reliability",
         "service.network.panels",
         "service.results.curves",
@@ -121,6 +127,7 @@ def test_some_libraries_are_each_known_to_few() -> None:
     }
     assert {module for module in FILES if uses(module, "nvidia")} == {
         "pipeline.load.graph",
+        "pipeline.load.feed",
         "pipeline.load.batch_loader",
         "pipeline.load.probe",
     }

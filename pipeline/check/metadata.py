@@ -52,6 +52,9 @@ def check_description(dataset: Dataset) -> tuple[Fault, ...]:
 
 def _requirements(dataset: Dataset) -> Iterator[tuple[str, bool, object]]:
     yield "size is not a number of pixels", _count(dataset.size), dataset.size
+    raw = dataset.store == "raw"
+    yield "size is not that of raw squares", not raw or dataset.size != 0, dataset.size
+    yield "jpeg_sha256 is no SHA-256, or of no raw squares", _is_sha256(dataset.jpeg_sha256) == raw, dataset.jpeg_sha256
     yield "rejected is not a number", _count(dataset.rejected), dataset.rejected
     for number, each in enumerate(dataset.classes):
         yield f"class {number} is not described", _is_class(number, each), each

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.check.faults import Fault, Faults
-from pipeline.check.tar import LABEL, PICTURE, ExpectedMember, FoundMember, HashingReader, check_members
+from pipeline.check.tar import LABEL, ExpectedMember, FoundMember, HashingReader, check_members
 from pipeline.folder import Folder, folder_at
-from pipeline.manifest import Shard, index_name
+from pipeline.manifest import SUFFIXES, Shard, Store, index_name
 from pipeline.picture.jpeg import verified_header
+from pipeline.picture.raw import npy_bytes, npy_square
 from pipeline.picture.unusable import UnusablePicture
 from pipeline.write.shard import MAX_SOURCE_BYTES, TarMember, index_bytes
 
@@ -33,13 +34,26 @@ class ShardCheck:
     rows: NDArray[np.void] | None  # its rows of the sample table; None where the table is damaged
     classes: int
     size: int  # pixels a side; 0 where each picture has its own
-    decode: bool
+    store: Store
+    decode: bool  # JPEGs; of raw squares the header and the size are always looked at
     indexed: bool  # whether the index exists; a missing one has been reported already
 
     @property
     def tar(self) -> str:
         """Its name in the data set."""
         return f"{self.split}/{self.shard.name}"
+
+    @property
+    def suffix(self) -> str:
+        """Of the pictures' files."""
+        return SUFFIXES[self.store]
+
+    @property
+    def keep(self) -> int:
+        """Bytes of a picture's file that are looked at when all of it is read."""
+        if self.store == "raw":
+            return npy_bytes(self.size)
+        return MAX_SOURCE_BYTES if self.decode else 0
 
     def __str__(self) -> str:
         """How messages name it."""
@@ -106,10 +120,10 @@ def check_shard(task: ShardCheck) -> ShardReport:
 
 def _samples(reader: HashingReader, task: ShardCheck, faults: Faults) -> Iterator[_Sample]:
     """A picture and the label that follows it."""
-    keep = MAX_SOURCE_BYTES if task.decode else 0
     pending: _Sample | None = None
-    for member in check_members(reader, _expected_members(task.rows), 2 * task.shard.samples, keep, faults):
-        if member.suffix == PICTURE:
+    expected = _expected_members(task.rows, task.suffix)
+    for member in check_members(reader, task.suffix, expected, 2 * task.shard.samples, task.keep, faults):
+        if member.suffix == task.suffix:
             if pending:
                 yield pending
             pending = _Sample(member, None)
@@ -121,11 +135,11 @@ def _samples(reader: HashingReader, task: ShardCheck, faults: Faults) -> Iterato
         yield pending
 
 
-def _expected_members(rows: NDArray[np.void] | None) -> dict[int, ExpectedMember]:
+def _expected_members(rows: NDArray[np.void] | None, suffix: str) -> dict[int, ExpectedMember]:
     """The members that the sample table expects, by the offset of their data."""
     members: dict[int, ExpectedMember] = {}
     for _, offset, size, label, _ in [] if rows is None else rows.tolist():
-        members[offset] = ExpectedMember(PICTURE, size)
+        members[offset] = ExpectedMember(suffix, size)
         if label >= 0:
             members[offset + -(-size // 512) * 512 + 512] = ExpectedMember(LABEL, len(str(label)))
     return members
@@ -151,7 +165,10 @@ def _check_sample(task: ShardCheck, walked: _ReadSamples, sample: _Sample, fault
         _check_label(sample, expected_label, faults)
     elif label and not _in_classes(label.data, task.classes):
         faults.report(f"{label}", f"a class from 0 to {task.classes - 1:,}", _content(label))
-    if task.decode and (fault := _decoding_fault(picture, task.size)):
+    if task.store == "raw":
+        if fault := _raw_fault(picture, task.size):
+            faults.report(f"{picture}", *fault)
+    elif task.decode and (fault := _decoding_fault(picture, task.size)):
         faults.report(f"{picture}, decoded", *fault)
 
 
@@ -185,6 +202,18 @@ def _decoding_fault(picture: FoundMember, size: int) -> tuple[str, str] | None:
     sound = (width, height, colours) == (size, size, "YCbCr") if size else colours in ("YCbCr", "RGB", "Gray")
     expected = f"{size} x {size} YCbCr" if size else "YCbCr, RGB or Gray"
     return None if sound else (expected, f"{width} x {height} {colours}")
+
+
+def _raw_fault(picture: FoundMember, size: int) -> tuple[str, str] | None:
+    """What was expected and what was found, where a file is not that of a square's pixels."""
+    expected = f"an .npy file of {size} x {size} RGB pixels, {npy_bytes(size):,} bytes"
+    if picture.data is None:
+        return expected, f"{picture.size:,} bytes"
+    try:
+        npy_square(picture.data, size)
+    except ValueError as error:
+        return expected, str(error)
+    return None
 
 
 def _members(sample: _Sample) -> tuple[TarMember, ...] | None:

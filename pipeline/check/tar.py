@@ -9,6 +9,7 @@ import hashlib
 import io
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Final, NamedTuple
 
 from isal.isal_zlib import crc32
@@ -16,13 +17,12 @@ from isal.isal_zlib import crc32
 from pipeline.check.faults import Faults
 from pipeline.write.ustar import BLOCK, END_BLOCKS, RECORD, ustar_header
 
-PICTURE: Final = ".jpg"
 LABEL: Final = ".cls"
 
 _MOST_LABEL_BYTES: Final = 20
 _CHUNK: Final = 256 * 2**10  # stays in a core's cache between hash, CRC and comparison
 
-_NAME: Final = re.compile(rb"([0-9]{8}|[1-9][0-9]{8,80})(\.jpg|\.cls)")
+_KEY: Final = r"([0-9]{8}|[1-9][0-9]{8,80})"
 _SIZE: Final = re.compile(rb"[0-7]{11}")
 # Where each field ends, by the format's definition; `checksum` is the sum of all bytes, its own counted as spaces.
 _FIELDS: Final = {
@@ -115,9 +115,14 @@ class HashingReader:
 
 
 def check_members(
-    reader: HashingReader, expected: Mapping[int, ExpectedMember], most: int, keep: int, faults: Faults
+    reader: HashingReader,
+    picture: str,
+    expected: Mapping[int, ExpectedMember],
+    most: int,
+    keep: int,
+    faults: Faults,
 ) -> Iterator[FoundMember]:
-    """The members of a tar; what is wrong with its form goes into `faults`.
+    """The members of a tar of pictures with the suffix `picture`; what is wrong with its form goes into `faults`.
 
     `expected` holds the expected members by the offset of their data, so that a damaged header costs only its own
     member; without it reading ends there. Reading also ends after `most` members. The data of a picture of up to `keep`
@@ -126,12 +131,12 @@ def check_members(
     for _ in range(most + 1):
         start = reader.position
         block = reader.take(BLOCK)
-        header, expected_member = _parse(block), expected.get(start + BLOCK)
+        header, expected_member = _parse(block, picture), expected.get(start + BLOCK)
         if header is None:
             if expected_member is None or len(block) < BLOCK:
-                _check_end(reader, block, bool(expected), faults)
+                _check_end(reader, block, picture, bool(expected), faults)
                 return
-            _report_damaged_header(block, expected_member, start, faults)
+            _report_damaged_header(block, picture, expected_member, start, faults)
             header = None, expected_member.suffix, expected_member.size
         member = _member(reader, header, keep)
         yield member
@@ -140,10 +145,16 @@ def check_members(
     faults.report("members", f"at most {most:,}", "more")
 
 
-def _parse(block: bytes) -> _Header | None:
+@cache
+def _names(picture: str) -> re.Pattern[bytes]:
+    """What members may be called: a key, and the suffix of a picture or of a label."""
+    return re.compile(f"{_KEY}({re.escape(picture)}|{re.escape(LABEL)})".encode("ascii"))
+
+
+def _parse(block: bytes, picture: str) -> _Header | None:
     """Stem, suffix and size of a header that is as written, else None."""
     name = block[:100].rstrip(b"\0")
-    match, digits = _NAME.fullmatch(name), block[124:135]
+    match, digits = _names(picture).fullmatch(name), block[124:135]
     if not match or not _SIZE.fullmatch(digits) or block != ustar_header(name, int(digits, 8)):
         return None
     return match[1].decode("ascii"), match[2].decode("ascii"), int(digits, 8)
@@ -152,7 +163,7 @@ def _parse(block: bytes) -> _Header | None:
 def _member(reader: HashingReader, header: _Header, keep: int) -> FoundMember:
     stem, suffix, size = header
     offset, checksum = reader.position, 0
-    kept: list[bytes] | None = [] if size <= (keep if suffix == PICTURE else _MOST_LABEL_BYTES) else None
+    kept: list[bytes] | None = [] if size <= (_MOST_LABEL_BYTES if suffix == LABEL else keep) else None
     for piece in reader.pieces(size):
         checksum = crc32(piece, checksum)
         if kept is not None:
@@ -172,12 +183,12 @@ def _ends_well(reader: HashingReader, member: FoundMember, faults: Faults) -> bo
     return False
 
 
-def _check_end(reader: HashingReader, block: bytes, is_expected: bool, faults: Faults) -> None:
+def _check_end(reader: HashingReader, block: bytes, picture: str, is_expected: bool, faults: Faults) -> None:
     """What comes after the last member: zeros, up to a whole record that has room for the end's two blocks."""
     start = position = reader.position - len(block)
     other = _first_nonzero(block)
-    if other is not None and (not is_expected or _NAME.match(block)):
-        faults.report(f"byte {start:,}", "a header of KEY.jpg or KEY.cls, or the end", _shortened(block))
+    if other is not None and (not is_expected or _names(picture).match(block)):
+        faults.report(f"byte {start:,}", f"a header of KEY{picture} or KEY{LABEL}, or the end", _shortened(block))
         return
     for piece in (block, *([] if len(block) < BLOCK else reader.rest())):
         if other is None and (other := _first_nonzero(piece)) is not None:
@@ -189,9 +200,11 @@ def _check_end(reader: HashingReader, block: bytes, is_expected: bool, faults: F
     faults.require("bytes by its own form", f"{expected:,}", f"{position:,}")
 
 
-def _report_damaged_header(block: bytes, expected_member: ExpectedMember, start: int, faults: Faults) -> None:
+def _report_damaged_header(
+    block: bytes, picture: str, expected_member: ExpectedMember, start: int, faults: Faults
+) -> None:
     suffix = expected_member.suffix.encode("ascii")
-    match = _NAME.fullmatch(block[:100].rstrip(b"\0"))
+    match = _names(picture).fullmatch(block[:100].rstrip(b"\0"))
     name = match[0] if match and match[2] == suffix else b""
     expected = ustar_header(name or b"KEY" + suffix, expected_member.size)
     starts = (0, *_FIELDS.values())

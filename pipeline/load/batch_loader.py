@@ -1,11 +1,13 @@
-"""Batches on the device: DALI decodes, crops, mirrors and normalises what `order` and `augment` have drawn.
+"""Batches on the device: the pictures that `order` and `augment` have drawn, decoded, cropped, mirrored, normalised.
 
-The graph has no random operator and no state: `fn.external_source` hands it JPEG bytes and the drawn parameters, so a
-batch is a pure function of (data set, seed, position), on CPU and GPU alike.
+On the CPU crops of stored squares are made by threads (`crops`); the DALI graph (`graph`, `feed`) makes all else.
+Neither draws anything or has state, so a batch is a pure function of (data set, seed, position), on CPU and GPU alike.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import cached_property, partial
 from itertools import count
 from typing import Any, Literal, NamedTuple
 
@@ -15,13 +17,26 @@ from numpy.typing import NDArray
 from nvidia.dali.pipeline import Pipeline
 
 from pipeline.command import InputError
-from pipeline.load.config import DataConfig
-from pipeline.load.graph import Device, GraphConfig, Output, build_graph, square_side
-from pipeline.load.inputs import SampleInputs, TrainInputs, replace_damaged, validation_inputs
+from pipeline.host.cpus import usable_cores
+from pipeline.load.augment import regions
+from pipeline.load.config import PREFETCH, DataConfig, shuffle_of
+from pipeline.load.crops import CropConfig, crop_batches, square_reader
+from pipeline.load.feed import graph_batches
+from pipeline.load.graph import Device, GraphConfig, Output, build_graph, picture_sizes, square_side
+from pipeline.load.inputs import (
+    Replacements,
+    SampleInputs,
+    TrainInputs,
+    most_damaged,
+    validation_inputs,
+)
 from pipeline.load.order import rank_slice
 from pipeline.load.probe import gpu_decoder_works
+from pipeline.load.read_ahead import Ask, ask_for_blocks, ask_for_samples, asked_ahead
 from pipeline.load.storage import SampleStore
-from pipeline.manifest import Dataset, load_dataset
+from pipeline.manifest import Dataset, Store, Triple, load_dataset
+from pipeline.picture.raw import npy_square
+from pipeline.reading.place import open_place
 
 
 class Batch(NamedTuple):
@@ -35,11 +50,12 @@ class Batch(NamedTuple):
     weights: torch.Tensor  # (B,) float32: 1 / the global batch size (in validation 1), and 0 for padding
 
 
-def crop_margin(dataset: Dataset, config: DataConfig) -> int:
+def crop_margin(dataset: Dataset, config: DataConfig, resize: int = 0) -> int:
     """Pixels by which a picture exceeds the crop: offsets are 0 .. crop_margin."""
-    side = square_side(dataset.size)
+    side = resize or square_side(dataset.size)
     if config.crop > side:
-        raise InputError(f"crop is {config.crop} pixels, expected at most the {side} of the shards; set --data.crop")
+        whose = "that pictures are resized to" if resize else "of the shards"
+        raise InputError(f"crop is {config.crop} pixels, expected at most the {side} {whose}; set --data.crop")
     return side - config.crop
 
 
@@ -53,17 +69,33 @@ class BatchLoader:
     """Batches of one data set, for training from any position and for validation."""
 
     def __init__(
-        self, config: DataConfig, *, seed: int = 0, device: Device = "cpu", rank: int = 0, world_size: int = 1
+        self,
+        config: DataConfig,
+        *,
+        seed: int = 0,
+        device: Device = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        mean: Triple | None = None,
+        std: Triple = (1.0, 1.0, 1.0),
+        resize: int = 0,
     ):
-        self.config, self.seed = config, seed
+        """mean, std: where the output is of floats, RGB on 0..255 to take off (None: the data set's), and to divide by
+        after that; a std other than 1 is for users who need no `Batch.offset`. resize: shorter side that pictures are
+        scaled to before the crop, pixels; 0: 256 for pictures of sizes of their own, stored squares as they are."""
+        self.config = replace(config, prefetch=config.prefetch or PREFETCH)
+        self.seed = seed
         self.device: Device = device
         self.rank, self.world_size = rank, world_size
-        self.dataset = load_dataset(config.shards)
-        self.crop_margin = crop_margin(self.dataset, config)
-        self.output: Output = _output(config, device)
-        self.decoder: Device = _decoder(config, device)
+        self.root = open_place(config.shards, config.cache, config.cache_bytes)
+        self.shuffle = shuffle_of(config)
+        self.dataset = load_dataset(self.root)
+        self.resize, self.crop_margin = resize, crop_margin(self.dataset, config, resize)
+        self.output: Output = _output(config, device, self.dataset.store)
+        self.decoder: Device = _decoder(config, device, self.dataset.store)
         # uint8 cannot hold a mean or a shift: the step adds the shift then.
-        self.mean = None if self.output == "uint8" else np.array(self.dataset.colour.mean, np.float32)
+        self.mean = None if self.output == "uint8" else np.array(mean or self.dataset.colour.mean, np.float32)
+        self.std = (1.0, 1.0, 1.0) if self.output == "uint8" else std
         self.damaged: list[str] = []  # where damaged samples lie, which were replaced; its reader empties it
         self._copies: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
 
@@ -72,36 +104,47 @@ class BatchLoader:
 
         All ranks' parts have one length: a part that is one short is padded with the next picture, at weight 0.
         """
-        store = SampleStore(self.config.shards, self.dataset, "train")
-        rows = TrainInputs(
+        store = SampleStore(self.root, self.dataset, "train")
+        rows = self._train_inputs(store)
+        mine, rows_each = self._part(batch_size)
+        weights = _weights(mine, rows_each, 1 / batch_size)
+        starts = (first + step * batch_size + mine.start for step in count())
+        made = (rows(start, rows_each)._replace(weights=weights) for start in starts)
+        return self._batches(store, made, rows_each, varied=True)
+
+    def train_spans(self, spans: Iterable[range], batch_size: int) -> Iterator[Batch]:
+        """The training pictures of each span of positions, whatever the rank; none is longer than batch_size."""
+        store = SampleStore(self.root, self.dataset, "train")
+        rows = self._train_inputs(store)
+        return self._batches(store, (rows(span.start, len(span)) for span in spans), batch_size, varied=True)
+
+    def validation(self, batch_size: int) -> Iterator[Batch]:
+        """This rank's part of each batch of validation pictures, in order; the last batch may be shorter."""
+        store = SampleStore(self.root, self.dataset, "val")
+        return self._batches(store, self._validation_rows(store, batch_size), self._part(batch_size)[1])
+
+    def pictures(self, split: str, samples: range, batch_size: int) -> Iterator[Batch]:
+        """These samples of a split, in order and whatever the rank, each picture's centre crop as it is."""
+        return self.picture_spans(
+            split, (samples[i : i + batch_size] for i in range(0, len(samples), batch_size)), batch_size
+        )
+
+    def picture_spans(self, split: str, spans: Iterable[range], batch_size: int) -> Iterator[Batch]:
+        """The same of each span of samples; none is longer than batch_size."""
+        store = SampleStore(self.root, self.dataset, split)
+        rows = (validation_inputs(store, self.crop_margin, self.mean, np.array(span, np.int64)) for span in spans)
+        return self._batches(store, rows, batch_size)
+
+    def _train_inputs(self, store: SampleStore) -> TrainInputs:
+        return TrainInputs(
             store,
             self.config.augment,
             self.dataset.colour,
             seed=self.seed,
             crop_margin=self.crop_margin,
             mean=self.mean,
+            shuffle=self.shuffle,
         )
-        mine, rows_each = self._part(batch_size)
-        weights = _weights(mine, rows_each, 1 / batch_size)
-        starts = (first + step * batch_size + mine.start for step in count())
-        return self._batches(store, (rows(start, rows_each)._replace(weights=weights) for start in starts), rows_each)
-
-    def validation(self, batch_size: int) -> Iterator[Batch]:
-        """This rank's part of each batch of validation pictures, in order; the last batch may be shorter."""
-        store = SampleStore(self.config.shards, self.dataset, "val")
-        return self._batches(store, self._validation_rows(store, batch_size), self._part(batch_size)[1])
-
-    def pictures(self, split: str, samples: range, batch_size: int) -> Iterator[Batch]:
-        """These samples of a split, in order and whatever the rank, each picture's centre crop as it is."""
-        store = SampleStore(self.config.shards, self.dataset, split)
-        starts = range(samples.start, samples.stop, batch_size)
-        rows = (
-            validation_inputs(
-                store, self.crop_margin, self.mean, np.arange(start, min(start + batch_size, samples.stop))
-            )
-            for start in starts
-        )
-        return self._batches(store, rows, batch_size)
 
     def _validation_rows(self, store: SampleStore, batch_size: int) -> Iterator[SampleInputs]:
         for start in range(0, len(store), batch_size):
@@ -114,33 +157,59 @@ class BatchLoader:
         """Which of a batch's rows are this rank's, and how many rows each rank takes."""
         return rank_slice(batch_size, self.rank, self.world_size), -(-batch_size // self.world_size)
 
-    def _batches(self, store: SampleStore, rows: Iterator[SampleInputs], batch_size: int) -> Iterator[Batch]:
-        """Run the DALI graph over rows; columns that the graph does not need wait in a queue beside it."""
-        waiting: deque[SampleInputs] = deque()
-        ahead: deque[SampleInputs] = deque()
+    def _batches(
+        self, store: SampleStore, rows: Iterator[SampleInputs], batch_size: int, varied: bool = False
+    ) -> Iterator[Batch]:
+        """Batches of these rows, by threads of our own where crops are all that is made, else by the DALI graph."""
+        most = most_damaged(self.config.most_damaged, len(store) // self.world_size)
+        replacements = Replacements(store, most, self._report)
+        rows = asked_ahead(
+            rows, self._ask(store, varied), batches=self.config.prefetch, most_bytes=self.config.read_ahead * 10**6
+        )
+        if self._only_crops(varied):
+            reader = square_reader(self.dataset.store, self.config.decoding)
+            for pictures, row in crop_batches(store, reader, rows, replacements, self._crop_config(batch_size)):
+                yield self._batch(self._upload(pictures) if self.device == "gpu" else pictures, row)
+            return
+        inputs = partial(graph_inputs, store, aspect=self.config.augment.aspect)
+        build = partial(self._graph, batch_size=batch_size, varied=varied)
+        for pictures, row in graph_batches(store, rows, replacements, inputs, build):
+            tensor = torch.from_dlpack(pictures.as_tensor())
+            yield self._batch(self._copy(tensor) if self.device == "gpu" else tensor, row)
 
-        def feed() -> tuple[Any, ...]:
-            # The kernel is asked for a batch's pages as many batches early as DALI's own queue is long.
-            while len(ahead) <= self.config.prefetch and (row := next(rows, None)) is not None:
-                store.prefetch(row.locations)
-                ahead.append(row)
-            if not ahead:
-                raise StopIteration
-            row, damaged = replace_damaged(store, ahead.popleft())
-            shards = self.dataset.splits[store.split].shards
-            self.damaged += [f"{store.split}/{shards[shard].name}, byte {offset}" for shard, offset, *_ in damaged]
-            waiting.append(row)
-            return graph_inputs(store, row)
+    def _ask(self, store: SampleStore, varied: bool) -> Ask:
+        """Who is told of the samples that will be needed."""
+        if varied and self.shuffle.by_block(len(store)):
+            return ask_for_blocks(store, self.seed, self.shuffle)
+        return ask_for_samples(store)
 
-        graph = self._graph(feed, batch_size)
-        while True:
-            try:
-                (pictures,) = graph.run()
-            except StopIteration:
-                return
-            yield self._batch(pictures, waiting.popleft())
+    def _report(self, place: str) -> None:
+        self.damaged.append(place)
 
-    def _graph(self, feed: Any, batch_size: int) -> Pipeline:
+    def _only_crops(self, varied: bool) -> bool:
+        """Whether the pictures are crops of stored squares, neither scaled nor jittered, that the CPU can make.
+
+        For a GPU it makes those that need no decoder, and no arithmetic.
+        """
+        augment, size = self.config.augment, self.dataset.size
+        scales = self.resize not in (0, size) or (varied and augment.crop == "resized")
+        by_cpu = self.device == "cpu" or (self.dataset.store == "raw" and self.output == "uint8")
+        return by_cpu and size > 0 and not scales and not (varied and augment.jitters)
+
+    def _crop_config(self, batch_size: int) -> CropConfig:
+        return CropConfig(
+            batch_size=batch_size,
+            side=self.dataset.size,
+            crop=self.config.crop,
+            output=self.output,
+            std=self.std,
+            threads=self.config.threads or usable_cores(),
+            prefetch=self.config.prefetch,
+            pinned=self.device == "gpu",
+        )
+
+    def _graph(self, feed: Any, batch_size: int, varied: bool) -> Pipeline:
+        augment = self.config.augment
         return build_graph(
             feed,
             GraphConfig(
@@ -152,25 +221,49 @@ class BatchLoader:
                 device=self.device,
                 threads=self.config.threads,
                 prefetch=self.config.prefetch,
+                hw_decoder_load=self.config.hw_decoder_load,
+                resize=self.resize,
+                resized=varied and augment.crop == "resized",
+                jitters=varied and augment.jitters,
+                raw=self.dataset.store == "raw",
+                std=self.std,
+                fast=self.config.decoding == "fast",
+                no_copy=True,
             ),
         )
 
-    def _batch(self, pictures: Any, rows: SampleInputs) -> Batch:
-        tensor = torch.from_dlpack(pictures.as_tensor())
-        if self.device == "gpu":
-            tensor = self._copy(tensor)
+    def _batch(self, pictures: torch.Tensor, rows: SampleInputs) -> Batch:
         columns = rows.offset, rows.scale, rows.labels, rows.positions, rows.weights
         host = (torch.from_numpy(np.array(column)) for column in columns)
-        return Batch(tensor, *(v.to(tensor.device, non_blocking=True) for v in host))
+        return Batch(pictures, *(v.to(pictures.device, non_blocking=True) for v in host))
 
     def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy in the order of torch's stream; DALI's buffer is held until that copy has been made."""
-        copy, made = tensor.clone(), torch.cuda.Event()
+        copy = tensor.clone()
+        self._hold(tensor)
+        return copy
+
+    def _upload(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Pictures in pinned memory, copied to the GPU beside what it computes; torch's stream waits for the copy."""
+        computing = torch.cuda.current_stream()
+        with torch.cuda.stream(self._uploading):
+            copy = pictures.to("cuda", non_blocking=True)
+            self._hold(pictures)
+        computing.wait_stream(self._uploading)
+        copy.record_stream(computing)
+        return copy
+
+    @cached_property
+    def _uploading(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream()
+
+    def _hold(self, tensor: torch.Tensor) -> None:
+        """Keep what the current stream copies from until it has done so."""
+        made = torch.cuda.Event()
         made.record()
         self._copies.append((tensor, made))
         while self._copies[0][1].query() and len(self._copies) > 1:
             self._copies.popleft()
-        return copy
 
 
 def _weights(mine: slice, rows: int, each: float) -> NDArray[np.float32]:
@@ -178,9 +271,18 @@ def _weights(mine: slice, rows: int, each: float) -> NDArray[np.float32]:
     return np.where(np.arange(rows) < mine.stop - mine.start, each, 0).astype(np.float32)
 
 
-def graph_inputs(store: SampleStore, rows: SampleInputs) -> tuple[Any, ...]:
-    """What the graph takes for a batch: JPEG files, crop corners, mirror flags, and RGB to take off."""
-    return store.read(rows.locations), rows.corner, rows.mirror, rows.subtract
+def graph_inputs(store: SampleStore, rows: SampleInputs, aspect: tuple[float, float] = (1.0, 1.0)) -> tuple[Any, ...]:
+    """What the graph takes for a batch: JPEG files or squares of pixels, crop corners or regions, mirror flags, RGB to
+    take off, jitter.
+
+    aspect: of resized crops; the pictures' own sizes decide which regions are within it.
+    """
+    files = store.read(rows.locations)
+    if store.kind == "raw":
+        files = [npy_square(file, store.size) for file in files]
+    place = regions(rows.region, picture_sizes(files), aspect) if rows.region.size else rows.corner
+    jitter = [rows.jitter] if rows.jitter.size else []
+    return files, place, rows.mirror, rows.subtract, *jitter
 
 
 def choose_device(device: Literal["auto", "cpu", "gpu"]) -> Device:
@@ -190,15 +292,17 @@ def choose_device(device: Literal["auto", "cpu", "gpu"]) -> Device:
     return "gpu" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _output(config: DataConfig, device: Device) -> Output:
+def _output(config: DataConfig, device: Device, store: Store) -> Output:
     if config.output != "auto":
         return config.output
-    return "float16" if device == "gpu" else "uint8"
+    return "float16" if device == "gpu" and store == "jpeg" else "uint8"
 
 
-def _decoder(config: DataConfig, device: Device) -> Device:
+def _decoder(config: DataConfig, device: Device, store: Store) -> Device:
+    if store == "raw" and config.decoding == "fast":
+        raise InputError("decoding is fast, expected exact: raw shards are decoded; set --data.decoding exact")
     if config.decoder == "gpu" and device == "cpu":
         raise InputError("decoder is gpu, expected cpu or auto where pictures stay on the CPU; set --data.decoder cpu")
     if config.decoder != "auto":
         return config.decoder
-    return "gpu" if device == "gpu" and gpu_decoder_works() else "cpu"
+    return "gpu" if device == "gpu" and store == "jpeg" and gpu_decoder_works() else "cpu"

@@ -1,19 +1,24 @@
 """What the host provides for a range of positions, before any byte is read: location, label, crop, mirror, shift."""
 
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.load.augment import AugmentConfig, augment_parameters
-from pipeline.load.order import samples_at
+from pipeline.command import InputError
+from pipeline.load.augment import AugmentConfig, augment_parameters, jitter_draws, region_draws
+from pipeline.load.order import GLOBAL, Shuffle, samples_at
 from pipeline.load.storage import Location, SampleStore
 from pipeline.manifest import ColourStatistics
 
 # Positions are drawn this many at a time. A numpy call on long arrays releases the GIL and may wait 5 ms to get it back
 # (sys.getswitchinterval); a block spreads the few dozen such calls over many batches.
 BLOCK = 1 << 15
+
+LEAST_BUDGET: Final = 10  # damaged samples that any epoch may have, however few samples it has
 
 
 class SampleInputs(NamedTuple):
@@ -28,6 +33,8 @@ class SampleInputs(NamedTuple):
     labels: NDArray[np.int64]  # (n,)
     positions: NDArray[np.int64]  # (n,)
     weights: NDArray[np.float32]  # (n,): weight of each sample's loss; 1 unless the caller sets another
+    region: NDArray[np.float64]  # (n, REGION_DRAWS) for `augment.regions`; (n, 0) where crops are not resized
+    jitter: NDArray[np.float32]  # (n, JITTER_DRAWS) for the graph; (n, 0) where colours are not jittered
 
     def part(self, start: int, stop: int) -> "SampleInputs":
         """The rows start .. stop - 1."""
@@ -59,7 +66,9 @@ class TrainInputs:
         seed: int,
         crop_margin: int,
         mean: NDArray[np.float32] | None,
+        shuffle: Shuffle = GLOBAL,
     ):
+        self.shuffle = shuffle
         self.store, self.config, self.colour = store, config, colour
         self.seed, self.crop_margin, self.mean = seed, crop_margin, mean
         self._block = lru_cache(maxsize=2)(self._draw_block)
@@ -73,7 +82,7 @@ class TrainInputs:
 
     def _draw_block(self, block: int) -> SampleInputs:
         first, n = block * BLOCK, len(self.store)
-        samples = samples_at(self.seed, n, first, BLOCK)
+        samples = samples_at(self.seed, n, first, BLOCK, self.shuffle)
         draws = augment_parameters(
             self.config,
             self.colour,
@@ -92,20 +101,66 @@ class TrainInputs:
             self.store.labels[samples],
             np.arange(first, first + BLOCK),
             np.ones(BLOCK, np.float32),
+            *self._draw_more(first),
+        )
+
+    def _draw_more(self, first: int) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """The columns `region` and `jitter` of a block: empty rows where the option is off."""
+        config, where = self.config, {"seed": self.seed, "first": first, "count": BLOCK}
+        return (
+            region_draws(config, **where) if config.crop == "resized" else np.empty((BLOCK, 0)),
+            jitter_draws(config, **where) if config.jitters else np.empty((BLOCK, 0), np.float32),
         )
 
 
-def replace_damaged(store: SampleStore, rows: SampleInputs) -> tuple[SampleInputs, list[Location]]:
-    """The rows with each damaged sample replaced by another, label included; and the locations of the damaged ones."""
-    damaged = [row for row, location in enumerate(rows.locations) if not store.is_intact(location)]
-    if not damaged:
-        return rows, []
-    replacements = np.array([store.replacement(rows.locations[row]) for row in damaged])
-    locations, labels = list(rows.locations), rows.labels.copy()
-    for row, location in zip(damaged, store.locate(replacements), strict=True):
-        locations[row] = location
-    labels[damaged] = store.labels[replacements]
-    return rows._replace(locations=locations, labels=labels), [rows.locations[row] for row in damaged]
+# Gives others in the place of those rows of a batch whose samples are damaged; which locations can be used, it is told.
+Replace = Callable[[SampleInputs, Sequence[int], Callable[[Location], bool]], SampleInputs]
+
+
+class Replacements:
+    """Puts usable samples in the place of damaged ones, and ends what has too many of them.
+
+    most: how many different samples of an epoch may be replaced. report: is told where each lies.
+    """
+
+    def __init__(self, store: SampleStore, most: int, report: Callable[[str], None]):
+        self.store, self.most, self.report = store, most, report
+        self._epoch, self._damaged = 0, set[Location]()
+
+    def __call__(
+        self, rows: SampleInputs, damaged: Sequence[int], is_usable: Callable[[Location], bool]
+    ) -> SampleInputs:
+        """A `Replace`, labels included; InputError where there are too many."""
+        if not damaged:
+            return rows
+        for row in damaged:
+            self.report(self.store.place(rows.locations[row]))
+            self._count(int(rows.positions[row]) // len(self.store), rows.locations[row])
+        replacements = np.array([self.store.replacement(rows.locations[row], is_usable) for row in damaged])
+        locations, labels = list(rows.locations), rows.labels.copy()
+        for row, location in zip(damaged, self.store.locate(replacements), strict=True):
+            locations[row] = location
+        labels[damaged] = self.store.labels[replacements]
+        return rows._replace(locations=locations, labels=labels)
+
+    def _count(self, epoch: int, location: Location) -> None:
+        if epoch != self._epoch:
+            self._epoch, self._damaged = epoch, set()
+        self._damaged.add(location)
+        if len(self._damaged) <= self.most:
+            return
+        shards = Counter(self.store.shards[shard].name for shard, *_ in self._damaged)
+        counts = ", ".join(f"{name}: {count}" for name, count in sorted(shards.items()))
+        raise InputError(
+            f"{len(self._damaged)} samples of {self.store.root / self.store.split} are damaged ({counts}), expected at "
+            f"most {self.most} an epoch (--data.most-damaged); python -m pipeline.verify names what is damaged: "
+            "shard the data set again, or restore those files"
+        )
+
+
+def most_damaged(share: float, samples: int) -> int:
+    """How many of so many samples may be damaged where this share may be."""
+    return max(LEAST_BUDGET, int(share * samples))
 
 
 def split_mean_and_shift(
@@ -131,4 +186,6 @@ def validation_inputs(
         store.labels[samples],
         samples,
         np.ones(count, np.float32),
+        np.empty((count, 0)),
+        np.empty((count, 0), np.float32),
     )

@@ -1,7 +1,7 @@
-"""Sample indices -> JPEG bytes, of the shards of a split."""
+"""Sample indices -> the bytes of their files, JPEG or .npy, of the shards of a split."""
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -10,23 +10,26 @@ from isal.isal_zlib import crc32  # several times as fast as zlib's, which not e
 from numpy.typing import NDArray
 
 from pipeline.command import InputError
-from pipeline.load.mapping import open_shards
 from pipeline.manifest import Dataset, load_samples
+from pipeline.reading.mapping import open_shards
 
 # Where a sample's JPEG bytes stand, and what they are: shard, offset and size in bytes, CRC-32. A plain tuple, because
 # a named one takes longer to make, and there is one for each sample of an epoch.
 Location = tuple[int, int, int, int]
 
 HEADER_BYTES: Final = 512  # of a member in a tar, whose bytes follow it
+GAP_BYTES: Final = 16 * 2**10  # between samples that are asked for as one range: headers, labels, padding
 NAME_BYTES: Final = 100  # at its start; a sample's name is its key, a dot and a suffix
 
 
 class SampleStore:
-    """The JPEG bytes and labels of a split, by sample index."""
+    """The files' bytes and the labels of a split, by sample index."""
 
     def __init__(self, root: Path, dataset: Dataset, split: str):
         self.root, self.split = root, split
+        self.size, self.kind = dataset.size, dataset.store
         self.table = load_samples(root, dataset, split)
+        self.shards = dataset.splits[split].shards
         self.labels: NDArray[np.int64] = self.table["label"].astype(np.int64)
         shards = open_shards(root, split, dataset.splits[split].shards)
         self._bytes, self._advices = [data for data, _ in shards], [advice for _, advice in shards]
@@ -47,9 +50,21 @@ class SampleStore:
         shards = self._bytes
         return [shards[shard][offset : offset + size] for shard, offset, size, _ in locations]
 
+    def read_intact(self, location: Location) -> NDArray[np.uint8]:
+        """The JPEG file there, as `read` gives it; ValueError where its bytes are not what was sharded."""
+        shard, offset, size, crc = location
+        data = self._bytes[shard][offset : offset + size]
+        if crc32(data) != crc:
+            raise ValueError("the bytes are not those that were sharded")
+        return data
+
     def is_intact(self, location: Location) -> bool:
         """Whether the bytes there are what was sharded."""
         return crc32(self.read([location])[0]) == location[3]
+
+    def place(self, location: Location) -> str:
+        """Where a sample's bytes lie, for a person."""
+        return f"{self.split}/{self.shards[location[0]].name}, byte {location[1]}"
 
     def keys(self) -> NDArray[np.int64]:
         """(N,) each sample's key, which its JPEG's header in the tar begins with: its place in the split's shuffle."""
@@ -57,25 +72,38 @@ class SampleStore:
         names = (self._bytes[shard][start : start + np.uint64(NAME_BYTES)].tobytes() for shard, start in places)
         return np.array([int(name.partition(b".")[0]) for name in names], np.int64)
 
-    def replacement(self, location: Location) -> int:
-        """The sample that takes a damaged one's place, always the same: the next sound one of the table."""
+    def replacement(self, location: Location, is_usable: Callable[[Location], bool]) -> int:
+        """The sample that takes a damaged one's place, always the same: the next usable one of the table."""
         at_shard, at_offset = (
             self.table[name] == value for name, value in zip(("shard", "offset"), location, strict=False)
         )
         (damaged,) = np.flatnonzero(at_shard & at_offset)
         for after in range(1, len(self)):
             sample = int(damaged + after) % len(self)
-            if self.is_intact(self.locate(np.array([sample]))[0]):
+            if is_usable(self.locate(np.array([sample]))[0]):
                 return sample
         raise InputError(
             f"{self.root / self.split} has no sound sample, expected at least one; shard the data set again"
         )
 
     def prefetch(self, locations: Sequence[Location]) -> None:
-        """Ask the kernel to load these pages in the background; returns at once."""
+        """Ask for these bytes in the background: of the kernel, or of the store; returns at once."""
         advices = self._advices
-        for shard, offset, size, _ in locations:
+        for shard, begin, end in _ranges(locations):
             advise, first = advices[shard]
-            offset += first
-            start = offset & -mmap.PAGESIZE
-            advise(mmap.MADV_WILLNEED, start, offset + size - start)
+            start = (first + begin) & -mmap.PAGESIZE
+            advise(mmap.MADV_WILLNEED, start, first + end - start)
+
+
+def _ranges(locations: Sequence[Location]) -> Iterator[tuple[int, int, int]]:
+    """(shard, begin, end) of samples, as one range where they follow one another."""
+    last, begin, end = -1, 0, 0
+    for shard, offset, size, _ in locations:
+        if shard == last and 0 <= offset - end <= GAP_BYTES:
+            end = offset + size
+            continue
+        if last >= 0:
+            yield last, begin, end
+        last, begin, end = shard, offset, offset + size
+    if last >= 0:
+        yield last, begin, end

@@ -8,6 +8,7 @@ readers.py         whether DALI and Pillow find in a JPEG what libjpeg finds
 scans.py           whether the scans of a JPEG are whole, in chroma layouts that TurboJPEG does not decode
 segments.py        the segments of a JPEG
 exif.py            EXIF orientation
+raw.py             a square's pixels as an .npy file
 resize.py          crop the central square and resize it, the same bits wherever the resizer is the same
 unusable.py        why a file is unusable; how large a picture may be
 contact_sheet.py   pictures with their class names on one PNG

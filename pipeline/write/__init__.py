@@ -1,6 +1,6 @@
 """Listed pictures -> a sharded data set, the same bytes on every run.
 
-plan.py         which pictures go into which shard
+plan.py         which pictures go into which shard, and under which key
 shard.py        write one shard: its tar, DALI index and sample rows
 ustar.py        tar headers
 stats.py        mean image and RGB principal components of the training set, exact

@@ -4,9 +4,10 @@ import hashlib
 import io
 import json
 import re
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -28,10 +29,12 @@ from pipeline.manifest import (
     Split,
     array_bytes,
     encode_dataset,
+    pictures_sha256,
 )
 from pipeline.picture.contact_sheet import MAX_TILES, Tile, contact_sheet
-from pipeline.write.record import Reject, ShardResult
+from pipeline.write.record import JpegTwin, Reject, ShardResult
 from pipeline.write.stats import PixelSums, empty_sums, mean_and_colour, merge
+from pipeline.write.ustar import BLOCK
 
 _VARIABLE: Final = re.compile(
     r"""-?(?:0x[0-9a-f]+|\d+(?:[.,]\d+)*(?:e[+-]\d+)?)  # a number
@@ -42,11 +45,12 @@ _VARIABLE: Final = re.compile(
 
 @dataclass(kw_only=True)
 class DatasetResults:
-    """The results of all shards so far; they take 24 bytes a sample."""
+    """The results of all shards so far; they take 24 bytes a sample, and as many for a twin."""
 
     sums: PixelSums  # over the training pictures
     shards: dict[str, list[Shard]] = field(default_factory=dict)
     rows: dict[str, list[NDArray[np.void]]] = field(default_factory=dict)
+    twins: dict[str, list[JpegTwin]] = field(default_factory=dict)  # of raw shards
     rejects: list[tuple[str, Reject]] = field(default_factory=list)  # each with its split
     resumed_pictures: int = 0  # pictures that an earlier run had done
 
@@ -63,10 +67,18 @@ def add_result(made: DatasetResults, split: str, one: ShardResult, before: bool)
     made.resumed_pictures += before * (len(one.rows) + len(one.rejects))
     made.sums = merge(made.sums, one.sums)
     if one.shard:
-        rows = one.rows.copy()
-        rows["shard"] = len(made.shards[split])
+        number = len(made.shards[split])
         made.shards[split].append(one.shard)
-        made.rows[split].append(rows)
+        made.rows[split].append(_numbered(one.rows, number))
+        if one.twin:
+            twin = JpegTwin(one.twin.shard, _numbered(one.twin.rows, number))
+            made.twins.setdefault(split, []).append(twin)
+
+
+def _numbered(rows: NDArray[np.void], shard: int) -> NDArray[np.void]:
+    rows = rows.copy()
+    rows["shard"] = shard
+    return rows
 
 
 def count_by_reason(rejects: Iterable[tuple[str, Reject]]) -> list[tuple[str, int]]:
@@ -76,20 +88,31 @@ def count_by_reason(rejects: Iterable[tuple[str, Reject]]) -> list[tuple[str, in
 
 
 def write_dataset(
-    folder: Folder, made: DatasetResults, identity: Mapping[str, Any], classes: tuple[PictureClass, ...]
+    folder: Folder,
+    made: DatasetResults,
+    identity: Mapping[str, Any],
+    classes: tuple[PictureClass, ...],
+    make_jpeg: Callable[[int], bytes],
 ) -> Dataset:
-    """Write what a data set has beside its shards, `dataset.json` last; InputError for a split without a picture."""
+    """Write what a data set has beside its shards, `dataset.json` last; InputError for a split without a picture.
+
+    make_jpeg: the JPEG of the training picture of a key, made once more: raw shards do not have it for the contact
+    sheet.
+    """
     for split, shards in made.shards.items():
         if not shards:
             raise _nothing_usable(split, made.rejects)
     tables = {split: np.concatenate(rows) for split, rows in made.rows.items()}
     mean, colour = mean_and_colour(made.sums)
+    twins = {split: np.concatenate([twin.rows for twin in each]) for split, each in made.twins.items()}
     contents = {
-        **{f"{split}/{SAMPLES_FILE}": array_bytes(table) for split, table in tables.items()},
+        **_tables(tables),
         MEAN_FILE: array_bytes(mean),
         MEAN_PICTURE: _png(mean),
         REJECTS_FILE: _json_lines(made.rejects, classes),
-        CONTACT_FILE: contact_sheet(list(_tiles(folder, made.shards["train"], tables["train"], classes))),
+        CONTACT_FILE: contact_sheet(
+            list(_tiles(folder, made, tables["train"], twins.get("train"), classes, make_jpeg))
+        ),
     }
     for name, data in contents.items():
         folder.write(name, data)
@@ -99,10 +122,31 @@ def write_dataset(
         splits={split: Split(samples=len(table), shards=tuple(made.shards[split])) for split, table in tables.items()},
         rejected=len(made.rejects),
         colour=colour,
-        files={name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
+        files=_hashes(contents),
     )
+    if twins:
+        dataset = replace(dataset, jpeg_sha256=pictures_sha256(_as_jpegs(dataset, made.twins, twins)))
     folder.write(DATASET_FILE, encode_dataset(dataset))
     return dataset
+
+
+def _as_jpegs(
+    dataset: Dataset, shards: Mapping[str, list[JpegTwin]], tables: Mapping[str, NDArray[np.void]]
+) -> Dataset:
+    """What a raw data set would be as JPEGs: its shards and its sample tables alone are others."""
+    splits = {
+        split: Split(samples=len(tables[split]), shards=tuple(twin.shard for twin in each))
+        for split, each in shards.items()
+    }
+    return replace(dataset, store="jpeg", splits=splits, files={**dataset.files, **_hashes(_tables(tables))})
+
+
+def _tables(tables: Mapping[str, NDArray[np.void]]) -> dict[str, bytes]:
+    return {f"{split}/{SAMPLES_FILE}": array_bytes(table) for split, table in tables.items()}
+
+
+def _hashes(contents: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
 
 
 def _nothing_usable(split: str, rejects: list[tuple[str, Reject]]) -> InputError:
@@ -111,14 +155,28 @@ def _nothing_usable(split: str, rejects: list[tuple[str, Reject]]) -> InputError
 
 
 def _tiles(
-    folder: Folder, shards: list[Shard], table: NDArray[np.void], classes: tuple[PictureClass, ...]
+    folder: Folder,
+    made: DatasetResults,
+    table: NDArray[np.void],
+    twin: NDArray[np.void] | None,
+    classes: tuple[PictureClass, ...],
+    make_jpeg: Callable[[int], bytes],
 ) -> Iterator[Tile]:
-    """The first sample of each of some classes, evenly spread over all that have one."""
+    """The first sample of each of some classes, evenly spread over all that have one; twin: the table as JPEGs."""
     labels, first = np.unique(table["label"], return_index=True)
     chosen = np.unique(np.linspace(0, len(labels) - 1, MAX_TILES).round().astype(int))
-    for label, row in zip(labels[chosen].tolist(), table[first[chosen]], strict=True):
-        start = int(row["offset"])
-        jpeg = folder.read(f"train/{shards[row['shard']].name}", start, start + int(row["size"]))
+    for label, number in zip(labels[chosen].tolist(), first[chosen].tolist(), strict=True):
+        row = table[number]
+        name, start = f"train/{made.shards['train'][row['shard']].name}", int(row["offset"])
+        if twin is None:
+            jpeg = folder.read(name, start, start + int(row["size"]))
+        else:
+            key = int(folder.read(name, start - BLOCK, start).partition(b".")[0])
+            jpeg = make_jpeg(key)
+            if zlib.crc32(jpeg) != twin[number]["crc32"]:
+                raise InputError(
+                    f"picture {key:08d} has changed since it was sharded, expected it as it was; shard again"
+                )
         yield Tile(jpeg, classes[label].words)
 
 

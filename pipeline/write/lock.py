@@ -58,6 +58,7 @@ def _release(folder: Folder) -> None:
 
 def require_same(folder: Folder, there: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
     """InputError, naming the differences, when what is there is not what is asked for."""
+    there = {"store": "jpeg", **there}  # which earlier versions did not name
     differences = [name for name, value in identity.items() if there.get(name) != value]
     if differences:
         described = ", ".join(_difference(name, there.get(name), identity[name]) for name in differences)

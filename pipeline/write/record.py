@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.files import sha256_of_stream
 from pipeline.folder import Folder
-from pipeline.manifest import Shard, index_name
+from pipeline.manifest import SAMPLE_DTYPE, Shard, index_name
 from pipeline.write.stats import PixelSums, pixel_sums, restore_sums
 
 RECORD_SUFFIX: Final = ".made.npz"
@@ -30,6 +30,13 @@ class Reject(NamedTuple):
     unreadable: bool  # its file could not be read: it may be readable the next time
 
 
+class JpegTwin(NamedTuple):
+    """The shard that the same pictures make as JPEGs: a raw data set is known by the one that these would be."""
+
+    shard: Shard
+    rows: NDArray[np.void]  # (samples,) of SAMPLE_DTYPE
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
     """The result of a task; `shard` is None, and there is no tar, when every picture was rejected."""
@@ -40,6 +47,7 @@ class ShardResult:
     index: bytes  # of the tar
     rejects: tuple[Reject, ...]
     sums: PixelSums  # over the training pictures as written
+    twin: JpegTwin | None = None  # of a raw shard
 
 
 def record_name(tar: str) -> str:
@@ -55,6 +63,7 @@ def write_record(folder: Folder, tar: str, made: ShardResult) -> None:
         "shard": made.shard and asdict(made.shard),
         "rejects": made.rejects,
         "pictures": made.sums.pictures,
+        "twin": made.twin and asdict(made.twin.shard),
     }
     stream = io.BytesIO()
     # A zip file, whose CRCs np.load checks.
@@ -65,6 +74,7 @@ def write_record(folder: Folder, tar: str, made: ShardResult) -> None:
         rows=made.rows,
         pixels=pixel_sums(made.sums).astype(np.uint32),  # half the bytes; holds 16 million pictures
         moments=made.sums.moments,
+        twin_rows=made.twin.rows if made.twin else np.empty(0, SAMPLE_DTYPE),
     )
     folder.write(record_name(tar), stream.getvalue())
 
@@ -82,6 +92,7 @@ def read_record(folder: Folder, tar: str) -> ShardResult:
                 index=arrays["index"].tobytes(),
                 rejects=tuple(Reject(*each) for each in facts["rejects"]),
                 sums=restore_sums(facts["pictures"], arrays["pixels"].astype(np.int64), arrays["moments"]),
+                twin=JpegTwin(Shard(**facts["twin"]), arrays["twin_rows"]) if facts.get("twin") else None,
             )
     except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise OSError(None, f"it is damaged ({error}); run the same again", record_name(tar)) from error

@@ -12,20 +12,22 @@ import sys
 import warnings
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Final, NamedTuple
+from typing import IO, Final, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.command import InputError
 from pipeline.files import sha256_of_stream
 from pipeline.folder import folder_at
-from pipeline.manifest import SAMPLE_DTYPE, Shard, index_name
+from pipeline.manifest import SAMPLE_DTYPE, SUFFIXES, Shard, Store, index_name
 from pipeline.picture.jpeg import encoder_version, to_jpeg
+from pipeline.picture.raw import to_npy
 from pipeline.picture.unusable import STATISTICS_SIZE, UnusablePicture
 from pipeline.source.listing import Picture, UnreadablePicture, read_picture
-from pipeline.write.record import Reject, ShardResult, is_shard_done, write_record
+from pipeline.write.record import JpegTwin, Reject, ShardResult, is_shard_done, write_record
 from pipeline.write.stats import PixelSums, add_picture, empty_sums
 from pipeline.write.ustar import BLOCK, end_of_archive, padding, ustar_header
 
@@ -47,6 +49,7 @@ class ShardTask:
     pictures: tuple[Picture, ...]
     size: int  # pixels a side; 0 keeps each picture's own
     quality: int  # JPEG, 1..100
+    store: Store
     encoder: str  # another one would write other bytes
     reject_unreadable: bool  # a file that cannot be read is left out, as one that does not decode; else it is an error
 
@@ -61,7 +64,8 @@ class ShardTask:
 
     def digest(self) -> str:
         """SHA-256 of all that decides its bytes."""
-        decisive = (self.split, self.number, self.first_key, self.size, self.quality, self.encoder)
+        raw = [] if self.store == "jpeg" else [self.store]  # what earlier versions began goes on
+        decisive = (self.split, self.number, self.first_key, self.size, self.quality, self.encoder, *raw)
         pictures = [(each.name, each.label, each.bytes) for each in self.pictures]
         return hashlib.sha256(json.dumps([decisive, pictures]).encode("ascii")).hexdigest()
 
@@ -77,6 +81,31 @@ class TarMember(NamedTuple):
 class _Sample(NamedTuple):
     members: tuple[TarMember, ...]  # the picture, and its label where it has one
     row: tuple[int, int, int, int, int]
+
+
+class _Tar(Protocol):
+    """What a tar is written to."""
+
+    def write(self, data: bytes, /) -> int: ...
+    def tell(self) -> int: ...
+
+
+class _Discarded:
+    """A file that is not kept: its length and its hash."""
+
+    def __init__(self) -> None:
+        self._size, self._sha256 = 0, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self._size += len(data)
+        self._sha256.update(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self._size
+
+    def sha256(self) -> str:
+        return self._sha256.hexdigest()
 
 
 def write_shard(task: ShardTask) -> bool:
@@ -101,26 +130,46 @@ def write_shard(task: ShardTask) -> bool:
     if is_shard_done(folder, task.name, digest):
         return True
     sums = empty_sums(task.size or STATISTICS_SIZE)
+    jpeg_tar = _Discarded() if task.store == "raw" else None
     with folder.open_writer(task.name) as stream:
-        samples, rejects = _write_tar(stream, task, sums)
+        samples, jpeg_samples, rejects = _write_tar(stream, jpeg_tar, task, sums)
         stream.seek(0)
         sha256 = sha256_of_stream(stream)
         size = stream.seek(0, io.SEEK_END)
     index = index_bytes(sample.members for sample in samples)
+    twin = None
     if samples:
         folder.write(index_name(task.name), index)
         shard = Shard(name=task.name.rpartition("/")[2], samples=len(samples), bytes=size, sha256=sha256)
+        if jpeg_tar:
+            as_jpeg = replace(shard, bytes=jpeg_tar.tell(), sha256=jpeg_tar.sha256())
+            twin = JpegTwin(as_jpeg, _table(jpeg_samples))
     else:
         folder.remove(task.name)
         shard = None
-    rows = np.array([sample.row for sample in samples], SAMPLE_DTYPE)
-    made = ShardResult(digest=digest, shard=shard, rows=rows, index=index, rejects=tuple(rejects), sums=sums)
+    made = ShardResult(
+        digest=digest,
+        shard=shard,
+        rows=_table(samples),
+        index=index,
+        rejects=tuple(rejects),
+        sums=sums,
+        twin=twin,
+    )
     write_record(folder, task.name, made)
     return False
 
 
-def _write_tar(stream: IO[bytes], task: ShardTask, sums: PixelSums) -> tuple[list[_Sample], list[Reject]]:
+def _table(samples: Sequence[_Sample]) -> NDArray[np.void]:
+    return np.array([sample.row for sample in samples], SAMPLE_DTYPE)
+
+
+def _write_tar(
+    stream: IO[bytes], jpeg_tar: _Discarded | None, task: ShardTask, sums: PixelSums
+) -> tuple[list[_Sample], list[_Sample], list[Reject]]:
+    """Write the pictures of `task`, into `jpeg_tar` as JPEGs; the samples of both, and what was left out."""
     samples: list[_Sample] = []
+    jpeg_samples: list[_Sample] = []
     rejects: list[Reject] = []
     for key, picture in enumerate(task.pictures, start=task.first_key):
         try:
@@ -133,11 +182,15 @@ def _write_tar(stream: IO[bytes], task: ShardTask, sums: PixelSums) -> tuple[lis
                 raise
             rejects.append(Reject(picture.label, picture.name, unreadable.reason, unreadable=True))
             continue
-        samples.append(_append_sample(stream, f"{key:08d}", jpeg, picture.label))
+        data = jpeg if task.store == "jpeg" else to_npy(pixels)
+        samples.append(_append_sample(stream, f"{key:08d}", SUFFIXES[task.store], data, picture.label))
+        if jpeg_tar:
+            jpeg_samples.append(_append_sample(jpeg_tar, f"{key:08d}", SUFFIXES["jpeg"], jpeg, picture.label))
         if task.split == "train":  # what a network subtracts is the training pictures'
             add_picture(sums, pixels)
-    stream.write(end_of_archive(stream.tell()))
-    return samples, rejects
+    for tar in filter(None, (stream, jpeg_tar)):
+        tar.write(end_of_archive(tar.tell()))
+    return samples, jpeg_samples, rejects
 
 
 def _read(source: Path, picture: Picture) -> bytes:
@@ -146,15 +199,15 @@ def _read(source: Path, picture: Picture) -> bytes:
     return read_picture(source, picture)
 
 
-def _append_sample(stream: IO[bytes], key: str, jpeg: bytes, label: int) -> _Sample:
-    picture = _append(stream, f"{key}.jpg", jpeg)
-    row = (0, picture.offset, picture.size, label, zlib.crc32(jpeg))
+def _append_sample(stream: _Tar, key: str, suffix: str, data: bytes, label: int) -> _Sample:
+    picture = _append(stream, f"{key}{suffix}", data)
+    row = (0, picture.offset, picture.size, label, zlib.crc32(data))
     if label < 0:
         return _Sample((picture,), row)
     return _Sample((picture, _append(stream, f"{key}.cls", str(label).encode("ascii"))), row)
 
 
-def _append(stream: IO[bytes], name: str, data: bytes) -> TarMember:
+def _append(stream: _Tar, name: str, data: bytes) -> TarMember:
     member = TarMember(name, stream.tell() + BLOCK, len(data))
     stream.write(ustar_header(name.encode("ascii"), len(data)) + data + padding(len(data)))
     return member

@@ -49,8 +49,8 @@ DEMO_CROP: Final = 80  # pixels, as of recipe demo, whose module imports package
 class DataOptions:
     """The data set."""
 
-    shards: Path | None = None
-    """Folder that python -m pipeline.shard made, to look at and to read for two seconds."""
+    shards: str | Path | None = None
+    """Folder that python -m pipeline.shard made, or its URL, to look at and to read for two seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +172,7 @@ def _check_host(options: Options, torch: dict[str, Any], driver: Driver, gpus: i
         yield CheckResult(finding, docker)
 
 
-def _check_data(shards: Path, reads: bool, gpus: int, tell: OnProgress) -> Checks[None]:
+def _check_data(shards: str | Path, reads: bool, gpus: int, tell: OnProgress) -> Checks[None]:
     """reads: whether DALI and torch work, so that the data set can be read for a while."""
     tell("the data set")
     data = find_data(shards)

@@ -8,6 +8,7 @@ from pipeline.check.metadata import expected_names
 from pipeline.command import InputError
 from pipeline.folder import folder_at
 from pipeline.manifest import load_dataset
+from pipeline.reading.place import open_place
 from service.diagnostics.finding import Finding, size
 from service.diagnostics.probes import READ_SECONDS, Outcome
 
@@ -28,10 +29,10 @@ class DataFiles:
     side: int = 0  # of its pictures, pixels
 
 
-def find_data(shards: Path) -> DataFiles:
+def find_data(shards: str | Path) -> DataFiles:
     """Look at names and sizes of files alone."""
     try:
-        dataset = load_dataset(shards)
+        dataset = load_dataset(open_place(shards))
         there = folder_at(shards).sizes()
     except InputError as error:
         return DataFiles(shards=str(shards), trouble=str(error))
@@ -89,7 +90,8 @@ def judge_reading(outcome: Outcome, shards: str) -> Finding:
             f"python -m pipeline.verify --decode {shards} names every fault",
         )
     rate, decoder = outcome.value["images_per_second"], outcome.value["decoder"]
-    found = f"{rate:,.0f} images/s, decoded by the {decoder.upper()}, in {READ_SECONDS:g} s"
+    made = "stored as pixels" if outcome.value["store"] == "raw" else f"decoded by the {decoder.upper()}"
+    found = f"{rate:,.0f} images/s, {made}, in {READ_SECONDS:g} s"
     if outcome.value["damaged"]:
         follows = f"{len(outcome.value['damaged'])} of them are damaged, and others stand in"
         return Finding("warning", "reading", found, follows, f"python -m pipeline.verify {shards} names every fault")

@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 TORCH_SECONDS: Final = 120.0  # an import from a slow network disk can take a while
@@ -195,7 +194,7 @@ def read_batches(shards: str, crop: str, device: str) -> dict[str, Any]:
     from pipeline.load.batch_loader import BatchLoader
     from pipeline.load.config import DataConfig
 
-    loader = BatchLoader(DataConfig(shards=Path(shards), crop=int(crop)), device="gpu" if device == "gpu" else "cpu")
+    loader = BatchLoader(DataConfig(shards=shards, crop=int(crop)), device="gpu" if device == "gpu" else "cpu")
     batches = loader.train(128)
     next(batches)
     start, pictures = time.monotonic(), 0
@@ -204,7 +203,12 @@ def read_batches(shards: str, crop: str, device: str) -> dict[str, Any]:
     if device == "gpu":
         torch.cuda.synchronize()
     rate = pictures / (time.monotonic() - start)
-    return {"images_per_second": rate, "damaged": loader.damaged, "decoder": loader.decoder}
+    return {
+        "images_per_second": rate,
+        "damaged": loader.damaged,
+        "decoder": loader.decoder,
+        "store": loader.dataset.store,
+    }
 
 
 def load_library(library: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pipeline.load.batch_loader import BatchLoader
 from pipeline.load.config import DataConfig
 from pipeline.load.graph import Device, square_side
 from pipeline.manifest import load_dataset
+from pipeline.reading.place import CACHE_BYTES, open_place
 from service.evaluation.collect import Float, Outcomes, collect, joined
 from service.evaluation.measures import (
     Bin,
@@ -67,10 +68,13 @@ class Evaluated:
         return self.predictors[-1]
 
 
-def open_pictures(shards: Path, device: Device, threads: int = 0) -> BatchLoader:
+def open_pictures(
+    shards: str | Path, device: Device, threads: int = 0, *, cache: Path | None = None, cache_bytes: int = CACHE_BYTES
+) -> BatchLoader:
     """A loader of whole pictures, which views are cut from; InputError where there is no data set."""
-    side = square_side(load_dataset(shards).size)
-    return BatchLoader(DataConfig(shards=shards, crop=side, output="uint8", threads=threads), device=device)
+    side = square_side(load_dataset(open_place(shards, cache, cache_bytes)).size)
+    data = DataConfig(shards=shards, crop=side, output="uint8", threads=threads, cache=cache, cache_bytes=cache_bytes)
+    return BatchLoader(data, device=device)
 
 
 def check_fits(network: TrainedNetwork, loader: BatchLoader) -> None:

@@ -23,7 +23,13 @@ def evaluate_finished(worker: Worker) -> None:
     run, ranks, state = worker.run, worker.ranks, worker.state
     evaluator = Evaluator(
         [whole_network(worker)],
-        open_pictures(run.data.shards, worker.loader.device, run.data.threads or ranks.threads_per_rank),
+        open_pictures(
+            run.data.shards,
+            worker.loader.device,
+            run.data.threads or ranks.threads_per_rank,
+            cache=run.data.cache,
+            cache_bytes=run.data.cache_bytes,
+        ),
         "val",
         views=VIEWS,
         ranks=ranks,

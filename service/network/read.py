@@ -19,7 +19,7 @@ from pipeline.command import InputError
 from pipeline.files import sha256_of
 from pipeline.load.batch_loader import choose_device
 from pipeline.load.graph import FULL_SIDE, square_side
-from pipeline.manifest import DATASET_FILE, PictureClass, load_dataset
+from pipeline.manifest import DATASET_FILE, PictureClass, load_dataset, pictures_sha256
 from service.network.trained import TrainedNetwork
 from service.run.checkpoint import Checkpoint, find_checkpoint, identity_of, read_tensor_file, read_weights
 from service.run.preprocessing import Preprocessing, preprocessing_from, preprocessing_of, read_preprocessing
@@ -71,9 +71,10 @@ def _from_shards(checkpoint: Checkpoint) -> Preprocessing:
     where = f"{checkpoint.path} was written by an earlier version, expected its shards at {shards}"
     if not (shards / DATASET_FILE).is_file():
         raise InputError(f"{where}; bring them back, or save it anew by resuming the run")
-    if sha256_of(shards / DATASET_FILE) != checkpoint.run["dataset_sha256"]:
+    dataset = load_dataset(shards)
+    if pictures_sha256(dataset) != checkpoint.run["dataset_sha256"]:
         raise InputError(f"{where}, found another data set; bring them back")
-    return preprocessing_of(load_dataset(shards), shards)
+    return preprocessing_of(dataset, shards)
 
 
 def model_config(values: dict[str, Any]) -> ModelConfig:

@@ -29,7 +29,7 @@ class IndexFacts:
     width: int  # columns: units of the last hidden layer
     shards: str
     samples_sha256: str  # of the split's sample table
-    dataset_sha256: str  # of dataset.json
+    dataset_sha256: str  # by which its pictures are known
     checkpoint: str
     checkpoint_sha256: str
     device: str  # cpu or gpu: what computed the rows, for the two round differently

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.command import InputError, printable
 from pipeline.load.storage import SampleStore
 from pipeline.manifest import PictureClass
 from pipeline.picture.contact_sheet import Tile, neighbour_sheet
+from pipeline.picture.raw import npy_square
 from service.results.table import MISSING
 from service.retrieval.queries import Query
 from service.retrieval.search import Neighbours
@@ -33,15 +35,16 @@ class Pictures:
             return self.of(query.row)
         return self.classes[query.label] if query.label is not None else None
 
-    def jpeg(self, row: int) -> bytes:
-        """The JPEG file of a row; InputError where it is damaged."""
+    def picture(self, row: int) -> bytes | NDArray[np.uint8]:
+        """The JPEG file of a row, or the pixels of a raw one; InputError where it is damaged."""
         (location,) = self.store.locate(np.array([row]))
         if not self.store.is_intact(location):
             raise InputError(
                 f"sample {row:,} of {self.store.root / self.store.split} is damaged, expected what was sharded; "
                 "shard the data set again or leave out --out"
             )
-        return bytes(self.store.read([location])[0])
+        (data,) = self.store.read([location])
+        return npy_square(data.tobytes(), self.store.size) if self.store.kind == "raw" else bytes(data)
 
 
 def table_rows(queries: Sequence[Query], found: Neighbours, pictures: Pictures) -> list[tuple[str, ...]]:
@@ -94,7 +97,7 @@ def sheet(queries: Sequence[Query], found: Neighbours, pictures: Pictures) -> by
         [
             _query_tile(query, pictures),
             *(
-                Tile(pictures.jpeg(row), _words(pictures.of(row)), f"distance {distance:#.4g}")
+                Tile(pictures.picture(row), _words(pictures.of(row)), f"distance {distance:#.4g}")
                 for _, row, distance in _nearest(found, number)
             ),
         ]
@@ -104,6 +107,6 @@ def sheet(queries: Sequence[Query], found: Neighbours, pictures: Pictures) -> by
 
 def _query_tile(query: Query, pictures: Pictures) -> Tile:
     if query.square is None:
-        return Tile(pictures.jpeg(query.row), _words(pictures.of(query.row)), f"query: row {query.row}")
+        return Tile(pictures.picture(query.row), _words(pictures.of(query.row)), f"query: row {query.row}")
     each = pictures.of_query(query)
     return Tile(query.square, _words(each) if each else printable(query.name.rpartition("/")[2]), "query")

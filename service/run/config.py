@@ -28,6 +28,11 @@ MAY_CHANGE: Final = frozenset(
         "data.output",
         "data.threads",
         "data.prefetch",
+        "data.read_ahead",
+        "data.cache",
+        "data.cache_bytes",
+        "data.hw_decoder_load",
+        "data.tuned",
         "out",
         "parent",
         "keep",
@@ -53,7 +58,8 @@ MAY_CHANGE: Final = frozenset(
 
 # Ranks may differ in these: where things are, and how a host reads its pictures.
 PER_RANK: Final = frozenset({"data.shards", "data.decoder", "data.threads", "data.prefetch", "out"}) | frozenset(
-    {"host", "port", "token_file", "tls_certificate", "tls_key"}
+    {"data.hw_decoder_load", "data.tuned", "host", "port", "token_file", "tls_certificate", "tls_key"}
+    | {"data.read_ahead", "data.cache", "data.cache_bytes"}
 )
 
 
@@ -161,7 +167,7 @@ RECIPES: Final[dict[str, tuple[str, Run]]] = {
 
 
 def run_fields(run: Run, dataset_sha256: str) -> dict[str, Any]:
-    """The run as plain JSON values, with the hash of the data set's `dataset.json`."""
+    """The run as plain JSON values, with the hash by which the data set's pictures are known."""
     fields = json.loads(json.dumps(asdict(run), default=str))
     return {**fields, DATASET: dataset_sha256}
 

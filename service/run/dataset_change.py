@@ -1,12 +1,11 @@
 """In what another data set differs from the one that a run began with, in words: a hash says only that it does."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from pipeline.command import InputError, printable
-from pipeline.files import sha256_of
-from pipeline.manifest import DATASET_FILE, SPLITS, Dataset, load_dataset
+from pipeline.manifest import SPLITS, Dataset, load_dataset, pictures_sha256
+from pipeline.reading.place import open_place
 from pipeline.source.names import first_few
 from service.run.checkpoint import Checkpoint
 from service.run.config import DATASET
@@ -23,11 +22,11 @@ def known_facts(checkpoint: Checkpoint) -> Mapping[str, Any]:
     saved = read_dataset_facts(checkpoint.path)
     if "pictures" in saved:
         return saved
-    shards = Path(checkpoint.run["data"]["shards"])
     try:
-        if sha256_of(shards / DATASET_FILE) == checkpoint.run.get(DATASET):
-            return dataset_facts(load_dataset(shards))
-    except (OSError, InputError):  # moved, or damaged since
+        dataset = load_dataset(open_place(checkpoint.run["data"]["shards"]))
+        if pictures_sha256(dataset) == checkpoint.run.get(DATASET):
+            return dataset_facts(dataset)
+    except InputError:  # moved, or damaged since
         pass
     return saved
 

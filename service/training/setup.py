@@ -14,10 +14,13 @@ from model.parallel import Parallel
 from model.precision import ChosenPrecision, choose_precision, device_name, emulated
 from model.step import TrainingState
 from pipeline.command import InputError
-from pipeline.files import sha256_of
+from pipeline.host.machine import this_machine
 from pipeline.load.batch_loader import BatchLoader
+from pipeline.load.config import DataConfig
 from pipeline.load.graph import Device
-from pipeline.manifest import DATASET_FILE, Dataset
+from pipeline.manifest import TUNED_FILE, Dataset, pictures_sha256
+from pipeline.measure.tuned import apply_tuned
+from pipeline.reading.place import open_place
 from service.run.checkpoint import Checkpoint, RunState, newest_checkpoint, read_tensors, restore
 from service.run.config import Run, check_same_call, check_same_run, run_fields
 from service.run.dataset_change import change_since, describe_change
@@ -47,8 +50,11 @@ def set_up(run: Run, device: Device, ranks: Ranks, parallel: Parallel, say: Call
 
     InputError where the call is wrong: on every rank, before any waits for another.
     """
-    loader = ranks.on_all_ranks(lambda: open_loader(run, device, ranks, parallel))
-    dataset = sha256_of(run.data.shards / DATASET_FILE)
+    data, taken = ranks.on_all_ranks(lambda: tuned_data(run, device, ranks))
+    if taken:
+        say(taken)
+    loader = ranks.on_all_ranks(lambda: open_loader(replace(run, data=data), device, ranks, parallel))
+    dataset = pictures_sha256(loader.dataset)
     asked, facts = run_fields(run, dataset), dataset_facts(loader.dataset)
     splits = loader.dataset.splits
     leaders, leaders_facts = ranks.broadcast((asked, facts))
@@ -65,7 +71,7 @@ def set_up(run: Run, device: Device, ranks: Ranks, parallel: Parallel, say: Call
     so_far = before["model"]["precision"] if before else None
     precision, why = ranks.broadcast(decide_precision(run.model.precision, so_far, torch_device))
     run = replace(run, model=replace(run.model, precision=precision))
-    preprocessing = ranks.on_all_ranks(lambda: preprocessing_of(loader.dataset, run.data.shards))
+    preprocessing = ranks.on_all_ranks(lambda: preprocessing_of(loader.dataset, loader.root))
     training = ranks.on_all_ranks(lambda: build_training(run, loader, preprocessing, torch_device, parallel))
     say(f"precision {precision}: {why}")
     path = ranks.broadcast(checkpoint.path if checkpoint else None)
@@ -85,6 +91,13 @@ def set_up(run: Run, device: Device, ranks: Ranks, parallel: Parallel, say: Call
     steps = -(-run.epochs * samples // run.batch_size)
     fields = run_fields(run, dataset)
     return Setup(run, ranks, loader, training, state, path, fields, preprocessing, min(steps, run.max_steps or steps))
+
+
+def tuned_data(run: Run, device: Device, ranks: Ranks) -> tuple[DataConfig, str]:
+    """The options of loading with those that pipeline.bench found fastest here where none are given; that in a line."""
+    tuned = open_place(run.data.shards, run.data.cache, run.data.cache_bytes) / TUNED_FILE
+    machine = this_machine(torch.cuda.get_device_name() if device == "gpu" else "")
+    return apply_tuned(run.data, tuned, machine, share=ranks.threads_per_rank / machine.cores)
 
 
 def open_loader(run: Run, device: Device, ranks: Ranks, parallel: Parallel) -> BatchLoader:

@@ -93,7 +93,8 @@ def test_the_trainer_takes_the_data_that_is_there_and_the_recipe_that_fits(
     tmp_path: Path, there: tuple[str, ...], recipe: str
 ) -> None:
     run = trained(sharded(tmp_path, *there))
-    assert (run.recipe, run.out, run.data.shards) == (recipe, Path("/runs", recipe), tmp_path / "shards" / there[-1])
+    assert (run.recipe, run.out) == (recipe, Path("/runs", recipe))
+    assert Path(run.data.shards) == tmp_path / "shards" / there[-1]
     assert (run.host, run.port, run.token_file) == ("0.0.0.0", 8000, None)
 
 

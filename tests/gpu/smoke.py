@@ -28,13 +28,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import distributions
 from itertools import islice
 from pathlib import Path
 from typing import Final, Literal
 
+import numpy as np
 import torch
 import tyro
 from torch import Tensor
@@ -52,10 +53,11 @@ from model.step import (
     normalise_pictures,
     train_step,
 )
+from pipeline.inspection.pictures import batch_pictures
 from pipeline.load.batch_loader import Batch, BatchLoader, Device, central_crop
 from pipeline.load.config import DataConfig
 from pipeline.load.probe import gpu_decoder_works
-from pipeline.manifest import load_dataset, load_mean
+from pipeline.manifest import Store, load_mean
 from pipeline.sample import SampleConfig, make
 from pipeline.shard import ShardOptions, shard
 
@@ -84,6 +86,8 @@ class Options:
     """The one trial to run in this process; the script calls itself with it."""
     originals: Path | None = None
     """With --trial: shards of pictures of original size."""
+    raw: Path | None = None
+    """With --trial: raw shards."""
 
 
 Trial = Callable[[Options], str]
@@ -102,27 +106,29 @@ def main() -> int:
         print(trials(options)[options.trial](options))
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        squares, originals = data_sets(options, Path(folder))
+        made = data_sets(options, Path(folder))
         names = [name for name in trials(options) if not options.only or any(word in name for word in options.only)]
-        passed = [report(name, arguments(options, name, squares, originals)) for name in names]
+        passed = [report(name, arguments(options, name, *made)) for name in names]
     print(f"{sum(passed)} of {len(passed)} trials passed")
     return 0 if all(passed) else 1
 
 
-def data_sets(options: Options, folder: Path) -> tuple[Path, Path]:
-    """Shards of 256 x 256 pictures, the given ones if any, and of pictures of original size."""
+def data_sets(options: Options, folder: Path) -> tuple[Path, Path, Path]:
+    """Shards of 256 x 256 pictures, the given ones if any, of pictures of original size, and of raw squares."""
     make(SampleConfig(dir=folder / "pictures", train_pictures=20, val_pictures=5, side=(260, 420)))
-    squares, originals = options.shards or folder / "squares", folder / "originals"
-    for out, size in ((squares, 256), (originals, 0)):
+    squares, originals, raw = options.shards or folder / "squares", folder / "originals", folder / "raw"
+    stores: tuple[tuple[Path, int, Store], ...] = (squares, 256, "jpeg"), (originals, 0, "jpeg"), (raw, 256, "raw")
+    for out, size, store in stores:
         if out != options.shards:
-            shard(ShardOptions(source=folder / "pictures", out=str(out), size=size))
-    return squares, originals
+            shard(ShardOptions(source=folder / "pictures", out=str(out), size=size, store=store))
+    return squares, originals, raw
 
 
-def arguments(options: Options, name: str, squares: Path, originals: Path) -> list[str]:
+def arguments(options: Options, name: str, squares: Path, originals: Path, raw: Path) -> list[str]:
     """The command line of one trial's process."""
     sizes = [str(size) for size in options.batch_sizes]
     command = [sys.executable, __file__, "--trial", name, "--shards", str(squares), "--originals", str(originals)]
+    command += ["--raw", str(raw)]
     return [*command, "--device", options.device, "--seconds", str(options.seconds), "--batch-sizes", *sizes]
 
 
@@ -151,18 +157,28 @@ def trials(options: Options) -> dict[str, Trial]:
         found[f"parity, {decoder} decoder"] = partial(parity, decoder=decoder)
         found[f"parity of original sizes, {decoder} decoder"] = partial(resized_parity, decoder=decoder)
         found[f"validation, {decoder} decoder"] = partial(validation, decoder=decoder)
+    found["hand-over, raw shards"] = of_raw(hand_over)
+    found["parity, raw shards"] = of_raw(parity)
     for precision in STEP_TOLERANCE:
         found[f"step against eager, {precision}"] = partial(step_parity, precision=precision)
     found["the worker"] = partial(worker, launcher=())
     found["the worker under torchrun"] = partial(worker, launcher=TORCHRUN)
     found["evaluation"] = evaluation
+    found["bench"] = bench
+    found["look"] = look
     for decoder in decoders:
         found[f"speed of the loader, {decoder} decoder"] = partial(loader_speed, decoder=decoder)
+    found["speed of the loader, raw shards"] = of_raw(loader_speed)
     for precision in STEP_TOLERANCE:
         found[f"speed of the step, {precision}"] = partial(step_speed, precision=precision)
     for decoder in decoders:
         found[f"speed of loader and step, {decoder} decoder"] = partial(whole_speed, decoder=decoder)
     return found
+
+
+def of_raw(trial: Callable[[Options, Device], str]) -> Trial:
+    """The trial on raw shards, whose crops the CPU copies, or whose squares DALI is given, without a decoder."""
+    return lambda options: trial(replace(options, shards=options.raw), "cpu")
 
 
 def torch_device(options: Options) -> torch.device:
@@ -234,8 +250,9 @@ def difference(a: Tensor, b: Tensor) -> tuple[float, float]:
 
 def network_input(options: Options, config: DataConfig, device: Device, count: int) -> tuple[Tensor, Batch]:
     """What the first layer sees of the positions up to `count`, on the host."""
-    batch = next(BatchLoader(config, seed=3, device=device).train(count))
-    mean_picture = load_mean(config.shards, load_dataset(config.shards))
+    loader = BatchLoader(config, seed=3, device=device)
+    batch = next(loader.train(count))
+    mean_picture = load_mean(loader.root, loader.dataset)
     mean = torch.from_numpy(central_crop(mean_picture, config.crop)).to(batch.pictures.device)
     return normalise_pictures(StepInputs(*batch), mean, 1.0).cpu(), batch
 
@@ -376,6 +393,37 @@ def evaluation(options: Options) -> str:
     if one != many or abs(one["top1_error"] - cpu["top1_error"]) * one["samples"] > 2:
         raise Failed(f"{words}, {many['top1_error']:.4f} in batches of 128")
     return words
+
+
+def bench(options: Options) -> str:
+    """The bench measures and tunes as a process of its own."""
+    call = [sys.executable, "-m", "pipeline.bench", str(options.shards), "--device", options.device]
+    with tempfile.TemporaryDirectory() as out:
+        found, saved = Path(out, "found.json"), Path(out, "tuned.json")
+        tune = ["--tune", "--tune-seconds", "20", "--save", str(saved)]
+        for more in (["--seconds", "1", "--rounds", "3", "--json", str(found), "--out", f"{out}/x.png"], tune):
+            done = subprocess.run([*call, *more], capture_output=True, text=True)
+            if done.returncode:
+                raise Failed(f"ended with {done.returncode}: {done.stdout[-500:]}{done.stderr[-1500:]}")
+        stages = json.loads(found.read_text())["stages"]
+        (machine,) = json.loads(saved.read_text())["machines"]
+    if options.device == "gpu" and not machine["machine"]["gpu"]:
+        raise Failed(f"tuned for {machine['machine']}, expected the GPU's name")
+    speeds = [f"{each['name']} {each['images_per_second']['median']:,.0f}" for each in stages]
+    return f"{', '.join(speeds)} images/s; {machine['tuned']}"
+
+
+def look(options: Options) -> str:
+    """The same step's pictures on this device and on the CPU differ by the decoders' rounding alone."""
+    shown = []
+    devices: tuple[Device, Device] = (options.device, "cpu")
+    for device in devices:
+        loader = BatchLoader(replace(data_config(options, "cpu"), decoder="auto", output="auto"), device=device)
+        shown.append(np.stack([each.picture for each in batch_pictures(loader, 32, 64)]).astype(np.int16))
+    apart = np.abs(shown[0] - shown[1])
+    if apart.mean() > 1:
+        raise Failed(f"values differ by {apart.mean():.2f} on average, expected less than 1")
+    return f"values differ by {apart.mean():.3f} on average, {apart.max()} at most"
 
 
 def images_per_second(options: Options, batch_size: int, work: Callable[[], object]) -> float:

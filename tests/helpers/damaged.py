@@ -10,7 +10,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,8 @@ def write_description(root: Path, dataset: Dataset) -> None:
 
 def write_fields(root: Path, path: Sequence[str | int], value: object) -> None:
     """Put a value anywhere into dataset.json, whatever its type, and give it the hash that fits."""
-    fields = json.loads(json.dumps(asdict(load_dataset(root))))
+    fields = json.loads(encode_dataset(load_dataset(root)))
+    del fields["sha256"]
     at = fields
     for step in path[:-1]:
         at = at[step]

@@ -11,9 +11,8 @@ import torch
 from model.network import make_network
 from model.optim import MomentumSGD, OptimConfig
 from pictures import decoded
-from pipeline.files import sha256_of
 from pipeline.load.config import DataConfig
-from pipeline.manifest import DATASET_FILE, load_dataset
+from pipeline.manifest import load_dataset, pictures_sha256
 from service.run.checkpoint import RunState, copy_tensors, save_checkpoint
 from service.run.config import RECIPES, Run, run_fields
 from service.run.preprocessing import preprocessing_of
@@ -35,7 +34,7 @@ def saved_network(folder: Path, shards: Path, **changes: Any) -> Path:
         for name, parameter in model.named_parameters():
             parameter.mul_(3.0 if ".fc8." in name or "classifier.6" in name else 1.5)
     files = preprocessing_of(dataset, shards).files()
-    fields = run_fields(run, sha256_of(shards / DATASET_FILE))
+    fields = run_fields(run, pictures_sha256(dataset))
     tensors = copy_tensors(model, MomentumSGD(OptimConfig(), dict(model.named_parameters())))
     return save_checkpoint(folder, RunState(step=3, position=24), tensors, fields, files)
 

@@ -93,6 +93,7 @@ def test_an_infinite_gradient_under_a_finite_loss_is_caught() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, bench.tensors(), strict=True))
 
 
+@pytest.mark.slow
 def test_two_graphs_do_what_the_eager_step_does() -> None:
     two, eager = Bench(), Bench()
     apart = two_graphs("aot_eager")

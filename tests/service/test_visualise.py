@@ -184,6 +184,7 @@ def test_a_difference_is_found_where_there_is_one(colours: tuple[float, float], 
     assert colour.p == compare_means(colour.values)[1]  # the same again: the seed is fixed
 
 
+@pytest.mark.slow
 def test_p_is_below_a_level_as_often_as_the_level_says() -> None:
     generator = np.random.default_rng(0)
     found = [compare_means([generator.random(8), generator.random(8)])[1] for _ in range(100)]

@@ -35,7 +35,7 @@ def walked(
     """Members, faults and hash."""
     faults = Faults("tar")
     reader = HashingReader(stream)
-    found = list(check_members(reader, expected_members, most, 10**6, faults))
+    found = list(check_members(reader, ".jpg", expected_members, most, 10**6, faults))
     sha256 = reader.sha256()
     return found, [str(fault) for fault in faults.listed()], sha256
 

@@ -1,14 +1,23 @@
-"""Crop, mirror and colour shift: golden values, ranges, and both recipes' arithmetic written out."""
+"""What is drawn for a position: golden values, ranges, distributions, and the arithmetic written out.
 
+Of the paper's crop, mirror and colour shift by both recipes; of resized crops against torchvision's own code.
+"""
+
+import math
+import sys
 from dataclasses import replace
+from types import ModuleType
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.command import InputError
-from pipeline.load.augment import AugmentConfig, augment_parameters
+from pipeline.load.augment import AugmentConfig, augment_parameters, jitter_draws, region_draws, regions
 from pipeline.manifest import ColourStatistics
-from pipeline.randomness import AUGMENT, random_words
+from pipeline.randomness import AUGMENT, RESIZED_CROP, random_words, uniform
 
 ROTATION = np.linalg.qr(np.arange(9).reshape(3, 3) + np.eye(3))[0]
 COLOUR = ColourStatistics(
@@ -79,3 +88,120 @@ def test_switches_change_nothing_else() -> None:
 def test_wrong_options_say_what_is_expected() -> None:
     with pytest.raises(InputError, match=r"colour_std is -1.*expected at least 0"):
         replace(AugmentConfig(), colour_std=-1)
+
+
+RESIZED = AugmentConfig(crop="resized")
+SIZES = np.array([(256, 256), (375, 500), (500, 333), (20, 400), (400, 20), (1, 1), (3, 2)])
+# Also regions that seldom fit, so that later tries and the central one are taken.
+RANGES = [((0.08, 1.0), (3 / 4, 4 / 3)), ((0.7, 1.0), (0.2, 6.0)), ((0.9, 1.0), (2.0, 3.0))]
+GOLDEN_REGIONS = [[14, 3, 242, 185], [25, 6, 197, 206], [84, 91, 169, 132]]
+GOLDEN_JITTER = [[1.0261908, 1.2976248, 0.8658088, -24.100368], [0.6752814, 0.9041026, 0.8194799, -8.4683647]]
+
+
+class Torch:
+    """torch as `RandomResizedCrop.get_params` uses it, which draws these numbers of [0, 1)."""
+
+    tensor, log, exp = torch.tensor, staticmethod(torch.log), staticmethod(torch.exp)
+
+    def __init__(self, tries: list[float], place: list[float]):
+        self.tries, self.place = iter(tries), iter(place)
+
+    def empty(self, _: int) -> Any:
+        drawn = mock.Mock()
+        drawn.uniform_ = lambda low, high: torch.tensor([low + (high - low) * next(self.tries)], dtype=torch.float64)
+        return drawn
+
+    def randint(self, low: int, high: int, size: tuple[int]) -> torch.Tensor:
+        return torch.tensor([low + int(next(self.place) * (high - low))])
+
+
+@pytest.fixture(scope="module")
+def peer() -> ModuleType:
+    """torchvision's file of transforms."""
+    # A wheel for CUDA has operators that do not load beside a torch for the CPU, and registering their shapes fails
+    # there. No transform needs them.
+    sys.modules.setdefault("torchvision._meta_registrations", ModuleType("torchvision._meta_registrations"))
+    return pytest.importorskip("torchvision.transforms.transforms")
+
+
+@pytest.mark.parametrize(("area", "aspect"), RANGES)
+def test_regions_are_those_of_torchvision_given_the_same_numbers(peer: ModuleType, area: Any, aspect: Any) -> None:
+    """Its logarithms are float32, which no draw here is near enough to the middle of two pixels to show."""
+    config, count = replace(RESIZED, area=area, aspect=aspect), 20 * len(SIZES)
+    sizes = np.tile(SIZES, (20, 1))
+    draws = region_draws(config, seed=4, first=11, count=count)
+    found = regions(draws, sizes, config.aspect)
+    numbers = uniform(random_words(4, RESIZED_CROP, 11, count, 22)).tolist()
+    for (height, width), row, region in zip(sizes, numbers, found, strict=True):
+        with mock.patch.object(peer, "torch", Torch(row[:20], row[20:])):
+            expected = peer.RandomResizedCrop.get_params(torch.empty(3, height, width), list(area), list(aspect))
+        assert region.tolist() == list(expected)
+    top, left, height, width = found.T
+    assert (top >= 0).all() and (left >= 0).all() and (height > 0).all() and (width > 0).all()
+    assert (top + height <= sizes[:, 0]).all() and (left + width <= sizes[:, 1]).all()
+
+
+def test_draws_of_regions_and_jitter_depend_on_position_alone_and_are_these() -> None:
+    config = replace(RESIZED, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+    for draw in (region_draws, jitter_draws):
+        whole, part = draw(config, seed=4, first=0, count=900), draw(config, seed=4, first=700, count=55)
+        assert np.array_equal(whole[700:755], part)
+    found = regions(region_draws(config, seed=4, first=0, count=3), np.full((3, 2), 256))
+    assert found.tolist() == GOLDEN_REGIONS
+    np.testing.assert_allclose(jitter_draws(config, seed=4, first=0, count=2), GOLDEN_JITTER, rtol=1e-6)
+
+
+def kolmogorov(values: np.ndarray, low: float, high: float) -> float:
+    """How far the values' distribution is from the uniform one, in units that do not depend on their number."""
+    steps = np.arange(len(values) + 1) / len(values)
+    expected = (np.sort(values) - low) / (high - low)
+    return max((steps[1:] - expected).max(), (expected - steps[:-1]).max()) * math.sqrt(len(values))
+
+
+def test_area_and_the_logarithm_of_aspect_are_uniform() -> None:
+    draws = region_draws(RESIZED, seed=4, first=0, count=20_000)
+    heights, widths = draws[:, :10], draws[:, 10:20]
+    for each in (0, 9):  # tries
+        area, aspect = (heights * widths)[:, each], np.log(widths / heights)[:, each]
+        assert kolmogorov(area, 0.08, 1.0) < 1.95  # p = 0.001
+        assert kolmogorov(aspect, math.log(3 / 4), math.log(4 / 3)) < 1.95
+        assert abs(np.corrcoef(area, aspect)[0, 1]) < 0.03
+    assert abs(np.corrcoef(heights[:, 0], heights[:, 1])[0, 1]) < 0.03
+    places = draws[:, 20:]
+    assert all(kolmogorov(place, 0, 1) < 1.95 for place in places.T)
+
+
+def test_jitter_is_uniform_within_its_ranges_and_nothing_where_it_is_off() -> None:
+    config = AugmentConfig(brightness=0.4, contrast=1.5, hue=0.1)
+    draws = jitter_draws(config, seed=4, first=0, count=20_000)
+    for column, (low, high) in zip(draws.T, [(0.6, 1.4), (0.0, 2.5), (1, 1), (-36, 36)], strict=True):
+        if low == high:
+            assert (column == 1).all()
+        else:
+            assert column.min() >= low and column.max() <= high and kolmogorov(column, low, high) < 1.95
+    off = jitter_draws(AugmentConfig(), seed=4, first=0, count=5)
+    assert (off == np.array([1, 1, 1, 0])).all()
+
+
+def test_new_kinds_of_augmentation_change_no_other_draw() -> None:
+    modern = AugmentConfig(crop="resized", brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+    for plain, beside in zip(drawn(), drawn(modern), strict=True):
+        assert np.array_equal(plain, beside)
+    bits = [random_words(4, purpose, 0, 100, 4) for purpose in range(1, 11)]
+    assert len(np.unique(bits)) == 4000  # purposes share none
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"area": (0.0, 1.0)}, r"area is \(0.0, 1.0\), expected two shares"),
+        ({"area": (0.5, 0.1)}, r"area is \(0.5, 0.1\), expected two shares"),
+        ({"aspect": (0.0, 1.0)}, r"aspect is \(0.0, 1.0\), expected two ratios"),
+        ({"brightness": -0.1}, "brightness is -0.1, expected a number of at least 0"),
+        ({"saturation": float("nan")}, "saturation is nan, expected a number"),
+        ({"hue": 0.6}, "hue is 0.6, expected a part of the circle from 0 to 0.5"),
+    ],
+)
+def test_wrong_ranges_say_what_is_expected(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        replace(AugmentConfig(), **wrong)

@@ -1,10 +1,10 @@
 """Each picture as the network's first layer sees it, against numpy and Pillow; and the order in which they come.
 
 Tolerances on pixels of 0..255:
-- EXACT 0: Pillow and DALI both decode with libjpeg-turbo's accurate DCT and smooth upsampling, cropping and mirroring
-  copy, and the mean and shift are added in float32 in the same order.
-- FLOAT32 2e-4: DALI takes off `mean - shift` as one product, in another order of rounding.
-- FLOAT16 0.13: half a unit in the last place of a float16 below 256 is 0.0625, once for DALI, once for the shift.
+- EXACT 0: Pillow, simplejpeg and DALI all decode with libjpeg-turbo's accurate DCT and smooth upsampling, cropping and
+  mirroring copy, and the mean and shift are added in float32 in the same order.
+- FLOAT32 2e-4: the loader takes off `mean - shift` as one number, in another order of rounding.
+- FLOAT16 0.13: half a unit in the last place of a float16 below 256 is 0.0625, for the picture and for the shift.
 - RESIZED 2.5 at most and 0.4 on average: pictures of original size are resized by DALI in floating point and by Pillow
   in fixed point with rounded weights, and each rounds to whole pixels between its two passes.
 """
@@ -108,7 +108,7 @@ def reference_input(root: Path, position: int, augment: AugmentConfig) -> tuple[
 
 def seen_by_the_network(batch: Batch, root: Path, config: DataConfig) -> np.ndarray:
     """(B, 224, 224, 3) as the step prepares it."""
-    mean = torch.from_numpy(central_crop(load_mean(config.shards, BatchLoader(config).dataset), config.crop))
+    mean = torch.from_numpy(central_crop(load_mean(root, BatchLoader(config).dataset), config.crop))
     return normalise_pictures(StepInputs(*batch), mean, 1.0).permute(0, 2, 3, 1).numpy()
 
 
@@ -238,7 +238,7 @@ def test_wrong_calls_say_what_is_expected(square: Path, tmp_path: Path) -> None:
         BatchLoader(DataConfig(shards=tmp_path / "none"))
     with pytest.raises(InputError, match="decoder is gpu, expected cpu or auto"):
         BatchLoader(DataConfig(shards=square, decoder="gpu"))
-    with pytest.raises(InputError, match="crop 0, threads 0, prefetch 2"):
+    with pytest.raises(InputError, match="crop 0, threads 0, prefetch 0"):
         DataConfig(crop=0)
 
 

@@ -100,7 +100,7 @@ def test_words_are_kept_and_subsets_are_nested(tmp_path: Path) -> None:
 @pytest.mark.skipif(
     not REAL_PICTURES.exists(), reason="the sample of real ImageNet pictures is not beside the repository"
 )
-@pytest.mark.parametrize("size", [256, 0])
+@pytest.mark.parametrize("size", [pytest.param(256, marks=pytest.mark.slow), 0])
 def test_real_pictures_in_folders_and_in_a_tar_of_tars_give_the_same_shards(tmp_path: Path, size: int) -> None:
     with tarfile.open(REAL_PICTURES) as tar:
         tar.extractall(tmp_path / "folders", filter="data")

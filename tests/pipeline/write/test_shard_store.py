@@ -43,6 +43,7 @@ def test_a_store_gets_the_same_bytes_by_processes_too(source: Path, undisturbed:
     assert "already sharded" in again.stdout
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_gone_on_with_once_its_lease_has_lapsed(
     source: Path, undisturbed: dict[str, bytes], bucket: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

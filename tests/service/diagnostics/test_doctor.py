@@ -452,6 +452,7 @@ def test_ports_are_let_go() -> None:
         pass
 
 
+@pytest.mark.slow
 def test_trials_end_in_time_and_say_why() -> None:
     assert run_probe("exchange", "cpu", "2", seconds=60).value == {"ranks": 2}  # as NCCL is tried, by gloo
     assert run_probe("load", "/nonexistent.so", seconds=60).why.startswith("OSError")

@@ -60,6 +60,7 @@ def evaluated(out: Path, *arguments: object, ranks: int = 1) -> dict[str, Any]:
     return json.loads(out.read_text())
 
 
+@pytest.mark.slow
 def test_the_same_figures_for_any_batch_and_any_ranks(many: Path, checkpoints: list[Path], tmp_path: Path) -> None:
     asked = (checkpoints[0], "--shards", many, "--views", "10")
     first = evaluated(tmp_path / "1.json", *asked, "--batch-size", "1")
@@ -117,6 +118,7 @@ def test_probabilities_of_each_picture_equal_numpys(many: Path, checkpoints: lis
     assert np.array_equal(found.likeliest, np.argsort(-expected, axis=1)[:, :5])
 
 
+@pytest.mark.slow
 def test_weights_are_fitted_to_one_half_and_measured_on_the_other(
     many: Path, checkpoints: list[Path], tmp_path: Path
 ) -> None:

@@ -62,6 +62,7 @@ run_command(train.main)
 """
 
 
+@pytest.mark.slow
 def test_a_stop_meanwhile_leaves_it_to_the_next_start(shards: Path, tmp_path: Path) -> None:
     arguments = command(shards, tmp_path, "--epochs", "1")
     status, output = run([sys.executable, "-c", TOLD_WHILE_EVALUATING, *arguments[3:]])

@@ -91,7 +91,7 @@ def test_safetensors_are_the_network_bit_for_bit(
     assert list(tmp_path.iterdir()) == [out]
 
 
-@pytest.mark.parametrize("run", ["towers", "one_tower"])
+@pytest.mark.parametrize("run", [pytest.param("towers", marks=pytest.mark.slow), "one_tower"])
 def test_onnx_takes_pixels_in_onnxruntime(
     run: str, request: pytest.FixtureRequest, tmp_path: Path, call: Call, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,7 +112,7 @@ def test_onnx_takes_pixels_in_onnxruntime(
         assert found.shape == (count, 3) and is_near(found, logits(network, photos(count)))
 
 
-@pytest.mark.parametrize("run", ["towers", "one_tower"])
+@pytest.mark.parametrize("run", [pytest.param("towers", marks=pytest.mark.slow), "one_tower"])
 def test_torch_export_takes_pixels_in_torch_alone(run: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     network, out = load(request.getfixturevalue(run), "cpu"), tmp_path / "network.pt2"
     assert export(network, "torch-export", out).relative <= TOLERANCE

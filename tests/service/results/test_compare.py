@@ -169,6 +169,7 @@ def test_what_is_no_sound_run_is_one_line(tmp_path: Path, damage: Any, message: 
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_real_run_and_a_wrong_call(shards: Path, tmp_path: Path) -> None:
     for name, seed in (("one", "0"), ("two", "1")):
         status, output = run(command(shards, tmp_path / name, "--epochs", "2", "--seed", seed))

@@ -45,7 +45,7 @@ def test_the_promised_flags_are_there() -> None:
         )
     )
     assert (run.max_steps, run.batch_size, run.checkpoint_every, run.seed, run.port) == (3, 4, 5, 6, 0)
-    assert (run.device, run.compile, run.data.shards, run.out) == ("cpu", False, Path("a/b"), Path("c"))
+    assert (run.device, run.compile, run.data.shards, run.out) == ("cpu", False, "a/b", Path("c"))
 
 
 @pytest.mark.parametrize(

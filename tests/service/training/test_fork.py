@@ -98,6 +98,7 @@ def test_a_forks_own_schedule_counts_neither_rates_set_by_hand_nor_plateaus_befo
     assert proposal and "for 3 epochs" in proposal["reason"]
 
 
+@pytest.mark.slow
 def test_weights_alone_start_a_new_run_with_new_classes_and_a_sixth_convolution(
     parent: Path, four: Path, tmp_path: Path
 ) -> None:
@@ -115,6 +116,7 @@ def test_weights_alone_start_a_new_run_with_new_classes_and_a_sixth_convolution(
     assert event["step"] == 0 and event["parent"]["step"] == 6 and event["keep"] == "weights"
 
 
+@pytest.mark.slow
 def test_torchvisions_weights_are_fine_tuned(four: Path, tmp_path: Path) -> None:
     """A .pth of a thousand-class network, as far as a test can afford one: 5 classes, 64 units."""
     from model.alexnet import ModelConfig
@@ -130,6 +132,7 @@ def test_torchvisions_weights_are_fine_tuned(four: Path, tmp_path: Path) -> None
     assert len(losses(tmp_path / "run")) == 2
 
 
+@pytest.mark.slow
 def test_what_cannot_be_started_from_is_refused_in_a_line(
     shards: Path, parent: Path, four: Path, tmp_path: Path
 ) -> None:

@@ -99,6 +99,7 @@ def test_float32_leaves_no_bfloat16_anywhere(precision) -> None:
     assert (torch.bfloat16 in types.seen) == (precision != "float32")
 
 
+@pytest.mark.slow
 def test_a_resume_keeps_the_precision_until_an_operator_changes_it(shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
 

@@ -75,6 +75,7 @@ def test_a_run_goes_on_under_any_number_of_ranks_without_skipping_or_repeating_a
     assert [r["top1"] for r in validation[0]] == [r["top1"] for r in validation[1]]
 
 
+@pytest.mark.slow
 def test_a_rank_killed_is_started_again_and_the_run_ends_the_same_bit_for_bit(shards: Path, tmp_path: Path) -> None:
     options = ("--max-steps", "10", "--checkpoint-every", "3", "--batch-size", "9")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -120,6 +121,7 @@ def test_what_one_rank_is_told_all_do_and_each_has_its_metrics(shards: Path, tmp
     assert codes and all("143" in line for line in codes), output
 
 
+@pytest.mark.slow
 def test_a_wrong_call_is_said_once(shards: Path, tmp_path: Path) -> None:
     def errors(arguments: list[str], ranks: int) -> list[str]:
         status, output = run(torchrun(arguments, ranks))

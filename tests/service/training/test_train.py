@@ -8,6 +8,7 @@ import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
@@ -68,6 +69,20 @@ def test_ctrl_c_saves_and_exits_130(shards: Path, tmp_path: Path) -> None:
     checkpoint = newest_checkpoint(tmp_path, print)
     assert checkpoint and checkpoint.state.step == max(losses(tmp_path))
     assert "stopped by SIGINT" in output
+
+
+def test_too_many_damaged_samples_end_the_run_saved_with_a_line(tmp_path: Path) -> None:
+    shards, out = small_shards(tmp_path), tmp_path / "run"
+    for row in np.load(shards / "train/samples.npy")[:11]:
+        with open(shards / f"train/{row['shard']:06d}.tar", "r+b") as stream:
+            stream.seek(int(row["offset"]) + 20)
+            stream.write(b"damage")
+    status, output = run(command(shards, out, "--epochs", "2", "--checkpoint-every", "100"))
+    assert status == 2 and "Traceback" not in output, output
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert "11 samples of" in line and "(000000.tar: 8, 000001.tar: 3), expected at most 10 an epoch" in line
+    saved = newest_checkpoint(out, print)
+    assert saved and 0 < saved.state.step == max(losses(out)) < 4  # before the end of the epoch
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_the_run_still_ends_the_same(shards: Path, tmp_path: Path) -> None:

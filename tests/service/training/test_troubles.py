@@ -75,6 +75,7 @@ def test_neither_a_full_disk_nor_a_console_without_a_reader_ends_a_run(shards: P
     assert worker.wait(60) == 129 and all_are_saved(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_nohup_keeps_a_run_alive(shards: Path, tmp_path: Path) -> None:
     words = ["env", "--ignore-signal=HUP", *command(shards, tmp_path, "--epochs", "100000")]
     worker = start(words)

@@ -432,6 +432,7 @@ def test_wrong_files_end_the_call_in_a_line(shards: Path, tmp_path: Path) -> Non
         assert status == 2 and output.startswith("error: ") and output.count("\n") == 1, output
 
 
+@pytest.mark.slow
 def test_all_ranks_act_at_the_same_step(shards: Path, tokens: Path, tmp_path: Path) -> None:
     options = ["--epochs", "100000", "--parallel", "data", "--token-file", str(tokens), "--stall-seconds", "20"]
     options += ["--host", loopback()]
@@ -464,6 +465,7 @@ def test_all_ranks_act_at_the_same_step(shards: Path, tokens: Path, tmp_path: Pa
     assert checkpoint and [event["kind"] for event in checkpoint.state.events] == kinds
 
 
+@pytest.mark.slow
 def test_fuzzing_finds_no_fault(shards: Path, tmp_path: Path, tokens: Path) -> None:
     """Schemathesis's requests, valid and not: no 5xx, and every answer as /openapi.json has it."""
     acts = ["-H", f"Authorization: Bearer {ALICE}", "--exclude-path-regex", "stop|resume"]

@@ -10,7 +10,7 @@ import os
 import resource
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -20,9 +20,12 @@ from numpy.typing import NDArray
 from pipeline.command import InputError, say
 from pipeline.files import limit_remedy
 from pipeline.manifest import Shard
+from pipeline.reading.place import remote_place
+from pipeline.reading.shards import remote_shards
 
 _LARGE_PAGE: Final = 2 * 2**20  # bytes; the kernel maps pages of a file that lie together in memory as one
 _MAP_FIXED: Final = 0x10  # of Linux's mman.h: at this address, in place of what is there
+_ADVISED: Final = 128 * 2**10  # bytes that the kernel loads at once: a disk's read_ahead_kb, as most disks have it
 _LIMIT_SHARE: Final = 4  # of the open files that the limit allows, shards that are read may hold one in so many
 
 # What mmap.madvise does, and where the shard begins in its terms.
@@ -41,7 +44,12 @@ class ShardBytes(Protocol):
 
 
 def open_shards(root: Path, split: str, shards: Sequence[Shard]) -> list[tuple[ShardBytes, Advice]]:
-    """Each shard's bytes, and who is told which will be read; InputError unless each is as long as it must be."""
+    """Each shard's bytes, and who is told which will be read; InputError unless each is as long as it must be.
+
+    root: the data set's folder, or of one in a store the folder that open_place gave.
+    """
+    if (place := remote_place(root)) is not None:
+        return [(remote, (remote.madvise, 0)) for remote in remote_shards(root, place, split, shards)]
     paths = [root / split / shard.name for shard in shards]
     try:
         return [_map(path, shard.bytes) for path, shard in zip(paths, shards, strict=True)]
@@ -74,7 +82,13 @@ def _map(path: Path, size: int) -> tuple[ShardBytes, Advice]:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     # Samples are read in random order: the kernel's read-ahead beyond a sample would load what is not asked for.
     mapped.madvise(mmap.MADV_RANDOM, first, size)
-    return np.frombuffer(mapped, np.uint8)[first : first + size], (mapped.madvise, first)
+    return np.frombuffer(mapped, np.uint8)[first : first + size], (partial(_in_steps, mapped.madvise), first)
+
+
+def _in_steps(advise: Callable[[int, int, int], None], advice: int, start: int, length: int) -> None:
+    """Advise on a range; the kernel loads the beginning of one that is long, and forgets the rest."""
+    for step in range(start, start + length, _ADVISED):
+        advise(advice, step, min(_ADVISED, start + length - step))
 
 
 class _Unmapped:
@@ -97,7 +111,9 @@ class _Unmapped:
     def madvise(self, _: int, start: int, length: int) -> None:
         """Ask the kernel to load these bytes in the background, as a mapping's madvise with MADV_WILLNEED."""
         with suppress(OSError):  # it is no more than advice
-            os.posix_fadvise(self._open_file(self._path).descriptor, start, length, os.POSIX_FADV_WILLNEED)
+            descriptor = self._open_file(self._path).descriptor
+            for step in range(start, start + length, _ADVISED):
+                os.posix_fadvise(descriptor, step, min(_ADVISED, start + length - step), os.POSIX_FADV_WILLNEED)
 
 
 class _OpenFile:

@@ -11,9 +11,9 @@ import pytest
 from failing_calls import COMPILER, WHY_NOT, Failing, environment, library
 from pictures import write_tree
 from pipeline.command import InputError
-from pipeline.load.mapping import open_shards
 from pipeline.load.storage import SampleStore
 from pipeline.manifest import load_dataset
+from pipeline.reading.mapping import open_shards
 from pipeline.shard import ShardOptions, shard
 
 SHARDS = 24

@@ -1,0 +1,227 @@
+"""Crops of stored squares on the CPU: threads check, decode, cut and mirror the pictures of the next batches.
+
+No DALI: its cropping passes over memory cost a quarter of a decode. Here a thread decodes into memory of its own, which
+stays in its core's cache, and copies from there the rows of the crop. A picture that fails fails alone.
+"""
+
+import ctypes
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final, Literal, Protocol
+
+import numpy as np
+import simplejpeg
+import torch
+from numpy.typing import NDArray
+
+from pipeline.load.inputs import Replace, SampleInputs
+from pipeline.load.storage import Location, SampleStore
+from pipeline.manifest import Store
+from pipeline.picture.raw import npy_square
+
+PICTURES: Final = 16  # that a thread takes at a time: few, so that all threads end a batch together
+NUMPY_TYPES: Final = {"uint8": np.uint8, "float16": np.float16, "float32": np.float32}
+
+
+class ReadSquare(Protocol):
+    """Makes a stored sample's bytes a picture: (side, side, 3) uint8 RGB, each row's pixels in one piece.
+
+    scratch: (side, side, 3) uint8 of the calling thread, whose contents do not matter; what is returned may lie there,
+    or in `data` itself, and is copied before the next call. ValueError where the bytes are no picture of that size.
+    """
+
+    def __call__(self, data: NDArray[np.uint8], scratch: NDArray[np.uint8], /) -> NDArray[np.uint8]: ...
+
+
+def decode_square(data: NDArray[np.uint8], scratch: NDArray[np.uint8], /, fast: bool = False) -> NDArray[np.uint8]:
+    """A JPEG file's pixels, in scratch; fast: by the fast DCT and plain upsampling of chroma."""
+    square = simplejpeg.decode_jpeg(data, "RGB", fast, fast, buffer=scratch)
+    if square.shape != scratch.shape:
+        raise ValueError(f"the picture is {square.shape[1]} x {square.shape[0]} pixels, not {scratch.shape[1]} a side")
+    return square
+
+
+def read_npy(data: NDArray[np.uint8], scratch: NDArray[np.uint8], /) -> NDArray[np.uint8]:
+    """The pixels of a raw data set's file, where they lie."""
+    return npy_square(data, len(scratch))
+
+
+def square_reader(store: Store, decoding: Literal["exact", "fast"]) -> ReadSquare:
+    """How squares that are stored so become pixels."""
+    return read_npy if store == "raw" else partial(decode_square, fast=decoding == "fast")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropConfig:
+    """What the threads make."""
+
+    batch_size: int  # the most rows of a batch
+    side: int  # of the stored squares, pixels
+    crop: int  # side of the crops, pixels
+    output: str  # a key of NUMPY_TYPES; the floats are less `subtract`, and divided by std
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)  # RGB
+    threads: int
+    prefetch: int  # batches ahead
+    pinned: bool = False  # in memory that a GPU copies from by itself; only uint8 is
+
+
+def crop_batches(
+    store: SampleStore,
+    read_square: ReadSquare,
+    rows: Iterator[SampleInputs],
+    replace: Replace,
+    config: CropConfig,
+) -> Iterator[tuple[torch.Tensor, SampleInputs]]:
+    """Pictures (n, crop, crop, 3) of each of the rows, in order, and the rows as they came to be.
+
+    RuntimeError where a process that was forked since the start asks for more: the threads are its parent's.
+    """
+    cropping = _Cropping(store, read_square, config)
+    pool = ThreadPoolExecutor(config.threads, "crops", initializer=_compute_alone)
+    process, begun = os.getpid(), deque[_Begun]()
+    try:
+        while True:
+            while len(begun) <= config.prefetch and (row := next(rows, None)) is not None:
+                begun.append(_begin(pool, cropping, row))
+            if not begun:
+                return
+            yield _finish(begun.popleft(), cropping, replace)
+            if os.getpid() != process:
+                raise RuntimeError("these batches were begun by the parent of this process; begin new ones here")
+    finally:
+        if os.getpid() == process:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass(kw_only=True)
+class _Begun:
+    """A batch that threads are at work on."""
+
+    rows: SampleInputs
+    pictures: NDArray[Any]  # (n, crop, crop, 3), or of another output's type
+    parts: list[Future[list[int]]] = field(default_factory=list)
+
+
+def _begin(pool: ThreadPoolExecutor, cropping: "_Cropping", rows: SampleInputs) -> _Begun:
+    count = len(rows.locations)
+    batch = _Begun(rows=rows, pictures=cropping.memory.take(count))
+    parts = (range(start, min(start + PICTURES, count)) for start in range(0, count, PICTURES))
+    batch.parts = [pool.submit(cropping.fill, batch, part) for part in parts]
+    return batch
+
+
+def _finish(batch: _Begun, cropping: "_Cropping", replace: Replace) -> tuple[torch.Tensor, SampleInputs]:
+    if failed := [row for part in batch.parts for row in part.result()]:
+        batch.rows = replace(batch.rows, failed, cropping.is_usable)
+        assert not cropping.fill(batch, failed)
+    return torch.from_numpy(batch.pictures), batch.rows
+
+
+class _Memory:
+    """Memory of batches, used again when no tensor is left that lies in it: new pages cost more than decoding does."""
+
+    def __init__(self, shape: tuple[int, ...], output: str, pinned: bool):
+        assert output == "uint8" or not pinned
+        self._shape, self._type, self._pinned = shape, NUMPY_TYPES[output], pinned
+        self._free: list[NDArray[Any]] = []
+
+    def take(self, count: int) -> NDArray[Any]:
+        """The first `count` rows of a batch's memory; a tensor made from this array keeps it, and so do its views."""
+        whole = self._free.pop() if self._free else self._new()
+        lent = whole[:count]
+        weakref.finalize(lent, self._free.append, whole).atexit = False
+        return lent
+
+    def _new(self) -> NDArray[Any]:
+        if self._pinned:
+            return torch.empty(self._shape, dtype=torch.uint8, pin_memory=True).numpy()
+        return np.empty(self._shape, self._type)
+
+
+class _Cropping:
+    """What a thread does, and the memory that it does it in."""
+
+    def __init__(self, store: SampleStore, read_square: ReadSquare, config: CropConfig):
+        self.store, self.read_square, self.config = store, read_square, config
+        self.memory = _Memory((config.batch_size, config.crop, config.crop, 3), config.output, config.pinned)
+        self.factors = 1 / torch.tensor(config.std).repeat(config.crop) if set(config.std) != {1.0} else None
+        self._own = threading.local()
+
+    def fill(self, batch: _Begun, which: Sequence[int]) -> list[int]:
+        """Make these rows' pictures; returns those rows whose samples cannot be used."""
+        rows, crop, scratch = batch.rows, self.config.crop, self._scratch()
+        flat = batch.pictures.reshape(-1, crop, crop * 3)  # rows of pixels are copied twice as fast as pixels
+        floats = batch.pictures.dtype != np.uint8
+        subtract = torch.from_numpy(rows.subtract) if floats else None
+        failed: list[int] = []
+        first, last = which[0], which[-1] + 1
+        corners, mirrors = rows.corner[first:last].astype(np.intp).tolist(), rows.mirror[first:last].tolist()
+        for row in which:
+            (y, x), mirror = corners[row - first], mirrors[row - first]
+            try:
+                square = self._square(rows.locations[row], scratch.square)
+            except ValueError:
+                failed.append(row)
+                continue
+            lines = square.reshape(-1, square.shape[1] * 3)[y : y + crop, 3 * x : 3 * (x + crop)]
+            if mirror:
+                scratch.crop[...] = lines
+                lines = scratch.picture.flip(1).view(crop, crop * 3).numpy()
+            if subtract is None:
+                flat[row][...] = lines
+            else:
+                scratch.floats.numpy()[...] = lines
+                _normalise(scratch.floats, subtract[row], self.factors, torch.from_numpy(flat[row]))
+        return failed
+
+    def is_usable(self, location: Location) -> bool:
+        """Whether there is a picture that can take a damaged one's place."""
+        try:
+            self._square(location, self._scratch().square)
+        except ValueError:
+            return False
+        return True
+
+    def _square(self, location: Location, scratch: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """A sample's pixels; ValueError where its bytes are not those that were sharded, or no such picture."""
+        return self.read_square(self.store.read_intact(location), scratch)
+
+    def _scratch(self) -> "_Scratch":
+        """This thread's."""
+        if not hasattr(self._own, "scratch"):
+            self._own.scratch = _Scratch(self.config.side, self.config.crop)
+        return self._own.scratch
+
+
+class _Scratch:
+    """Memory of one thread."""
+
+    def __init__(self, side: int, crop: int):
+        self.square = np.empty((side, side, 3), np.uint8)
+        self.crop = np.empty((crop, crop * 3), np.uint8)
+        self.picture = torch.from_numpy(self.crop).view(crop, crop, 3)
+        self.floats = torch.empty((crop, crop * 3))
+
+
+def _normalise(pixels: torch.Tensor, subtract: torch.Tensor, factors: torch.Tensor | None, to: torch.Tensor) -> None:
+    """Pixels (crop, crop * 3) in float32, less RGB, and times `factors`: whole lines, which is what vectorises."""
+    last = to if to.dtype == pixels.dtype else pixels
+    torch.sub(pixels, subtract.repeat(pixels.shape[1] // 3), out=last)
+    if factors is not None:
+        last.mul_(factors)
+    if last is pixels:
+        to.copy_(pixels)
+
+
+def _compute_alone() -> None:
+    """Keep torch's operations in the calling thread: it has the other pictures' threads beside it."""
+    torch.get_num_threads()  # torch sets the number when a thread first asks for it, and must not do so later
+    with suppress(AttributeError):  # built with something else than OpenMP
+        ctypes.CDLL(None).omp_set_num_threads(1)
