@@ -79,7 +79,10 @@ class Parallel:
         if not self.pair or not self.split_convolutions:
             return columns
         # One by one: gloo's coalesced gather garbles columns of different types (torch 2.13).
-        gathered = [_collectives.all_gather_into_tensor(c, self.pair.size, self.pair.name) for c in columns]
+        # In one piece, which gloo needs: rows of pixels that a loader hands over may lie apart.
+        gathered = [
+            _collectives.all_gather_into_tensor(c.contiguous(), self.pair.size, self.pair.name) for c in columns
+        ]
         return tuple(_collectives.wait_tensor(column) for column in gathered)
 
     def gather_pair_rows(self, x: Tensor) -> Tensor:

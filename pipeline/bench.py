@@ -161,7 +161,7 @@ def tune(
 ) -> None:
     """Find the fastest options, print what was tried, and save what was found."""
     fast = speed_options(task.data, usable_cores(), loader.decoder)
-    others = pixel_options(task.data, task.device)
+    others = pixel_options(task.data, task.device, loader.dataset.store)
     seconds, windows = window_seconds(fast, others, options.tune_seconds)
     with progress(windows, "windows") as advance:
         found = search(

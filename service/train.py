@@ -60,7 +60,7 @@ def train(worker: Worker) -> int:
         return EXIT_FAULTS
     except InputError:
         # Of the data set, damaged or gone: the network is sound. Other ranks do not know, and cannot save with this.
-        if not worker.ranks.is_distributed:
+        if worker.state.step and not worker.ranks.is_distributed:
             worker.save()
         raise
     except RuntimeError as error:

@@ -1,8 +1,8 @@
 """The pictures of training positions as the network sees them, by the loader that a run uses; keys of the tars."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ class Seen(NamedTuple):
 
 def batch_pictures(loader: BatchLoader, batch_size: int, first: int) -> list[Seen]:
     """The batch that a run has at position `first`."""
-    with closing(_generator(loader.train(batch_size, first))) as batches:
+    with closing(loader.train(batch_size, first)) as batches:
         return seen(next(batches))
 
 
@@ -61,7 +61,3 @@ def sample_of(store: SampleStore, key: int) -> int:
         ends = f"one of {key_of(store, 0):08d} to {key_of(store, len(store) - 1):08d}"
         raise InputError(f"{store.split} has no sample {key:08d}, expected {ends} that was not rejected; give --sample")
     return low
-
-
-def _generator(batches: Iterator[Batch]) -> Any:
-    return batches  # typed as an iterator, and a generator, which is closed

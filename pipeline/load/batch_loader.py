@@ -5,7 +5,7 @@ Neither draws anything or has state, so a batch is a pure function of (data set,
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import count
@@ -99,7 +99,7 @@ class BatchLoader:
         self.damaged: list[str] = []  # where damaged samples lie, which were replaced; its reader empties it
         self._copies: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
 
-    def train(self, batch_size: int, first: int = 0) -> Iterator[Batch]:
+    def train(self, batch_size: int, first: int = 0) -> Generator[Batch, None, None]:
         """This rank's part of each global batch from position `first` on, endlessly.
 
         All ranks' parts have one length: a part that is one short is padded with the next picture, at weight 0.
@@ -112,24 +112,24 @@ class BatchLoader:
         made = (rows(start, rows_each)._replace(weights=weights) for start in starts)
         return self._batches(store, made, rows_each, varied=True)
 
-    def train_spans(self, spans: Iterable[range], batch_size: int) -> Iterator[Batch]:
+    def train_spans(self, spans: Iterable[range], batch_size: int) -> Generator[Batch, None, None]:
         """The training pictures of each span of positions, whatever the rank; none is longer than batch_size."""
         store = SampleStore(self.root, self.dataset, "train")
         rows = self._train_inputs(store)
         return self._batches(store, (rows(span.start, len(span)) for span in spans), batch_size, varied=True)
 
-    def validation(self, batch_size: int) -> Iterator[Batch]:
+    def validation(self, batch_size: int) -> Generator[Batch, None, None]:
         """This rank's part of each batch of validation pictures, in order; the last batch may be shorter."""
         store = SampleStore(self.root, self.dataset, "val")
         return self._batches(store, self._validation_rows(store, batch_size), self._part(batch_size)[1])
 
-    def pictures(self, split: str, samples: range, batch_size: int) -> Iterator[Batch]:
+    def pictures(self, split: str, samples: range, batch_size: int) -> Generator[Batch, None, None]:
         """These samples of a split, in order and whatever the rank, each picture's centre crop as it is."""
         return self.picture_spans(
             split, (samples[i : i + batch_size] for i in range(0, len(samples), batch_size)), batch_size
         )
 
-    def picture_spans(self, split: str, spans: Iterable[range], batch_size: int) -> Iterator[Batch]:
+    def picture_spans(self, split: str, spans: Iterable[range], batch_size: int) -> Generator[Batch, None, None]:
         """The same of each span of samples; none is longer than batch_size."""
         store = SampleStore(self.root, self.dataset, split)
         rows = (validation_inputs(store, self.crop_margin, self.mean, np.array(span, np.int64)) for span in spans)
@@ -159,7 +159,7 @@ class BatchLoader:
 
     def _batches(
         self, store: SampleStore, rows: Iterator[SampleInputs], batch_size: int, varied: bool = False
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         """Batches of these rows, by threads of our own where crops are all that is made, else by the DALI graph."""
         most = most_damaged(self.config.most_damaged, len(store) // self.world_size)
         replacements = Replacements(store, most, self._report)

@@ -1,7 +1,7 @@
 """Crops of stored squares on the CPU: threads check, decode, cut and mirror the pictures of the next batches.
 
-No DALI: its cropping passes over memory cost a quarter of a decode. Here a thread decodes into memory of its own, which
-stays in its core's cache, and copies from there the rows of the crop. A picture that fails fails alone.
+No DALI: its passes over memory after the decoder cost a quarter of a decode. Here a JPEG is decoded to such a place in
+the batch's memory that its crop comes to lie where the batch has the picture. A picture that fails fails alone.
 """
 
 import ctypes
@@ -14,11 +14,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import numpy as np
 import simplejpeg
 import torch
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from pipeline.load.inputs import Replace, SampleInputs
@@ -100,49 +101,76 @@ def crop_batches(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+class _Room(NamedTuple):
+    """Memory of a batch."""
+
+    pictures: NDArray[Any]  # (n, crop, crop, 3), of the output's type
+    whole: NDArray[Any]  # (batch_size, numbers): what they are a view of
+
+
 @dataclass(kw_only=True)
 class _Begun:
     """A batch that threads are at work on."""
 
     rows: SampleInputs
-    pictures: NDArray[Any]  # (n, crop, crop, 3), or of another output's type
+    room: _Room
     parts: list[Future[list[int]]] = field(default_factory=list)
 
 
 def _begin(pool: ThreadPoolExecutor, cropping: "_Cropping", rows: SampleInputs) -> _Begun:
     count = len(rows.locations)
-    batch = _Begun(rows=rows, pictures=cropping.memory.take(count))
+    batch = _Begun(rows=rows, room=cropping.memory.take(count))
     parts = (range(start, min(start + PICTURES, count)) for start in range(0, count, PICTURES))
-    batch.parts = [pool.submit(cropping.fill, batch, part) for part in parts]
+    batch.parts = [pool.submit(cropping.fill, batch.room, rows, part) for part in parts]
     return batch
 
 
 def _finish(batch: _Begun, cropping: "_Cropping", replace: Replace) -> tuple[torch.Tensor, SampleInputs]:
-    if failed := [row for part in batch.parts for row in part.result()]:
+    failed = [row for part in batch.parts for row in part.result()]
+    while failed:  # again where a replacement that was sound has failed since, as on a disk that fails
         batch.rows = replace(batch.rows, failed, cropping.is_usable)
-        assert not cropping.fill(batch, failed)
-    return torch.from_numpy(batch.pictures), batch.rows
+        failed = cropping.fill(batch.room, batch.rows, failed)
+    return torch.from_numpy(batch.room.pictures), batch.rows
 
 
 class _Memory:
-    """Memory of batches, used again when no tensor is left that lies in it: new pages cost more than decoding does."""
+    """Memory of batches, used again when no tensor is left that lies in it: new pages cost more than decoding does.
 
-    def __init__(self, shape: tuple[int, ...], output: str, pinned: bool):
-        assert output == "uint8" or not pinned
-        self._shape, self._type, self._pinned = shape, NUMPY_TYPES[output], pinned
+    Where a JPEG becomes uint8, each picture has room for its whole square, so that one can be decoded to such a place
+    that its crop comes to lie where the batch has the picture, without a copy; a batch's rows of pixels are then a
+    square's apart.
+    """
+
+    def __init__(self, config: CropConfig, roomy: bool):
+        side, crop, margin = config.side, config.crop, config.side - config.crop
+        self._config, self._item = config, np.dtype(NUMPY_TYPES[config.output]).itemsize
+        self._first = 3 * margin * (side + 1) if roomy else 0  # numbers before the picture: of the rows above a crop
+        self._row = 3 * (side if roomy else crop)  # numbers from one row of pixels to the next
+        self._numbers = self._first + 3 * side * side if roomy else 3 * crop * crop  # of each picture
         self._free: list[NDArray[Any]] = []
 
-    def take(self, count: int) -> NDArray[Any]:
-        """The first `count` rows of a batch's memory; a tensor made from this array keeps it, and so do its views."""
+    def take(self, count: int) -> _Room:
+        """Memory for `count` pictures; a tensor made from `pictures` keeps it, and so do its views."""
         whole = self._free.pop() if self._free else self._new()
-        lent = whole[:count]
-        weakref.finalize(lent, self._free.append, whole).atexit = False
-        return lent
+        crop, strides = self._config.crop, (self._numbers, self._row, 3, 1)
+        pictures = as_strided(
+            whole[:, self._first :], (count, crop, crop, 3), tuple(self._item * step for step in strides)
+        )
+        weakref.finalize(pictures, self._free.append, whole).atexit = False
+        return _Room(pictures, whole)
+
+    def square_place(self, whole: NDArray[Any], row: int, y: int, x: int) -> NDArray[np.uint8]:
+        """(side, side, 3): where a square must lie for the crop with this corner to lie where the picture does."""
+        side = self._config.side
+        start = self._first - y * self._row - 3 * x
+        return whole[row, start : start + 3 * side * side].reshape(side, side, 3)
 
     def _new(self) -> NDArray[Any]:
-        if self._pinned:
-            return torch.empty(self._shape, dtype=torch.uint8, pin_memory=True).numpy()
-        return np.empty(self._shape, self._type)
+        shape, output = (self._config.batch_size, self._numbers), self._config.output
+        if self._config.pinned:
+            assert output == "uint8"
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+        return np.empty(shape, NUMPY_TYPES[output])
 
 
 class _Cropping:
@@ -150,36 +178,46 @@ class _Cropping:
 
     def __init__(self, store: SampleStore, read_square: ReadSquare, config: CropConfig):
         self.store, self.read_square, self.config = store, read_square, config
-        self.memory = _Memory((config.batch_size, config.crop, config.crop, 3), config.output, config.pinned)
+        self.in_place = store.kind == "jpeg" and config.output == "uint8"
+        self.memory = _Memory(config, roomy=self.in_place)
         self.factors = 1 / torch.tensor(config.std).repeat(config.crop) if set(config.std) != {1.0} else None
         self._own = threading.local()
 
-    def fill(self, batch: _Begun, which: Sequence[int]) -> list[int]:
+    def fill(self, room: _Room, rows: SampleInputs, which: Sequence[int]) -> list[int]:
         """Make these rows' pictures; returns those rows whose samples cannot be used."""
-        rows, crop, scratch = batch.rows, self.config.crop, self._scratch()
-        flat = batch.pictures.reshape(-1, crop, crop * 3)  # rows of pixels are copied twice as fast as pixels
-        floats = batch.pictures.dtype != np.uint8
-        subtract = torch.from_numpy(rows.subtract) if floats else None
+        scratch, crop = self._scratch(), self.config.crop
+        lines = room.pictures.reshape(-1, crop, crop * 3)  # rows of pixels are copied twice as fast as pixels
         failed: list[int] = []
         first, last = which[0], which[-1] + 1
         corners, mirrors = rows.corner[first:last].astype(np.intp).tolist(), rows.mirror[first:last].tolist()
         for row in which:
             (y, x), mirror = corners[row - first], mirrors[row - first]
+            place = self.memory.square_place(room.whole, row, y, x) if self.in_place else scratch.square
             try:
-                square = self._square(rows.locations[row], scratch.square)
+                square = self._square(rows.locations[row], place)
             except ValueError:
                 failed.append(row)
                 continue
-            lines = square.reshape(-1, square.shape[1] * 3)[y : y + crop, 3 * x : 3 * (x + crop)]
-            if mirror:
-                scratch.crop[...] = lines
-                lines = scratch.picture.flip(1).view(crop, crop * 3).numpy()
-            if subtract is None:
-                flat[row][...] = lines
-            else:
-                scratch.floats.numpy()[...] = lines
-                _normalise(scratch.floats, subtract[row], self.factors, torch.from_numpy(flat[row]))
+            if not self.in_place:
+                self._copy(square, y, x, mirror, rows.subtract[row], lines[row])
+            elif mirror:
+                lines[row][...] = _mirrored(room.pictures[row])
         return failed
+
+    def _copy(
+        self, square: NDArray[np.uint8], y: int, x: int, mirror: int, subtract: NDArray[np.float32], to: NDArray[Any]
+    ) -> None:
+        """Put a square's crop where the batch has the picture; to: (crop, crop * 3)."""
+        scratch, crop = self._scratch(), self.config.crop
+        lines = square.reshape(-1, square.shape[1] * 3)[y : y + crop, 3 * x : 3 * (x + crop)]
+        if mirror:
+            scratch.crop[...] = lines
+            lines = _mirrored(scratch.crop.reshape(crop, crop, 3))
+        if to.dtype == np.uint8:
+            to[...] = lines
+        else:
+            scratch.floats.numpy()[...] = lines
+            _normalise(scratch.floats, torch.from_numpy(subtract), self.factors, torch.from_numpy(to))
 
     def is_usable(self, location: Location) -> bool:
         """Whether there is a picture that can take a damaged one's place."""
@@ -206,18 +244,27 @@ class _Scratch:
     def __init__(self, side: int, crop: int):
         self.square = np.empty((side, side, 3), np.uint8)
         self.crop = np.empty((crop, crop * 3), np.uint8)
-        self.picture = torch.from_numpy(self.crop).view(crop, crop, 3)
         self.floats = torch.empty((crop, crop * 3))
 
 
+def _mirrored(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture (crop, crop, 3) with left and right exchanged, as lines (crop, crop * 3); torch has a kernel for it."""
+    return torch.from_numpy(picture).flip(1).view(len(picture), -1).numpy()
+
+
 def _normalise(pixels: torch.Tensor, subtract: torch.Tensor, factors: torch.Tensor | None, to: torch.Tensor) -> None:
-    """Pixels (crop, crop * 3) in float32, less RGB, and times `factors`: whole lines, which is what vectorises."""
-    last = to if to.dtype == pixels.dtype else pixels
-    torch.sub(pixels, subtract.repeat(pixels.shape[1] // 3), out=last)
+    """Pixels (crop, crop * 3) in float32, less RGB, and times `factors`: whole lines, which is what vectorises.
+
+    `to`, which lies in memory that no cache holds, is passed over once.
+    """
+    line = subtract.repeat(pixels.shape[1] // 3)
+    if factors is None and to.dtype == pixels.dtype:
+        torch.sub(pixels, line, out=to)
+        return
+    pixels.sub_(line)
     if factors is not None:
-        last.mul_(factors)
-    if last is pixels:
-        to.copy_(pixels)
+        pixels.mul_(factors)
+    to.copy_(pixels)
 
 
 def _compute_alone() -> None:

@@ -55,7 +55,7 @@ def graph_batches(
             except StopIteration:
                 return
             except RuntimeError as error:
-                failure = error
+                failure = error.with_traceback(None)  # which holds the graph
                 break
             yield pictures, waiting.popleft()[0]
         del graph  # two would not fit into every GPU's memory
@@ -92,6 +92,8 @@ def _is_picture(store: SampleStore, location: Location, whole: bool) -> bool:
             height, width, *_ = simplejpeg.decode_jpeg_header(data, strict=False)
         else:
             return True
-    except (ValueError, KeyError):  # KeyError: chroma of a layout that simplejpeg has no name for
+    except ValueError:
         return False
+    except KeyError:  # chroma of a layout that simplejpeg has no name for
+        return True
     return not size or height == width == size

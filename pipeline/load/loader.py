@@ -1,6 +1,6 @@
 """Loader: (pictures, labels) for any PyTorch training loop, an epoch an iteration; all its state is one position."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import Any, Final, Literal, Self
@@ -116,7 +116,7 @@ class Loader:
         )
         self._scaled = split == "train" and config.augment.colour == "deviations"
         self._position = 0
-        self._stream: Iterator[Batch] | None = None
+        self._stream: Generator[Batch, None, None] | None = None
 
     @property
     def position(self) -> int:
@@ -162,16 +162,17 @@ class Loader:
         ours = self._identity()
         if not isinstance(position := state.get("position"), int):
             raise InputError(f"the loader's state has position {position}, expected a number; load one of state_dict()")
-        if differing := [name for name in ours if state.get(name) != ours[name]]:
-            said = ", ".join(f"{name} {state.get(name)}, expected {ours[name]}" for name in differing)
+        names = [*ours, *(name for name in state if name not in ours and name != "position")]
+        if differing := [name for name in names if state.get(name) != ours.get(name)]:
+            said = ", ".join(f"{name} {state.get(name)}, expected {ours.get(name)}" for name in differing)
             raise InputError(f"the loader's state has {said}; make the loader as the one that it is of, or seek")
         self.seek(position)
 
     def close(self) -> None:
         """End the threads that prepare batches; the next loop starts others."""
         stream, self._stream = self._stream, None
-        if close := getattr(stream, "close", None):
-            close()
+        if stream:
+            stream.close()
 
     def __enter__(self) -> Self:
         return self
@@ -192,22 +193,20 @@ class Loader:
         if not self._plan.part(span):
             batch = self._nothing()
         else:
-            if self._stream is None:
-                self._stream = self._batches()
+            stream = self._stream = self._stream or self._batches()
             try:
-                batch = self._finished(next(self._stream))
+                batch = self._finished(next(stream))
             except BaseException:
                 self.close()  # its generator is done for
                 raise
         self._position = self._plan.settled(span.stop)
         return batch
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Generator[Batch, None, None]:
         """This rank's batches from the position on, epoch after epoch: the next one is prepared before it begins."""
         most, samples = -(-self.batch_size // self.world_size), self.samples
-        parts = self._plan.parts(
-            self._position
-        )  # which holds no loader, so that one that is forgotten ends its threads
+        # Of the plan, which holds no loader: one that is forgotten ends its threads.
+        parts = self._plan.parts(self._position)
         if self.split == "train":
             return self._loader.train_spans(parts, most)
         within = (range(part.start % samples, part.start % samples + len(part)) for part in parts)
@@ -217,7 +216,7 @@ class Loader:
         pictures = batch.pictures
         if self._scaled:
             pictures.mul_(batch.scale[:, None, None, None].to(pictures.dtype))
-        return pictures.permute(0, 3, 1, 2), batch.labels
+        return pictures.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last), batch.labels
 
     def _nothing(self) -> tuple[Tensor, Tensor]:
         """The part of a rank whose epoch ends with fewer pictures than ranks."""

@@ -12,6 +12,7 @@ from typing import Any, Final
 from pipeline.load.batch_loader import BatchLoader
 from pipeline.load.config import PREFETCH, DataConfig
 from pipeline.load.graph import Device
+from pipeline.manifest import Store
 from pipeline.measure.sides import Task, consumer, loader_side
 from pipeline.measure.summary import Spread, ratios, spread
 from pipeline.measure.tuned import Tuned
@@ -165,11 +166,11 @@ def speed_options(data: DataConfig, cores: int, decoder: Device) -> dict[str, Se
     return options
 
 
-def pixel_options(data: DataConfig, device: Device) -> dict[str, Sequence[Any]]:
+def pixel_options(data: DataConfig, device: Device, store: Store) -> dict[str, Sequence[Any]]:
     """Options that change pixels, or how they are rounded, and their values, the first as it is."""
     outputs = ("float16", "uint8", "float32") if device == "gpu" else ("uint8", "float32", "float16")
     options: dict[str, Sequence[Any]] = {}
-    if data.decoding == "exact":
+    if data.decoding == "exact" and store == "jpeg":
         options["decoding"] = ("exact", "fast")
     if data.output == "auto":
         options["output"] = outputs

@@ -28,6 +28,7 @@ MAY_CHANGE: Final = frozenset(
         "data.output",
         "data.threads",
         "data.prefetch",
+        "data.most_damaged",
         "data.read_ahead",
         "data.cache",
         "data.cache_bytes",

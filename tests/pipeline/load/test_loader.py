@@ -116,6 +116,9 @@ def test_pictures_are_normalised_in_channels_last_memory(
     expected = (expected - MEAN) / STD * batch.scale[:, None, None, None]
     assert torch.equal(labels, batch.labels)
     assert (pictures.permute(0, 2, 3, 1).double() - expected).abs().max() <= tolerance
+    raw = next(iter(Loader(config(shards, output="uint8", augment=AugmentConfig(colour="off")), 12, seed=SEED)))[0]
+    assert raw.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(raw.permute(0, 2, 3, 1), batch.pictures)
     plain = Loader(config(shards, output="float32"), 12, seed=SEED, mean=(0, 0, 0), std=(1 / 255, 1 / 255, 1 / 255))
     assert (next(iter(plain))[0].permute(0, 2, 3, 1) - batch.pictures).abs().max() <= 1e-4
 
@@ -186,6 +189,10 @@ def test_a_state_of_something_else_is_refused(shards: Path, original: Path) -> N
     ]:
         with pytest.raises(InputError, match=message):
             other.load_state_dict(state)
+    by_block = config(shards, shuffle="block", block_samples=2, window_blocks=2)
+    for one, other in [(by_block, config(shards)), (config(shards), by_block)]:
+        with pytest.raises(InputError, match="shuffle"):
+            Loader(other, 8, seed=SEED).load_state_dict(Loader(one, 8, seed=SEED).state_dict())
     with pytest.raises(InputError, match="position None, expected a number"):
         Loader(config(shards), 8).load_state_dict({})
 

@@ -90,7 +90,9 @@ def test_options_that_are_given_stay() -> None:
         "hw_decoder_load": [0.0],
     }
     assert "hw_decoder_load" not in speed_options(DataConfig(), 8, "cpu")
-    assert pixel_options(DataConfig(decoding="fast", output="uint8"), "cpu") == {}
+    assert pixel_options(DataConfig(decoding="fast", output="uint8"), "cpu", "jpeg") == {}
+    assert "decoding" in pixel_options(DataConfig(), "cpu", "jpeg")
+    assert "decoding" not in pixel_options(DataConfig(), "cpu", "raw")  # which is decoded already
     measure = Formula(lambda threads, prefetch, hw_decoder_load: 1)
     found = search(measure, given, {}, batch_size=1)
     assert (found.tuned.threads, found.tuned.prefetch, found.tuned.hw_decoder_load) == (3, 5, 0.0)
