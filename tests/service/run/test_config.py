@@ -66,11 +66,8 @@ def test_wrong_values_are_refused_in_a_line(option: str, message: str) -> None:
 
 def test_a_resume_may_change_where_and_how_but_not_what() -> None:
     theirs, out = run_fields(Run(), "hash"), Path("run")
-    moved = parse_run(
-        words(
-            "--out elsewhere --data.shards there --port 1 --epochs 5 --no-compile --data.threads 3 --data.most-damaged 0.01"
-        )
-    )
+    may = "--out elsewhere --data.shards there --port 1 --epochs 5 --no-compile --data.threads 3"
+    moved = parse_run(words(f"{may} --data.most-damaged 0.01"))
     check_same_run(out, theirs, run_fields(moved, "hash"))
     for option, named in [("--seed 1", "seed 0 there, 1 here"), ("--data.crop 200", "data.crop 224 there, 200 here")]:
         with pytest.raises(InputError, match=named):
