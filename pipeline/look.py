@@ -8,16 +8,16 @@ import tyro
 
 from pipeline.command import EXIT_DONE, InputError, end_on_signals, printable, run_command, say
 from pipeline.files import check_outputs, write_output
-from pipeline.inspection.pictures import Seen, batch_pictures, key_of, pictures_at, sample_of
+from pipeline.inspection.pictures import Seen, batch_pictures, pictures_at, sample_of
 from pipeline.inspection.run_folder import RunBatches, first_position, read_run, without_speed
 from pipeline.inspection.sheet import Captioned, sheet_png
 from pipeline.load.batch_loader import BatchLoader, choose_device
 from pipeline.load.config import DataConfig
+from pipeline.load.loader import MOST_POSITION
 from pipeline.load.order import epoch_order, samples_at
 from pipeline.load.storage import SampleStore
 
 BATCH_SIZE = 128
-MOST_POSITION = 1 << 62  # they are int64, and batches are prepared beyond
 MOST = 128  # pictures of a step that are shown unless more are asked for
 EPOCHS = 25
 
@@ -154,7 +154,7 @@ def caption(each: Seen, loader: BatchLoader, store: SampleStore, *, by_epoch: bo
     if by_epoch:
         return epoch, position
     sample = int(samples_at(loader.seed, len(store), each.position, 1, loader.shuffle)[0])
-    return class_name(loader, each.label), position, f"{key_of(store, sample):08d}{loader.dataset.suffix}"
+    return class_name(loader, each.label), position, f"{store.key(sample):08d}{loader.dataset.suffix}"
 
 
 def class_name(loader: BatchLoader, label: int) -> str:

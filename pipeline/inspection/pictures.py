@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.command import InputError
 from pipeline.load.batch_loader import Batch, BatchLoader
-from pipeline.load.storage import HEADER_BYTES, NAME_BYTES, SampleStore
+from pipeline.load.storage import SampleStore
 
 
 class Seen(NamedTuple):
@@ -41,23 +41,16 @@ def seen(batch: Batch) -> list[Seen]:
     return [Seen(*each) for each in zip(shown, batch.positions.tolist(), batch.labels.tolist(), clipped, strict=True)]
 
 
-def key_of(store: SampleStore, sample: int) -> int:
-    """A sample's key in the tars, from the header before its bytes."""
-    ((shard, offset, _, _),) = store.locate(np.array([sample]))
-    name = store.read([(shard, offset - HEADER_BYTES, NAME_BYTES, 0)])[0].tobytes()
-    return int(name.partition(b".")[0])
-
-
 def sample_of(store: SampleStore, key: int) -> int:
     """The sample with this key; InputError where the split has none. Keys ascend, so few headers are read."""
     low, high = 0, len(store)
     while low < high:
         middle = (low + high) // 2
-        if key_of(store, middle) < key:
+        if store.key(middle) < key:
             low = middle + 1
         else:
             high = middle
-    if low == len(store) or key_of(store, low) != key:
-        ends = f"one of {key_of(store, 0):08d} to {key_of(store, len(store) - 1):08d}"
+    if low == len(store) or store.key(low) != key:
+        ends = f"one of {store.key(0):08d} to {store.key(len(store) - 1):08d}"
         raise InputError(f"{store.split} has no sample {key:08d}, expected {ends} that was not rejected; give --sample")
     return low

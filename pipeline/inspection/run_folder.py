@@ -11,12 +11,10 @@ from typing import Any, Final
 
 from pipeline.command import InputError
 from pipeline.load.augment import AugmentConfig
-from pipeline.load.config import DataConfig
+from pipeline.load.config import PLACE_AND_SPEED, DataConfig
 
 RUN_FILE: Final = "run.json"
 LOG_FILE: Final = "log.jsonl"
-# Options that say where the pictures are, and how fast they come.
-_SPEED: Final = ("shards", "threads", "prefetch", "hw_decoder_load", "tuned", "read_ahead", "cache", "cache_bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +64,7 @@ def data_config(given: dict[str, Any]) -> DataConfig:
 def without_speed(data: DataConfig) -> DataConfig:
     """The options but for those that only say where the pictures are, and how fast they come."""
     plain = DataConfig()
-    return replace(data, **{name: getattr(plain, name) for name in _SPEED})
+    return replace(data, **{name: getattr(plain, name) for name in PLACE_AND_SPEED})
 
 
 def first_position(folder: Path, run: RunBatches, step: int, samples: int) -> int:

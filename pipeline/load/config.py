@@ -11,6 +11,17 @@ from pipeline.load.order import Shuffle
 from pipeline.reading.place import CACHE_BYTES
 
 PREFETCH: Final = 2  # batches ahead where nobody says
+# Options of DataConfig that say where the pictures are and how fast they come, and change none.
+PLACE_AND_SPEED: Final = (
+    "shards",
+    "threads",
+    "prefetch",
+    "hw_decoder_load",
+    "tuned",
+    "read_ahead",
+    "cache",
+    "cache_bytes",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from pipeline.command import InputError
 from pipeline.manifest import Dataset, load_samples
 from pipeline.reading.mapping import open_shards
+from pipeline.reading.samples import GAP_BYTES
 
-# Where a sample's JPEG bytes stand, and what they are: shard, offset and size in bytes, CRC-32. A plain tuple, because
-# a named one takes longer to make, and there is one for each sample of an epoch.
+# Where the bytes of a sample's file stand, and what they are: shard, offset and size in bytes, CRC-32. A plain tuple,
+# because a named one takes longer to make, and there is one for each sample of an epoch.
 Location = tuple[int, int, int, int]
 
 HEADER_BYTES: Final = 512  # of a member in a tar, whose bytes follow it
-GAP_BYTES: Final = 16 * 2**10  # between samples that are asked for as one range: headers, labels, padding
 NAME_BYTES: Final = 100  # at its start; a sample's name is its key, a dot and a suffix
 
 
@@ -43,7 +43,7 @@ class SampleStore:
         return list(zip(*(rows[name].tolist() for name in ("shard", "offset", "size", "crc32")), strict=True))
 
     def read(self, locations: Sequence[Location]) -> list[NDArray[np.uint8]]:
-        """The JPEG files there, as views of the mapped shards: nothing is copied, pages load when first touched.
+        """The files there, JPEG or .npy, as views of the mapped shards: nothing is copied, pages load when touched.
 
         InputError where shards are not mapped, and one cannot be opened any more.
         """
@@ -51,26 +51,33 @@ class SampleStore:
         return [shards[shard][offset : offset + size] for shard, offset, size, _ in locations]
 
     def read_intact(self, location: Location) -> NDArray[np.uint8]:
-        """The JPEG file there, as `read` gives it; ValueError where its bytes are not what was sharded."""
-        shard, offset, size, crc = location
-        data = self._bytes[shard][offset : offset + size]
-        if crc32(data) != crc:
+        """The file there, as `read` gives it; ValueError where its bytes are not what was sharded."""
+        (data,) = self.read([location])
+        if crc32(data) != location[3]:
             raise ValueError("the bytes are not those that were sharded")
         return data
 
     def is_intact(self, location: Location) -> bool:
         """Whether the bytes there are what was sharded."""
-        return crc32(self.read([location])[0]) == location[3]
+        try:
+            self.read_intact(location)
+        except ValueError:
+            return False
+        return True
 
     def place(self, location: Location) -> str:
         """Where a sample's bytes lie, for a person."""
         return f"{self.split}/{self.shards[location[0]].name}, byte {location[1]}"
 
+    def key(self, sample: int) -> int:
+        """A sample's key, which its file's header in the tar begins with: its place in the split's shuffle."""
+        shard, start = int(self.table["shard"][sample]), int(self.table["offset"][sample]) - HEADER_BYTES
+        name = self._bytes[shard][start : start + NAME_BYTES].tobytes()
+        return int(name.partition(b".")[0])
+
     def keys(self) -> NDArray[np.int64]:
-        """(N,) each sample's key, which its JPEG's header in the tar begins with: its place in the split's shuffle."""
-        places = zip(self.table["shard"], self.table["offset"] - np.uint64(HEADER_BYTES), strict=True)
-        names = (self._bytes[shard][start : start + np.uint64(NAME_BYTES)].tobytes() for shard, start in places)
-        return np.array([int(name.partition(b".")[0]) for name in names], np.int64)
+        """(N,) the keys of all samples."""
+        return np.array([self.key(sample) for sample in range(len(self))], np.int64)
 
     def replacement(self, location: Location, is_usable: Callable[[Location], bool]) -> int:
         """The sample that takes a damaged one's place, always the same: the next usable one of the table."""

@@ -85,14 +85,6 @@ class Segments:
         with suppress(OSError):
             os.posix_fadvise(self._open(segment), place, size, os.POSIX_FADV_WILLNEED)
 
-    def close(self) -> None:
-        """Let go of all files: what this process wrote is no longer counted as full."""
-        with self._lock:
-            for descriptor in self._descriptors.values():
-                os.close(descriptor)
-            self._descriptors.clear()
-            self._mine, self._full = None, True
-
     def _open(self, segment: int) -> int:
         if (descriptor := self._descriptors.get(segment)) is not None:
             return descriptor

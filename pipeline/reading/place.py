@@ -58,10 +58,12 @@ def open_place(place: str | os.PathLike[str], kept_in: Path | None = None, most:
     folder = kept_in or default_cache()
     data = _read(source, DATASET_FILE, None)
     dataset = parse_dataset(data, f"{source.place}/{DATASET_FILE}")
-    root = folder / f"{source.root.rpartition('/')[2] or 'shards'}-{hashlib.sha256(data).hexdigest()[:16]}"
+    root = folder / f"{source.root.rpartition('/')[2] or 'shards'}-{_digest(data)}"
     with _writing(root):
-        root.mkdir(parents=True, exist_ok=True)
-        with Held(folder / _OPENING_FILE, fcntl.LOCK_EX):
+        with suppress(FileExistsError):
+            folder.mkdir(parents=True)
+        with Held(folder / _OPENING_FILE, fcntl.LOCK_EX):  # before `root` is made, which another could remove
+            root.mkdir(exist_ok=True)
             (root / LOCK_FILE).touch()
             hold_in_use(root)
             for name, sha256 in dataset.files.items():
@@ -98,7 +100,7 @@ def _read(source: Folder, name: str, sha256: str | None) -> bytes:
     """A small file, held against its SHA-256, or the one that is in `dataset.json` itself."""
     place = f"{source.place}/{name}"
     for attempt in range(_TRIES):
-        data = patiently(lambda: source.read(name), place)
+        data = patiently(lambda: source.read(name), source.place, name)
         if sha256 is None:
             with suppress(*([InputError] if attempt < _TRIES - 1 else [])):
                 parse_dataset(data, place)
@@ -115,14 +117,17 @@ def _is_there(path: Path, sha256: str) -> bool:
 def _make_room(folder: Path, root: Path, shards_bytes: int, most: int) -> int:
     """The bytes that `root` may keep so that all of `folder` is within `most`, and its disk is not filled.
 
-    Data sets that nobody reads are removed for that, the one that was opened longest ago first.
+    Caches of data sets that nobody reads are removed for that, the one that was opened longest ago first.
     """
     wanted = int(shards_bytes * _ROOM)
-    others = {each: _may_take(each) for each in sorted(folder.iterdir(), key=_opened) if each != root and _opened(each)}
+    caches = sorted((each for each in folder.iterdir() if each != root and _is_cache(each)), key=_opened)
+    others = {each: _may_take(each) for each in caches}
     free = free_bytes(folder) * (1 - _KEPT_FREE) + _kept_bytes(root)
-    for other in list(others):
+    for other in caches:
         if sum(others.values()) + wanted <= most and wanted <= free:
             break
+        if not _kept_bytes(other):
+            continue
         with suppress(BlockingIOError), Held(other / LOCK_FILE, fcntl.LOCK_EX | fcntl.LOCK_NB):
             free += _kept_bytes(other)
             shutil.rmtree(other)
@@ -139,12 +144,23 @@ def _may_take(root: Path) -> int:
     return _kept_bytes(root)
 
 
-def _opened(root: Path) -> float:
-    """When a data set's cache was last opened; 0 for what is none."""
+def _is_cache(folder: Path) -> bool:
+    """Whether open_place made this folder, whose name ends as the data set in it says; a person's own never does."""
     try:
-        return (root / LOCK_FILE).stat().st_mtime
-    except OSError:
-        return 0.0
+        place, dataset = remote_place(folder), (folder / DATASET_FILE).read_bytes()
+    except (OSError, TypeError, ValueError):
+        return False
+    ours = place is not None and folder.name.endswith(f"-{_digest(dataset)}") and (folder / LOCK_FILE).is_file()
+    return ours and not folder.is_symlink()
+
+
+def _opened(cache: Path) -> float:
+    return (cache / LOCK_FILE).stat().st_mtime
+
+
+def _digest(dataset: bytes) -> str:
+    """What the name of a data set's folder ends with."""
+    return hashlib.sha256(dataset).hexdigest()[:16]
 
 
 def _kept_bytes(root: Path) -> int:

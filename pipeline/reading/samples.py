@@ -19,12 +19,12 @@ from pipeline.folder import Folder
 from pipeline.reading.cache import Index, Segments
 from pipeline.reading.fetch import read_range
 from pipeline.reading.passing import Passing
-from pipeline.reading.workers import Urgency, spare_workers, workers
+from pipeline.reading.workers import Urgency, outcome, spare_workers, workers
 
 TRIES: Final = 3  # of a sample whose bytes are wrong
 SLOW_SECONDS: float = 5.0  # after which a sample that somebody waits for is asked for a second time
 _REQUEST_BYTES: Final = 8 * 2**20  # at most, of samples that follow one another
-_GAP_BYTES: Final = 16 * 2**10  # between samples of one request, at most: a tar's headers and labels
+GAP_BYTES: Final = 16 * 2**10  # between samples of one request, at most: a tar's headers, labels and padding
 _FILL_SHARE: Final = 16  # bytes that are fetched to fill the cache, for one that was asked for by itself
 _FILL_SAMPLES: Final = 256  # of a request that fills it
 _FILLS: Final = 4  # at a time
@@ -65,7 +65,7 @@ class RemoteSamples:
     def get(self, sample: int) -> bytes:
         """A sample's bytes, which are wrong only if the store has sent wrong ones every time.
 
-        InputError where the store keeps failing.
+        InputError where the store keeps failing, RuntimeError where the process is ending before they have come.
         """
         with self._lock:
             coming, data = self._coming.get(sample), self._passed(sample)
@@ -98,7 +98,7 @@ class RemoteSamples:
     def _is_sound(self, sample: int, data: bytes) -> bool:
         return len(data) == self._sizes[sample] and crc32(data) == self._crcs[sample]
 
-    def _runs(self, samples: Sequence[int], gap: int = _GAP_BYTES) -> list[list[int]]:
+    def _runs(self, samples: Sequence[int], gap: int = GAP_BYTES) -> list[list[int]]:
         """Samples in ascending order -> those that one request brings: of one shard, close together, not too many."""
         runs: list[list[int]] = []
         for sample in samples:
@@ -200,31 +200,31 @@ class RemoteSamples:
                 break
         return data
 
-    def _finish(self, sample: int, outcome: bytes | Exception) -> None:
+    def _finish(self, sample: int, come: bytes | Exception) -> None:
         """Keep a sample or let it pass, then tell who waits: whoever looks for it finds it coming or come."""
         with self._lock:
             future = self._coming.get(sample)
             if future is None or future.running():  # a second request was faster
                 return
             future.set_running_or_notify_cancel()
-        if isinstance(outcome, Exception):
+        if isinstance(come, Exception):
             with self._lock:
                 del self._coming[sample], self._together[sample]
-            future.set_exception(outcome)
+            future.set_exception(come)
             return
-        place = self._segments.append(outcome) if self._is_sound(sample, outcome) else None
+        place = self._segments.append(come) if self._is_sound(sample, come) else None
         if place is not None:
             self._index.set(sample, place)
         with self._lock:
             if place is None:
-                self._passing.put(sample, outcome)
+                self._passing.put(sample, come)
             del self._coming[sample], self._together[sample]
-        future.set_result(outcome)
+        future.set_result(come)
 
     def _wait(self, sample: int, coming: "Future[bytes]") -> bytes:
         """What is coming; where that takes long, all of its request is asked for once more: it may hang."""
         try:
-            data = coming.result(timeout=SLOW_SECONDS)
+            data = outcome(coming, SLOW_SECONDS)
         except TimeoutError:
             with self._lock:
                 together = self._together.get(sample, [])
@@ -232,7 +232,7 @@ class RemoteSamples:
                 together.clear()  # once is enough
             if again:
                 spare_workers().do(partial(self._fetch, again, second=True), Urgency.WAITED_FOR)
-            data = coming.result()
+            data = outcome(coming)
         with self._lock:
             self._passed(sample)
         return data

@@ -13,10 +13,10 @@ from pipeline.folder import Folder, folder_at
 from pipeline.manifest import SAMPLES_FILE, Shard
 from pipeline.reading.cache import INDEX_FILE, Index, Segments
 from pipeline.reading.fetch import read_range
-from pipeline.reading.place import RemotePlace, hold_in_use
+from pipeline.reading.place import RemotePlace, hold_in_use, remote_place
 from pipeline.reading.samples import RemoteSamples
 
-_PIECE_BYTES: Final = 8 * 2**20  # that a request brings of what is no sample
+_PIECE_BYTES: Final = 8 * 2**20  # that a request brings of what is no sample, where more is read of the same piece
 
 
 class RemoteShard:
@@ -29,6 +29,7 @@ class RemoteShard:
         self._folder, self._name, self._samples = folder, name, samples
         self._first, self._offsets = first, offsets
         self._piece = lru_cache(maxsize=2)(self._read_piece)
+        self._touched = -1  # the piece that was read from last
 
     def __getitem__(self, part: slice) -> NDArray[np.uint8]:
         """The bytes from start to before stop; others, so that they are taken for damaged, where the store sends such.
@@ -48,7 +49,11 @@ class RemoteShard:
         self._samples.ask(range(self._first + begin, self._first + end))
 
     def _range(self, start: int, stop: int) -> bytes:
+        """A single header is read by itself; one that follows another, as where all are read, by its whole piece."""
         first, last = start // _PIECE_BYTES, (stop - 1) // _PIECE_BYTES
+        follows, self._touched = self._touched in (first, last), last
+        if not follows:
+            return read_range(self._folder, self._name, start, stop)
         data = b"".join(self._piece(number) for number in range(first, last + 1))
         return data[start - first * _PIECE_BYTES : stop - first * _PIECE_BYTES]
 
@@ -58,18 +63,16 @@ class RemoteShard:
 
 def remote_shards(root: Path, place: RemotePlace, split: str, shards: Sequence[Shard]) -> list[RemoteShard]:
     """A split's shards; root: the folder with the data set's small files, where its samples are kept too."""
-    return _remote_shards(os.getpid(), root, place, split, tuple(shards))
+    return _remote_shards(os.getpid(), root, place.url, split, tuple(shards))
 
 
 @cache
-def _remote_shards(
-    process: int, root: Path, place: RemotePlace, split: str, shards: tuple[Shard, ...]
-) -> list[RemoteShard]:
+def _remote_shards(process: int, root: Path, url: str, split: str, shards: tuple[Shard, ...]) -> list[RemoteShard]:
     """Once in a process: what has come for one reader is there for the next. A forked process starts its own."""
     table = np.load(root / split / SAMPLES_FILE, allow_pickle=False)
-    folder, names = folder_at(place.url), [f"{split}/{shard.name}" for shard in shards]
+    folder, names = folder_at(url), [f"{split}/{shard.name}" for shard in shards]
     index = Index(root / split / INDEX_FILE, len(table))
-    samples = RemoteSamples(folder, names, table, _segments(process, root, place.bound), index)
+    samples = RemoteSamples(folder, names, table, _segments(process, root), index)
     firsts = np.searchsorted(table["shard"], np.arange(len(shards) + 1)).tolist()
     offsets = np.ascontiguousarray(table["offset"])
     return [
@@ -79,6 +82,9 @@ def _remote_shards(
 
 
 @cache
-def _segments(_process: int, root: Path, bound: int) -> Segments:
+def _segments(_process: int, root: Path) -> Segments:
+    """Once in a process, whose first bound stays: that of another opening would have a segment of its own written."""
     hold_in_use(root)
-    return Segments(root, bound)
+    place = remote_place(root)
+    assert place is not None
+    return Segments(root, place.bound)

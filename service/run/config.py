@@ -14,26 +14,19 @@ from model.optim import OptimConfig
 from pipeline.command import InputError
 from pipeline.files import write_atomic
 from pipeline.load.augment import AugmentConfig
-from pipeline.load.config import DataConfig
+from pipeline.load.config import PLACE_AND_SPEED, DataConfig
 
 RUN_FILE: Final = "run.json"
 DATASET: Final = "dataset_sha256"
 
 # A resume may change these: they say where, how long and on what, and leave what is computed the same up to rounding.
 # (A changed precision is an event, as a changed learning rate is.)
-MAY_CHANGE: Final = frozenset(
+_PLACE_AND_SPEED: Final = frozenset(f"data.{name}" for name in PLACE_AND_SPEED)
+MAY_CHANGE: Final = _PLACE_AND_SPEED | frozenset(
     {
-        "data.shards",
         "data.decoder",
         "data.output",
-        "data.threads",
-        "data.prefetch",
         "data.most_damaged",
-        "data.read_ahead",
-        "data.cache",
-        "data.cache_bytes",
-        "data.hw_decoder_load",
-        "data.tuned",
         "out",
         "parent",
         "keep",
@@ -58,9 +51,8 @@ MAY_CHANGE: Final = frozenset(
 
 
 # Ranks may differ in these: where things are, and how a host reads its pictures.
-PER_RANK: Final = frozenset({"data.shards", "data.decoder", "data.threads", "data.prefetch", "out"}) | frozenset(
-    {"data.hw_decoder_load", "data.tuned", "host", "port", "token_file", "tls_certificate", "tls_key"}
-    | {"data.read_ahead", "data.cache", "data.cache_bytes"}
+PER_RANK: Final = _PLACE_AND_SPEED | frozenset(
+    {"data.decoder", "out", "host", "port", "token_file", "tls_certificate", "tls_key"}
 )
 
 

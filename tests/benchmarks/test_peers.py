@@ -101,7 +101,9 @@ def test_a_side_answers_stands_still_while_others_run_and_goes_on(tmp_path: Path
         }  # fmt: skip
         assert side.ask("run", 0.05)["images"] > 0
         side.freeze()
+        deadline = time.monotonic() + 30
         while side.states() != {"T"}:
+            assert time.monotonic() < deadline, side.states()
             time.sleep(0.01)
         before = side.processor_seconds()
         side.send("run", 0.05)

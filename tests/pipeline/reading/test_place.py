@@ -1,5 +1,7 @@
 """The small files of a data set in a store, and which data sets a cache has."""
 
+import hashlib
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -90,21 +92,53 @@ def test_a_folder_that_cannot_be_written_is_an_input_error(root: Path, tmp_path:
         open_place(odd_url(root), tmp_path / "file")
 
 
+def idle_cache(root: Path, cache: Path, name: str, *, age: int, kept: int) -> Path:
+    """A cache that nobody reads, of a data set that this one was copied to be."""
+    folder = cache / f"{name}-{hashlib.sha256((root / 'dataset.json').read_bytes()).hexdigest()[:16]}"
+    folder.mkdir(parents=True)
+    (folder / "lock").touch()
+    (folder / "remote.json").write_text(json.dumps({"url": f"odd:///{name}", "bound": 10**6}))
+    (folder / "dataset.json").write_bytes((root / "dataset.json").read_bytes())
+    (folder / "000000.segment").write_bytes(bytes(kept))
+    os.utime(folder / "lock", (10**9 - age, 10**9 - age))
+    return folder
+
+
+def wanted_of(root: Path) -> int:
+    """Bytes that a cache may come to take."""
+    return sum(shard.bytes for split in load_dataset(root).splits.values() for shard in split.shards) * 5 // 4
+
+
+def folders(cache: Path) -> set[str]:
+    return {path.name for path in cache.iterdir() if path.is_dir()}
+
+
 def test_data_sets_that_nobody_reads_make_room(root: Path, tmp_path: Path) -> None:
-    """The one that was opened longest ago goes first; what is no data set's cache stays."""
-    for name, age in (("old", 300), ("newer", 200)):
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "lock").touch()
-        (folder / "000000.segment").write_bytes(bytes(50_000))
-        os.utime(folder / "lock", (10**9 - age, 10**9 - age))
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/000000.segment").write_bytes(bytes(50_000))
-    wanted = sum(shard.bytes for split in load_dataset(root).splits.values() for shard in split.shards) * 5 // 4
-    folder = open_place(odd_url(root), tmp_path, wanted + 60_000)
-    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"newer", "mine", folder.name}
+    """The one that was opened longest ago goes first, and none that frees nothing."""
+    empty, _, newer = (
+        idle_cache(root, tmp_path, name, age=age, kept=kept)
+        for name, age, kept in (("empty", 400, 0), ("old", 300, 50_000), ("newer", 200, 50_000))
+    )
+    folder = open_place(odd_url(root), tmp_path, wanted_of(root) + 60_000)
+    assert folders(tmp_path) == {empty.name, newer.name, folder.name}
     place = remote_place(folder)
-    assert place and place.bound == wanted and place.url == odd_url(root)
+    assert place and place.bound == wanted_of(root) and place.url == odd_url(root)
+
+
+def test_folders_that_are_no_caches_stay_whatever_they_hold(root: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    for name, content in (("text", "a person's"), ("list", "[]"), ("fields", '{"url": 1}')):
+        folder = idle_cache(root, cache, name, age=300, kept=50_000)
+        (folder / "remote.json").write_text(content)
+    idle_cache(root, cache, "named", age=300, kept=50_000).rename(cache / "my results")
+    (idle_cache(root, cache, "without", age=300, kept=50_000) / "remote.json").unlink()
+    (idle_cache(root, cache, "other", age=300, kept=50_000) / "dataset.json").write_bytes(b"{}")
+    link = cache / idle_cache(root, tmp_path / "elsewhere", "link", age=300, kept=50_000).name
+    link.symlink_to(tmp_path / "elsewhere" / link.name)
+    before = folders(cache)
+    folder = open_place(odd_url(root), cache, 0)
+    assert folders(cache) == {*before, folder.name} and len(before) == 7
+    assert len(list(cache.glob("*/000000.segment"))) == 7
 
 
 def test_the_cache_is_where_such_things_are_meant_to_be(monkeypatch: pytest.MonkeyPatch) -> None:

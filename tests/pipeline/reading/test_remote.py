@@ -14,11 +14,12 @@ import pytest
 from odd_store import Answer, odd_url, ruled_by
 from paths import ROOT
 from pipeline.command import InputError
-from pipeline.load.storage import SampleStore
+from pipeline.load.storage import NAME_BYTES, SampleStore
 from pipeline.manifest import load_dataset
 from pipeline.reading import fetch, samples
 from pipeline.reading.cache import INDEX_FILE, SEGMENT_SUFFIX
-from pipeline.reading.place import CACHE_BYTES, open_place
+from pipeline.reading.mapping import open_shards
+from pipeline.reading.place import CACHE_BYTES, open_place, remote_place
 
 SAMPLES = 150  # of the split train
 
@@ -43,11 +44,18 @@ def everything(store: SampleStore) -> list[bytes]:
     return [found[sample] for sample in range(len(store))]
 
 
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No request is made a second time because this host is slow: for tests that count them."""
+    monkeypatch.setattr(samples, "SLOW_SECONDS", 60.0)
+
+
 def kept(cache: Path) -> int:
     """Bytes of samples in a cache."""
     return sum(path.stat().st_size for path in cache.rglob(f"*{SEGMENT_SUFFIX}"))
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_samples_are_those_of_the_disk_and_each_comes_once(root: Path, tmp_path: Path) -> None:
     with ruled_by() as requests:
         store = opened(root, tmp_path)
@@ -59,6 +67,7 @@ def test_samples_are_those_of_the_disk_and_each_comes_once(root: Path, tmp_path:
         assert store.keys().tolist() == on_disk(root).keys().tolist()
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_samples_that_follow_one_another_come_by_one_request(root: Path, tmp_path: Path) -> None:
     with ruled_by() as requests:
         store = opened(root, tmp_path)
@@ -66,6 +75,27 @@ def test_samples_that_follow_one_another_come_by_one_request(root: Path, tmp_pat
         store.prefetch(locations)
         assert [data.tobytes() for data in store.read(locations)] == everything(on_disk(root))
         assert len(requests) == len(load_dataset(root).splits["train"].shards)
+
+
+def test_a_header_is_read_by_itself_and_all_of_them_by_few_requests(root: Path, tmp_path: Path) -> None:
+    store, shards = opened(root, tmp_path), load_dataset(root).splits["train"].shards
+    with ruled_by() as requests:
+        assert store.key(70) == on_disk(root).key(70)
+        ((_, start, stop),) = requests
+        assert stop - start == NAME_BYTES
+        requests.clear()
+        assert store.keys().tolist() == on_disk(root).keys().tolist() and len(requests) <= 2 * len(shards)
+
+
+def test_another_opening_of_a_data_set_shares_its_samples_whatever_its_bound(root: Path, tmp_path: Path) -> None:
+    everything(opened(root, tmp_path))
+    shards, descriptors = [], len(os.listdir("/proc/self/fd"))
+    for most in (CACHE_BYTES, 500_000, 400_000):
+        folder = open_place(odd_url(root), tmp_path, most)
+        shards.append([shard for shard, _ in open_shards(folder, "train", load_dataset(folder).splits["train"].shards)])
+        assert (place := remote_place(folder)) and place.bound <= most
+    assert shards[0] == shards[1] == shards[2]
+    assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
 LIES: dict[str, Callable[[Answer, str, int, int], bytes]] = {
@@ -97,6 +127,7 @@ def test_a_server_that_knows_no_ranges_will_do(root: Path, tmp_path: Path) -> No
         assert everything(opened(root, tmp_path)) == everything(on_disk(root))
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_sample_that_stays_wrong_is_damaged_and_the_others_are_not(root: Path, tmp_path: Path) -> None:
     shard, offset, size, _ = on_disk(root).locate(np.array([7]))[0]
     name = f"{shard:06d}.tar"
@@ -282,3 +313,38 @@ def test_a_killed_process_leaves_no_lie(root: Path, tmp_path: Path) -> None:
     process.communicate(timeout=60)
     assert kept(tmp_path) > 0
     assert requests_of(reader(root, tmp_path, CACHE_BYTES, 1)) < SAMPLES
+
+
+HANGING = """
+import sys, threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+import numpy as np
+import odd_store
+from pipeline.load.storage import SampleStore
+from pipeline.manifest import load_dataset
+from pipeline.reading import workers
+from pipeline.reading.place import open_place
+
+workers.LAST_SECONDS = 0.1
+asked = threading.Event()
+
+def hang(answer, path, start, stop):
+    asked.set()
+    threading.Event().wait()
+
+odd_store.OddStore.rule = staticmethod(hang)
+root = open_place(sys.argv[1], Path(sys.argv[2]))
+store, pool = SampleStore(root, load_dataset(root), "train"), ThreadPoolExecutor(2)
+for location in store.locate(np.arange(20)):
+    pool.submit(store.read, [location])
+asked.wait()
+print("done", flush=True)
+"""
+
+
+def test_a_process_that_ends_does_not_wait_for_a_store_that_hangs(root: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HANGING, odd_url(root), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests/helpers'}"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
