@@ -11,7 +11,7 @@ from pipeline.command import InputError, printable, say
 from pipeline.folder import Folder
 
 PATIENCE_SECONDS: float = 120.0  # for which a failing store is asked again
-REFUSAL_SECONDS: float = 5.0  # for which one is that refuses, or cannot be found: credentials may just be renewed
+REFUSAL_SECONDS: float = 5.0  # for which one is that has never answered, and refuses or cannot be found
 FIRST_PAUSE: Final = 0.1  # seconds; twice as long each time, so that a store that is overloaded recovers
 LONGEST_PAUSE: Final = 10.0
 _REFUSED: Final = (401, 403)  # of HTTP
@@ -22,7 +22,7 @@ _NO_CREDENTIALS: Final = {
     *("DefaultCredentialsError", "ClientAuthenticationError"),  # Google, Azure
 }
 _T = TypeVar("_T")
-_lock, _noticed = threading.Lock(), set[str]()
+_lock, _noticed, _answered = threading.Lock(), set[str](), set[str]()  # stores
 
 
 def read_range(folder: Folder, name: str, start: int, stop: int) -> bytes:
@@ -38,13 +38,16 @@ def read_range(folder: Folder, name: str, start: int, stop: int) -> bytes:
 def patiently(ask: Callable[[], _T], store: str, name: str) -> _T:
     """What `ask` returns once it succeeds; InputError, naming the object, where it does not.
 
-    The first failure of a store is said on stderr. What patience hardly mends ends sooner: see REFUSAL_SECONDS.
+    The first failure of a store is said on stderr. A refusal ends sooner than PATIENCE_SECONDS, unless this store has
+    answered before: then a run is there to be lost, and credentials may just be renewed.
     """
     place, pause, tries = f"{store}/{name}", FIRST_PAUSE, 0
     begun, refused = time.monotonic(), None
     while True:
         try:
-            return ask()
+            answer = ask()
+            _answered.add(store)
+            return answer
         except (FileNotFoundError, NotADirectoryError) as error:
             remedy = "copy the data set there whole, or give another --data.shards"
             raise InputError(f"{place} is not there, expected a file of the data set; {remedy}") from error
@@ -52,7 +55,7 @@ def patiently(ask: Callable[[], _T], store: str, name: str) -> _T:
             tries += 1
             now, deadline = time.monotonic(), begun + PATIENCE_SECONDS
             refused = (refused or now) if _is_refusal(error) else None
-            if refused is not None:
+            if refused is not None and store not in _answered:
                 deadline = min(deadline, refused + REFUSAL_SECONDS)
             wait = pause * random.uniform(0.5, 1.0)  # so that ranks that failed together do not come back together
             if now + wait > deadline:

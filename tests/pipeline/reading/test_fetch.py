@@ -51,13 +51,21 @@ REFUSALS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No store has failed or answered yet."""
+    monkeypatch.setattr(fetch, "_noticed", set())
+    monkeypatch.setattr(fetch, "_answered", set())
+
+
 @pytest.mark.parametrize("name", REFUSALS)
 def test_what_patience_does_not_mend_ends_soon(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(fetch, "REFUSAL_SECONDS", 0.2)
     with pytest.raises(InputError, match=r"a/b cannot be read \(.*; \d+ tries\).*credentials"):
         patiently(failing(REFUSALS[name], 10**9), "odd://a", "b")
-    monkeypatch.setattr(fetch, "REFUSAL_SECONDS", 60.0)  # credentials that are renewed meanwhile
     assert patiently(failing(REFUSALS[name], 1), "odd://a", "b") == 2
+    monkeypatch.setattr(fetch, "REFUSAL_SECONDS", 0.0)
+    assert patiently(failing(REFUSALS[name], 2), "odd://a", "b") == 3  # it has answered before
 
 
 @pytest.mark.parametrize(
@@ -74,10 +82,7 @@ def test_a_failure_that_may_pass_is_waited_for(monkeypatch: pytest.MonkeyPatch, 
     assert patiently(failing(error, 2), "odd://a", "b") == 3
 
 
-def test_the_first_failure_of_a_store_is_said_once(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(fetch, "_noticed", set())
+def test_the_first_failure_of_a_store_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     for store in ("odd://a", "odd://b"):
         for name in ("one", "two"):
             patiently(failing(OSError(5, "Slow Down"), 1), store, name)
