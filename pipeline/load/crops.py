@@ -34,24 +34,24 @@ NUMPY_TYPES: Final = {"uint8": np.uint8, "float16": np.float16, "float32": np.fl
 class ReadSquare(Protocol):
     """Makes a stored sample's bytes a picture: (side, side, 3) uint8 RGB, each row's pixels in one piece.
 
-    scratch: (side, side, 3) uint8 of the calling thread, whose contents do not matter; what is returned may lie there,
-    or in `data` itself, and is copied before the next call. ValueError where the bytes are no picture of that size.
+    place: (side, side, 3) uint8 to which a decoder writes; what needs no decoding is returned where it lies in `data`.
+    ValueError where the bytes are no picture of that size.
     """
 
-    def __call__(self, data: NDArray[np.uint8], scratch: NDArray[np.uint8], /) -> NDArray[np.uint8]: ...
+    def __call__(self, data: NDArray[np.uint8], place: NDArray[np.uint8], /) -> NDArray[np.uint8]: ...
 
 
-def decode_square(data: NDArray[np.uint8], scratch: NDArray[np.uint8], /, fast: bool = False) -> NDArray[np.uint8]:
-    """A JPEG file's pixels, in scratch; fast: by the fast DCT and plain upsampling of chroma."""
-    square = simplejpeg.decode_jpeg(data, "RGB", fast, fast, buffer=scratch)
-    if square.shape != scratch.shape:
-        raise ValueError(f"the picture is {square.shape[1]} x {square.shape[0]} pixels, not {scratch.shape[1]} a side")
+def decode_square(data: NDArray[np.uint8], place: NDArray[np.uint8], /, fast: bool = False) -> NDArray[np.uint8]:
+    """A JPEG file's pixels, in `place`; fast: by the fast DCT and plain upsampling of chroma."""
+    square = simplejpeg.decode_jpeg(data, "RGB", fast, fast, buffer=place)
+    if square.shape != place.shape:
+        raise ValueError(f"the picture is {square.shape[1]} x {square.shape[0]} pixels, not {place.shape[1]} a side")
     return square
 
 
-def read_npy(data: NDArray[np.uint8], scratch: NDArray[np.uint8], /) -> NDArray[np.uint8]:
+def read_npy(data: NDArray[np.uint8], place: NDArray[np.uint8], /) -> NDArray[np.uint8]:
     """The pixels of a raw data set's file, where they lie."""
-    return npy_square(data, len(scratch))
+    return npy_square(data, len(place))
 
 
 def square_reader(store: Store, decoding: Literal["exact", "fast"]) -> ReadSquare:
@@ -227,9 +227,9 @@ class _Cropping:
             return False
         return True
 
-    def _square(self, location: Location, scratch: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def _square(self, location: Location, place: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """A sample's pixels; ValueError where its bytes are not those that were sharded, or no such picture."""
-        return self.read_square(self.store.read_intact(location), scratch)
+        return self.read_square(self.store.read_intact(location), place)
 
     def _scratch(self) -> "_Scratch":
         """This thread's."""
