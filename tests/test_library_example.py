@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from paths import ROOT
+from pipeline.manifest import load_dataset
 from processes import PATIENCE
 
 TEXT = (ROOT / "docs/library.md").read_text()
@@ -36,6 +37,16 @@ runpy.run_path(sys.argv[1], run_name="__main__")
 needless = "fastapi uvicorn prometheus_client tyro matplotlib safetensors webdataset service model".split()
 print("needless:", [name for name in needless if name in sys.modules])
 """
+
+
+def test_the_readmes_loop_is_an_epoch(shards: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(from pipeline import .*?)```", readme, re.S)
+    for written, instead in {'"shards/imagenet"': f"{str(shards)!r}, crop=32", "...": "print(len(labels))"}.items():
+        assert program.count(written) == 1
+        program = program.replace(written, instead)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert sum(map(int, done.stdout.split())) == load_dataset(shards).splits["train"].samples
 
 
 def block(language: str) -> str:

@@ -111,7 +111,7 @@ def time_stream(
 def clear_peak() -> None:
     """Let the peak of resident memory begin anew; where the kernel does not let it be, it is the process's."""
     with suppress(OSError):
-        (_PROCESS / "clear_refs").write_text(_CLEAR_PEAK)
+        (_PROCESS / "clear_refs").write_text(_CLEAR_PEAK, encoding="ascii")
 
 
 def own_memory() -> int:
@@ -122,7 +122,7 @@ def own_memory() -> int:
 def status_bytes(name: str) -> int:
     """A size of /proc/self/status; 0 where the kernel does not say."""
     with suppress(OSError):
-        for line in (_PROCESS / "status").read_text().splitlines():
+        for line in (_PROCESS / "status").read_text(encoding="utf-8").splitlines():
             key, _, value = line.partition(":")
             if key == name:
                 return int(value.split()[0]) * 1024

@@ -14,9 +14,9 @@ SQUARES = "import numpy as np\nsquares = np.zeros((2, 72, 72, 3), np.uint8)\n"
 
 def test_the_programs_run(shards: Path, tmp_path: Path) -> None:
     texts = [(ROOT / document).read_text() for document in ("README.md", "docs/networks.md")]
-    programs = [re.findall(r"```python\n(.*?)```", text, re.S) for text in texts]
+    programs = [re.findall(r"```python\n(from service import load\n.*?)```", text, re.S) for text in texts]
     assert [len(found) for found in programs] == [1, 1]
-    assert all("from service import load" in found[0] and found[0].count("\n") <= 10 for found in programs)
+    assert all(found[0].count("\n") <= 10 for found in programs)
     saved_network(tmp_path / "runs/paper", shards)
     (tmp_path / "dog.jpg").write_bytes(encoded(photo(1, 90, 80)))
     (tmp_path / "cat.png").write_bytes(encoded(photo(2, 80, 90), "PNG"))
