@@ -35,7 +35,7 @@ from nvidia.dali.types import Constant, DALIDataType, DALIImageType, DALIInterpT
 from pipeline.host.cpus import usable_cores
 from pipeline.load.batch_loader import BatchLoader
 from pipeline.load.config import DataConfig
-from pipeline.load.crops import PICTURES
+from pipeline.load.crops import parts_of
 from pipeline.load.graph import DALI_TYPES, FULL_SIDE
 from pipeline.load.order import samples_at
 from pipeline.load.storage import Location, SampleStore
@@ -126,7 +126,7 @@ def decoding(loader: BatchLoader, batch_size: int, fastdct: bool = False, fastup
     with ThreadPoolExecutor(config.threads) as pool:
         for first in count(0, batch_size):
             files = store.read(store.locate(samples_at(loader.seed, len(store), first, batch_size)))
-            ahead.append([pool.submit(decode, files[i : i + PICTURES]) for i in range(0, batch_size, PICTURES)])
+            ahead.append([pool.submit(decode, files[p.start : p.stop]) for p in parts_of(batch_size, config.threads)])
             if len(ahead) > config.prefetch:
                 for part in ahead.popleft():
                     part.result()

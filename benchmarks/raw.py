@@ -4,9 +4,10 @@
 
 The bound: as many threads copy the bytes of as many crops, each as one piece, from the same mapped files at the same
 random samples into batches' memory that is used again; it checks nothing, and neither cuts nor mirrors. With CRC-32 it
-also reads each file whole, as the loader does. For a GPU the loader's batches lie in page-locked memory (here locked by
-mlock, without CUDA), and the GPU's copy of them is replaced by one of the host's: what that leaves is what the host
-must do, and one pass over memory more than it must. Windows take turns; each begins with batches that are not counted.
+also reads each file whole, as the loader does. For a GPU the loader leaves mirroring to the GPU, its batches lie in
+page-locked memory (here locked by mlock, without CUDA), and the GPU's copy of them is replaced by one of the host's:
+what that leaves is what the host must do, and one pass over memory more than it must. Windows take turns; each begins
+with batches that are not counted.
 """
 
 import ctypes
@@ -16,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from pipeline.command import InputError
 from pipeline.host.cpus import usable_cores
 from pipeline.load.batch_loader import BatchLoader
 from pipeline.load.config import DataConfig
-from pipeline.load.crops import PICTURES
+from pipeline.load.crops import CropConfig, parts_of
 from pipeline.load.storage import Location, SampleStore
 from pipeline.picture.raw import HEADER_BYTES
 
@@ -90,16 +91,18 @@ def sides(options: Options, threads: int) -> dict[str, Iterator[int]]:
     raw = loader(options.raw, options, threads, "uint8")
     if raw.dataset.store != "raw":
         raise InputError(f"{options.raw} holds JPEGs, expected raw squares; shard with --store raw")
+    for_device = loader(options.raw, options, threads, "uint8", ForDevice)
     store = SampleStore(options.raw, raw.dataset, "train")
     made = {
         BOUND: copies(store, options, threads, checks=False),
         "the same, and CRC-32 of the whole files": copies(store, options, threads, checks=True),
         OURS: batches(raw, options, lambda _: None),
         "raw, float32": batches(loader(options.raw, options, threads, "float32"), options, lambda _: None),
-        "raw, uint8, then a copy for the device's": batches(raw, options, device_copy(locks=False)),
+        "raw, uint8, for a device that mirrors": batches(for_device, options, lambda _: None),
+        "the same, then a copy for the device's": batches(for_device, options, device_copy(locks=False)),
     }
     if can_lock():
-        made["the same, page-locked"] = batches(raw, options, device_copy(locks=True))
+        made["the same, page-locked"] = batches(for_device, options, device_copy(locks=True))
     if options.jpeg:
         for output in ("uint8", "float32"):
             jpeg = loader(options.jpeg, options, threads, output)
@@ -107,7 +110,16 @@ def sides(options: Options, threads: int) -> dict[str, Iterator[int]]:
     return made
 
 
-def loader(shards: Path, options: Options, threads: int, output: str) -> BatchLoader:
+class ForDevice(BatchLoader):
+    """Leaves to the device what it leaves to a GPU."""
+
+    def _crop_config(self, batch_size: int) -> CropConfig:
+        return replace(super()._crop_config(batch_size), mirrors=False)
+
+
+def loader(
+    shards: Path, options: Options, threads: int, output: str, kind: type[BatchLoader] = BatchLoader
+) -> BatchLoader:
     config = DataConfig(
         shards=shards,
         crop=options.crop,
@@ -116,7 +128,7 @@ def loader(shards: Path, options: Options, threads: int, output: str) -> BatchLo
         prefetch=options.prefetch,
         tuned=False,
     )
-    return BatchLoader(config)
+    return kind(config)
 
 
 def batches(loader: BatchLoader, options: Options, use: Callable[[torch.Tensor], None]) -> Iterator[int]:
@@ -170,10 +182,9 @@ def copies(store: SampleStore, options: Options, threads: int, checks: bool) -> 
         while len(begun) <= options.prefetch:
             memory.rotate()
             locations = store.locate(generator.integers(0, len(store), options.batch_size))
-            starts = range(0, options.batch_size, PICTURES)
+            parts = [slice(part.start, part.stop) for part in parts_of(options.batch_size, threads)]
             begun.append([
-                pool.submit(copy_part, store, locations[at : at + PICTURES], memory[0][at : at + PICTURES], checks)
-                for at in starts
+                pool.submit(copy_part, store, locations[part], memory[0][part], checks) for part in parts
             ])  # fmt: skip
         for part in begun.popleft():
             part.result()

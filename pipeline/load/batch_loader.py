@@ -20,7 +20,7 @@ from pipeline.command import InputError
 from pipeline.host.cpus import usable_cores
 from pipeline.load.augment import regions
 from pipeline.load.config import PREFETCH, DataConfig, shuffle_of
-from pipeline.load.crops import CropConfig, crop_batches, square_reader
+from pipeline.load.crops import CropConfig, crop_batches, mirrored, square_reader
 from pipeline.load.feed import graph_batches
 from pipeline.load.graph import Device, GraphConfig, Output, build_graph, picture_sizes, square_side
 from pipeline.load.inputs import (
@@ -169,7 +169,7 @@ class BatchLoader:
         if self._only_crops(varied):
             reader = square_reader(self.dataset.store, self.config.decoding)
             for pictures, row in crop_batches(store, reader, rows, replacements, self._crop_config(batch_size)):
-                yield self._batch(self._upload(pictures) if self.device == "gpu" else pictures, row)
+                yield self._batch(self._upload(pictures, row.mirror) if self.device == "gpu" else pictures, row)
             return
         inputs = partial(graph_inputs, store, aspect=self.config.augment.aspect)
         build = partial(self._graph, batch_size=batch_size, varied=varied)
@@ -206,6 +206,7 @@ class BatchLoader:
             threads=self.config.threads or usable_cores(),
             prefetch=self.config.prefetch,
             pinned=self.device == "gpu",
+            mirrors=self.device == "cpu",
         )
 
     def _graph(self, feed: Any, batch_size: int, varied: bool) -> Pipeline:
@@ -243,12 +244,14 @@ class BatchLoader:
         self._hold(tensor)
         return copy
 
-    def _upload(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Pictures in pinned memory, copied to the GPU beside what it computes; torch's stream waits for the copy."""
+    def _upload(self, pictures: torch.Tensor, mirror: NDArray[np.int32]) -> torch.Tensor:
+        """Pictures in pinned memory, copied to the GPU and mirrored there, beside what it computes; torch's stream
+        waits for that."""
         computing = torch.cuda.current_stream()
         with torch.cuda.stream(self._uploading):
             copy = pictures.to("cuda", non_blocking=True)
             self._hold(pictures)
+            copy = mirrored(copy, torch.from_numpy(mirror).to("cuda"))
         computing.wait_stream(self._uploading)
         copy.record_stream(computing)
         return copy

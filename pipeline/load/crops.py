@@ -7,13 +7,14 @@ the batch's memory that its crop comes to lie where the batch has the picture. A
 import ctypes
 import os
 import threading
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -27,7 +28,7 @@ from pipeline.load.storage import Location, SampleStore
 from pipeline.manifest import Store
 from pipeline.picture.raw import npy_square
 
-PICTURES: Final = 16  # that a thread takes at a time: few, so that all threads end a batch together
+LEAST_PART: Final = 16  # pictures that a thread takes at a time, at least: each part waits for the others' Python
 NUMPY_TYPES: Final = {"uint8": np.uint8, "float16": np.float16, "float32": np.float32}
 
 
@@ -71,6 +72,7 @@ class CropConfig:
     threads: int
     prefetch: int  # batches ahead
     pinned: bool = False  # in memory that a GPU copies from by itself; only uint8 is
+    mirrors: bool = True  # else who takes the batch mirrors it, by `mirrored`
 
 
 def crop_batches(
@@ -101,6 +103,11 @@ def crop_batches(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+def mirrored(pictures: torch.Tensor, mirror: torch.Tensor) -> torch.Tensor:
+    """Pictures (n, crop, crop, 3) with left and right exchanged where mirror (n,) is not 0."""
+    return torch.where(mirror.bool().view(-1, 1, 1, 1), pictures.flip(2), pictures)
+
+
 class _Room(NamedTuple):
     """Memory of a batch."""
 
@@ -120,9 +127,16 @@ class _Begun:
 def _begin(pool: ThreadPoolExecutor, cropping: "_Cropping", rows: SampleInputs) -> _Begun:
     count = len(rows.locations)
     batch = _Begun(rows=rows, room=cropping.memory.take(count))
-    parts = (range(start, min(start + PICTURES, count)) for start in range(0, count, PICTURES))
-    batch.parts = [pool.submit(cropping.fill, batch.room, rows, part) for part in parts]
+    batch.parts = [
+        pool.submit(cropping.fill, batch.room, rows, part) for part in parts_of(count, cropping.config.threads)
+    ]
     return batch
+
+
+def parts_of(count: int, threads: int) -> list[range]:
+    """The rows of a batch that a thread makes at a time: one part for each thread, of `LEAST_PART` rows at least."""
+    size = max(-(-count // threads), LEAST_PART)
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def _finish(batch: _Begun, cropping: "_Cropping", replace: Replace) -> tuple[torch.Tensor, SampleInputs]:
@@ -182,6 +196,7 @@ class _Cropping:
         self.memory = _Memory(config, roomy=self.in_place)
         self.factors = 1 / torch.tensor(config.std).repeat(config.crop) if set(config.std) != {1.0} else None
         self._own = threading.local()
+        _expect_read_only()
 
     def fill(self, room: _Room, rows: SampleInputs, which: Sequence[int]) -> list[int]:
         """Make these rows' pictures; returns those rows whose samples cannot be used."""
@@ -191,7 +206,7 @@ class _Cropping:
         first, last = which[0], which[-1] + 1
         corners, mirrors = rows.corner[first:last].astype(np.intp).tolist(), rows.mirror[first:last].tolist()
         for row in which:
-            (y, x), mirror = corners[row - first], mirrors[row - first]
+            (y, x), mirror = corners[row - first], self.config.mirrors and mirrors[row - first]
             place = self.memory.square_place(room.whole, row, y, x) if self.in_place else scratch.square
             try:
                 square = self._square(rows.locations[row], place)
@@ -201,18 +216,17 @@ class _Cropping:
             if not self.in_place:
                 self._copy(square, y, x, mirror, rows.subtract[row], lines[row])
             elif mirror:
-                lines[row][...] = _mirrored(room.pictures[row])
+                lines[row][...] = _mirrored_lines(room.pictures[row])
         return failed
 
     def _copy(
-        self, square: NDArray[np.uint8], y: int, x: int, mirror: int, subtract: NDArray[np.float32], to: NDArray[Any]
+        self, square: NDArray[np.uint8], y: int, x: int, mirror: bool, subtract: NDArray[np.float32], to: NDArray[Any]
     ) -> None:
         """Put a square's crop where the batch has the picture; to: (crop, crop * 3)."""
         scratch, crop = self._scratch(), self.config.crop
         lines = square.reshape(-1, square.shape[1] * 3)[y : y + crop, 3 * x : 3 * (x + crop)]
         if mirror:
-            scratch.crop[...] = lines
-            lines = _mirrored(scratch.crop.reshape(crop, crop, 3))
+            lines = _mirrored_lines(square[y : y + crop, x : x + crop])
         if to.dtype == np.uint8:
             to[...] = lines
         else:
@@ -243,13 +257,19 @@ class _Scratch:
 
     def __init__(self, side: int, crop: int):
         self.square = np.empty((side, side, 3), np.uint8)
-        self.crop = np.empty((crop, crop * 3), np.uint8)
         self.floats = torch.empty((crop, crop * 3))
 
 
-def _mirrored(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _mirrored_lines(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A picture (crop, crop, 3) with left and right exchanged, as lines (crop, crop * 3); torch has a kernel for it."""
     return torch.from_numpy(picture).flip(1).view(len(picture), -1).numpy()
+
+
+@cache
+def _expect_read_only() -> None:
+    """Have torch say unheard, once, that what it is given must not be written, as shards' pages: it only reads them."""
+    with warnings.catch_warnings(action="ignore"):
+        torch.from_numpy(np.frombuffer(b"0", np.uint8))
 
 
 def _normalise(pixels: torch.Tensor, subtract: torch.Tensor, factors: torch.Tensor | None, to: torch.Tensor) -> None:

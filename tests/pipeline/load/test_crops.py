@@ -32,7 +32,7 @@ from pipeline.load import batch_loader
 from pipeline.load.augment import AugmentConfig
 from pipeline.load.batch_loader import Batch, BatchLoader
 from pipeline.load.config import DataConfig
-from pipeline.load.crops import CropConfig, crop_batches, square_reader
+from pipeline.load.crops import CropConfig, crop_batches, mirrored, square_reader
 from pipeline.load.graph import build_graph
 from pipeline.load.inputs import Replacements, SampleInputs, most_damaged, validation_inputs
 from pipeline.load.storage import SampleStore
@@ -99,6 +99,16 @@ def test_crops_of_real_pictures_are_those_of_the_whole_picture_to_the_last_bit(t
     rows = drawn_rows(store, 256, 224)
     assert len(store) >= 150 and 0 < rows.mirror.sum() < len(store)
     np.testing.assert_array_equal(crops(root, rows, 256, 224), by_pillow(store, rows, 224))
+
+
+def test_what_is_left_to_the_device_to_mirror_is_the_same_once_it_has(squares: Path) -> None:
+    store = open_train(squares)
+    rows = drawn_rows(store, SIDE, CROP)
+    assert 0 < rows.mirror.sum() < len(store)
+    left = torch.from_numpy(crops(squares, rows, SIDE, CROP, mirrors=False))
+    whole = crops(squares, rows, SIDE, CROP)
+    np.testing.assert_array_equal(mirrored(left, torch.from_numpy(rows.mirror)).numpy(), whole)
+    np.testing.assert_array_equal(left.numpy()[rows.mirror == 0], whole[rows.mirror == 0])
 
 
 @pytest.mark.parametrize("output", ["float32", "float16"])

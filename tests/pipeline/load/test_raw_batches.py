@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from pictures import write_tree
 from pipeline.command import InputError
 from pipeline.load.augment import AugmentConfig
 from pipeline.load.batch_loader import Batch, BatchLoader
 from pipeline.load.config import DataConfig
+from pipeline.load.crops import mirrored
 from pipeline.manifest import encode_dataset, load_dataset, load_samples
 from pipeline.picture.raw import HEADER_BYTES
 from pipeline.shard import ShardOptions, shard
@@ -108,12 +110,13 @@ def test_decoding_must_be_exact(both: dict[str, Path]) -> None:
 
 
 def test_a_gpu_is_given_crops_that_the_cpu_copied(both: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a decoder on either: uint8 in pinned memory, and the step adds the shift. Here without a GPU."""
+    """Without a decoder on either: uint8 in pinned memory, mirrored when it is there, and the step adds the shift.
+    Here without a GPU."""
     uploaded: list[torch.Tensor] = []
 
-    def upload(_: BatchLoader, pictures: torch.Tensor) -> torch.Tensor:
+    def upload(_: BatchLoader, pictures: torch.Tensor, mirror: NDArray[np.int32]) -> torch.Tensor:
         uploaded.append(pictures)
-        return pictures.clone()
+        return mirrored(pictures, torch.from_numpy(mirror))
 
     def no_decoder() -> bool:
         raise AssertionError("no decoder is needed")
