@@ -20,6 +20,7 @@ from pipeline.measure.windows import Side, Window, take_turns
 from pipeline.progress import Advance
 
 MARGIN: Final = 0.02
+PASSES: Final = 2  # through all options: what is fastest of one may change with another
 ROUNDS: Final = 3
 FINAL_ROUNDS: Final = 5
 LONGEST: Final = 2.0  # seconds of a window
@@ -97,7 +98,7 @@ def search(
     measured = measure([best, default] if best != default else [default], FINAL_ROUNDS)
     ours, theirs = measured[0], measured[-1]
     gain = ratios(ours, theirs)
-    if gain.median < 1:  # what seemed faster was so by chance
+    if not _is_lead(gain):  # what seemed faster was so by chance
         best, gain, ours = default, Spread(1.0, 1.0, 1.0), theirs
     fast = [t for t in trials if (t.option, t.value) == ("decoding", "fast") and is_faster(t)]
     tuned = Tuned(
@@ -113,9 +114,9 @@ def search(
 def _climb(
     measure: Measure, options: Mapping[str, Sequence[Any]], default: Settings, deadline: float
 ) -> tuple[Settings, list[Trial], bool]:
-    """The best settings that going through the options twice finds, what was tried, and whether there was time."""
+    """The best settings that going through the options finds, what was tried, and whether there was time."""
     best, trials = default, []
-    for _ in range(2):
+    for _ in range(PASSES):
         before = best
         for name, values in options.items():
             if len(values) == 1:
@@ -150,7 +151,11 @@ def _try_values(measure: Measure, best: Settings, name: str, values: Sequence[An
 
 def is_faster(trial: Trial) -> bool:
     """Whether a trial's lead is more than chance."""
-    return trial.ratio.median > 1 + MARGIN and trial.ratio.lowest > 1
+    return _is_lead(trial.ratio)
+
+
+def _is_lead(ratio: Spread) -> bool:
+    return ratio.median > 1 + MARGIN and ratio.lowest > 1
 
 
 def speed_options(data: DataConfig, cores: int, decoder: Device) -> dict[str, Sequence[Any]]:
@@ -180,9 +185,9 @@ def pixel_options(data: DataConfig, device: Device, store: Store) -> dict[str, S
 def window_seconds(
     options: Mapping[str, Sequence[Any]], others: Mapping[str, Sequence[Any]], seconds: float
 ) -> tuple[float, int]:
-    """How long a window may be for a search of `seconds`, and about how many windows there are."""
-    values = sum(len(each) for each in (*options.values(), *others.values()) if len(each) > 1)
-    windows = values * ROUNDS + 2 * FINAL_ROUNDS
+    """How long a window may be for a search of `seconds`, and how many windows there are at most."""
+    again, once = (sum(len(each) for each in some.values() if len(each) > 1) for some in (options, others))
+    windows = (PASSES * again + once) * ROUNDS + 2 * FINAL_ROUNDS
     return min(LONGEST, max(SHORTEST, 0.6 * seconds / windows)), windows  # the rest starts loaders and fills queues
 
 

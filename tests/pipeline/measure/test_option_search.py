@@ -59,6 +59,18 @@ def test_what_is_chance_is_not_taken() -> None:
     assert search(Formula(unsteady), OPTIONS, {}, batch_size=1).tuned.threads == 4
 
 
+def test_what_led_and_does_not_when_it_is_measured_once_more_is_not_taken() -> None:
+    measure = Formula(lambda threads, prefetch: 1.0)
+
+    def at_first(candidates: Sequence[Settings], rounds: int) -> list[list[Window]]:
+        measure.speed = lambda threads, prefetch: 1.0 + 0.1 * (threads == 8 and len(candidates) > 2)
+        return measure(candidates, rounds)
+
+    found = search(at_first, OPTIONS, {}, batch_size=1)
+    assert any(trial.taken for trial in found.trials)
+    assert (found.tuned.threads, found.tuned.prefetch, found.tuned.gain) == (4, 2, 1.0)
+
+
 @pytest.mark.parametrize("allow_fast", [False, True])
 def test_what_changes_pixels_is_reported_and_not_taken(allow_fast: bool) -> None:
     def speed(threads: int, prefetch: int, decoding: str = "exact", output: str = "uint8") -> float:
@@ -102,3 +114,18 @@ def test_windows_fit_the_time() -> None:
     short, windows = window_seconds(OPTIONS, OTHERS, 10.0)
     long, _ = window_seconds(OPTIONS, OTHERS, 60.0)
     assert windows > 20 and short < long and short * windows < 10
+
+
+def test_no_more_windows_than_said_are_measured() -> None:
+    """Options that lead in both passes, and others beside them: the longest search."""
+    taken = 0
+
+    def speed(threads: int, prefetch: int, decoding: str = "exact", output: str = "uint8") -> float:
+        nonlocal taken
+        taken += 1
+        return threads + 0.4 * prefetch * (threads > 2)
+
+    options = {"prefetch": [2, 1, 4], "threads": [2, 8, 1]}
+    found = search(Formula(speed), options, OTHERS, batch_size=1)
+    assert (found.tuned.threads, found.tuned.prefetch) == (8, 4) and found.complete
+    assert taken == window_seconds(options, OTHERS, 60.0)[1]
