@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from model.layers.dropout import drop_units
 from model.layers.first_conv import FirstConv
-from model.layers.lrn import LRNConfig, local_response_norm
-from model.layers.pool import max_pool
+from model.layers.fused import Pooling, conv_pool
+from model.layers.lrn import LRNConfig
 
 # Section 5: gives the ReLUs positive inputs early on. It has no conv6; the 2012 source starts that as it does conv5.
 LAYERS_WITH_BIAS_ONE = ("conv2", "conv4", "conv5", "conv6", "fc6", "fc7")
@@ -146,30 +146,29 @@ class Tower(nn.Module):
 
     def conv1_and_2(self, x: Tensor) -> Tensor:
         """(B, 3, 224, 224) -> (B, 128, 13, 13)."""
-        x = self.conv1(x)  # (B, 48, 55, 55)
-        if self.config.layer_order == "paper":
-            x = max_pool(self.normalise(self.activate(x)))  # (B, 48, 27, 27)
-        else:
-            x = self.activate(max_pool(self.normalise(x)))
-        x = self.activate(self.conv2(x))  # (B, 128, 27, 27)
-        return max_pool(self.normalise(x))  # (B, 128, 13, 13)
+        x = conv_pool(self.conv1, x, self.pooling(self.config.layer_order))  # (B, 48, 55, 55) -> (B, 48, 27, 27)
+        return conv_pool(self.conv2, x, self.pooling("paper"))  # (B, 128, 27, 27) -> (B, 128, 13, 13)
 
     def conv3_to_5(self, both: Tensor) -> Tensor:
         """(B, 256, 13, 13) -> (B, 128, 6, 6)."""
         x = self.activate(self.conv3(both))  # (B, 192, 13, 13)
         x = self.activate(self.conv4(x))  # (B, 192, 13, 13)
-        x = self.conv5(x)  # (B, 128, 13, 13)
         # The paper activates, then pools: the result is the same, but this way there are fewer values to activate.
-        return self.activate(max_pool(x))
+        return conv_pool(self.conv5, x, Pooling(after=self.config.activation))  # (B, 128, 13, 13) -> (B, 128, 6, 6)
 
     def conv6_maps(self, both: Tensor) -> Tensor:
         """(B, 256, 6, 6) -> (B, 128, 6, 6)."""
         return self.activate(self.conv6(both))
 
-    def normalise(self, x: Tensor) -> Tensor:
-        if not self.config.normalise:
-            return x
-        return local_response_norm(x, self.config.lrn, None if self.config.precision == "float32" else torch.bfloat16)
+    def pooling(self, order: Literal["paper", "source"]) -> Pooling:
+        """What follows conv1 and conv2."""
+        config = self.config
+        return Pooling(
+            before=config.activation if order == "paper" else None,
+            lrn=config.lrn if config.normalise else None,
+            sum_dtype=None if config.precision == "float32" else torch.bfloat16,
+            after=config.activation if order == "source" else None,
+        )
 
     def activate(self, x: Tensor) -> Tensor:
         return self.config.activate(x)

@@ -3,7 +3,7 @@
 Its parameters have the names and shapes of `torchvision.models.AlexNet`, so that weights go both ways.
 """
 
-from typing import Final
+from typing import Final, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from model.alexnet import ModelConfig, at_least_float32, autocast, check_options, initialise
 from model.layers.dropout import drop_units
 from model.layers.first_conv import FirstConv
-from model.layers.pool import max_pool
+from model.layers.fused import Pooling, conv_pool
 
 TORCHVISION_CHANNELS = (64, 192, 384, 256, 256)  # kernels of each convolution
 FC_SIDE = 6  # of the maps that the fully connected layers take, whatever the crop
@@ -72,14 +72,18 @@ class TorchvisionAlexNet(nn.Module):
     def _last_hidden(self, pictures: Tensor, positions: Tensor | None) -> Tensor:
         """(B, fc_width): what the last layer takes."""
         conv, connected = self.features, self.classifier
+
+        def pooled(name: str, x: Tensor) -> Tensor:
+            return conv_pool(cast(nn.Conv2d, conv[name]), x, Pooling(after=self.config.activation))
+
         # torchvision activates, then pools: the result is the same, but this way there are fewer values to activate.
         with autocast(pictures, self.config.precision == "bfloat16"):
-            x = self.config.activate(max_pool(conv["0"](pictures)))  # (B, 64, 27, 27)
-            x = self.config.activate(max_pool(conv["3"](x)))  # (B, 192, 13, 13)
+            x = pooled("0", pictures)  # (B, 64, 27, 27)
+            x = pooled("3", x)  # (B, 192, 13, 13)
         with autocast(pictures, self.config.precision != "float32"):
             x = self.config.activate(conv["6"](x))  # (B, 384, 13, 13)
             x = self.config.activate(conv["8"](x))  # (B, 256, 13, 13)
-            x = self.config.activate(max_pool(conv["10"](x)))  # (B, 256, 6, 6)
+            x = pooled("10", x)  # (B, 256, 6, 6)
             if x.shape[-1] != FC_SIDE:  # else each average is of one number
                 x = F.adaptive_avg_pool2d(x, FC_SIDE)
             x = self.config.activate(connected["1"](self._drop(5, x.flatten(1), positions)))
