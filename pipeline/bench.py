@@ -66,8 +66,8 @@ class BenchOptions:
     hold_ms: float = 0.0
     """How long the consumer keeps each batch, leaving the cores to the loader; 0: as long as copying it takes."""
     tune: bool = False
-    """Look for the fastest --data.threads, --data.prefetch and, where a GPU decodes, --data.hw-decoder-load instead,
-    and save them beside the data set for the worker, for machines of this type. Options that are given stay."""
+    """Look for the fastest --data.threads, --data.prefetch and, where a GPU decodes, its decoder's options instead, and
+    save them beside the data set for the worker, for machines of this type. Options that are given stay."""
     tune_seconds: float = 180.0
     """How long --tune may take, about."""
     allow_fast: bool = False
@@ -160,7 +160,7 @@ def tune(
     saved: Path,
 ) -> None:
     """Find the fastest options, print what was tried, and save what was found."""
-    fast = speed_options(task.data, usable_cores(), loader.decoder)
+    fast = speed_options(task.data, usable_cores(), loader.decoder, loader.dataset.size)
     others = pixel_options(task.data, task.device, loader.dataset.store)
     seconds, windows = window_seconds(fast, others, options.tune_seconds)
     with progress(windows, "windows") as advance:

@@ -5,7 +5,7 @@ loader.py        Loader: (pictures, labels) for any training loop, an epoch an i
 batch_loader.py  batches of a data set, with all that a training step needs of them
 crops.py         crops of stored squares on the CPU, by threads
 graph.py         the DALI graph: JPEG files -> crops of pixels
-feed.py          what the DALI graph is fed; pictures that it cannot decode, replaced
+feed.py          what the DALI graph is fed, checked by threads; pictures that it cannot decode, replaced
 order.py         training position -> sample; a rank's part of a batch
 augment.py       training position -> crop, mirror, colours; AugmentConfig
 inputs.py        all that the DALI pipeline and the training step are given of a batch's samples; damaged ones replaced

@@ -22,11 +22,22 @@ from pipeline.load.augment import regions
 from pipeline.load.config import PREFETCH, DataConfig, shuffle_of
 from pipeline.load.crops import CropConfig, crop_batches, mirrored, square_reader
 from pipeline.load.feed import graph_batches
-from pipeline.load.graph import Device, GraphConfig, Output, build_graph, picture_sizes, square_side
+from pipeline.load.graph import (
+    Device,
+    GraphConfig,
+    Output,
+    arithmetic_options,
+    build_graph,
+    decoding_threads,
+    gpu_decoder_options,
+    picture_sizes,
+    square_side,
+)
 from pipeline.load.inputs import (
     Replacements,
     SampleInputs,
     TrainInputs,
+    copied_at_once,
     most_damaged,
     validation_inputs,
 )
@@ -79,10 +90,15 @@ class BatchLoader:
         mean: Triple | None = None,
         std: Triple = (1.0, 1.0, 1.0),
         resize: int = 0,
+        lends: bool = False,
+        cores: int = 0,
     ):
         """mean, std: where the output is of floats, RGB on 0..255 to take off (None: the data set's), and to divide by
         after that; a std other than 1 is for users who need no `Batch.offset`. resize: shorter side that pictures are
-        scaled to before the crop, pixels; 0: 256 for pictures of sizes of their own, stored squares as they are."""
+        scaled to before the crop, pixels; 0: 256 for pictures of sizes of their own, stored squares as they are.
+        lends: whoever takes a batch is done with its pictures, but for work that torch's stream already has, when it
+        asks for the next one or drops the iterator; then a GPU need not copy them. cores: of this process, where
+        config.threads does not say how many threads decode; 0: all that it may use."""
         self.config = replace(config, prefetch=config.prefetch or PREFETCH)
         self.seed = seed
         self.device: Device = device
@@ -90,6 +106,7 @@ class BatchLoader:
         self.root = open_place(config.shards, config.cache, config.cache_bytes)
         self.shuffle = shuffle_of(config)
         self.dataset = load_dataset(self.root)
+        self.lends, self.cores = lends, cores or usable_cores()
         self.resize, self.crop_margin = resize, crop_margin(self.dataset, config, resize)
         self.output: Output = _output(config, device, self.dataset.store)
         self.decoder: Device = _decoder(config, device, self.dataset.store)
@@ -97,7 +114,7 @@ class BatchLoader:
         self.mean = None if self.output == "uint8" else np.array(mean or self.dataset.colour.mean, np.float32)
         self.std = (1.0, 1.0, 1.0) if self.output == "uint8" else std
         self.damaged: list[str] = []  # where damaged samples lie, which were replaced; its reader empties it
-        self._copies: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
+        self._held: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
 
     def train(self, batch_size: int, first: int = 0) -> Generator[Batch, None, None]:
         """This rank's part of each global batch from position `first` on, endlessly.
@@ -173,9 +190,20 @@ class BatchLoader:
             return
         inputs = partial(graph_inputs, store, aspect=self.config.augment.aspect)
         build = partial(self._graph, batch_size=batch_size, varied=varied)
-        for pictures, row in graph_batches(store, rows, replacements, inputs, build):
+        on_gpu = self.device == "gpu"
+        for pictures, row in graph_batches(store, rows, replacements, inputs, build, on_gpu):
             tensor = torch.from_dlpack(pictures.as_tensor())
-            yield self._batch(self._copy(tensor) if self.device == "gpu" else tensor, row)
+            if not on_gpu:
+                yield self._batch(tensor, row)
+            elif self.lends:
+                try:
+                    yield self._batch(tensor, row)
+                finally:
+                    self._hold(tensor)
+            else:
+                copy = tensor.clone()
+                self._hold(tensor)
+                yield self._batch(copy, row)
 
     def _ask(self, store: SampleStore, varied: bool) -> Ask:
         """Who is told of the samples that will be needed."""
@@ -203,7 +231,7 @@ class BatchLoader:
             crop=self.config.crop,
             output=self.output,
             std=self.std,
-            threads=self.config.threads or usable_cores(),
+            threads=self.config.threads or self.cores,
             prefetch=self.config.prefetch,
             pinned=self.device == "gpu",
             mirrors=self.device == "cpu",
@@ -220,9 +248,11 @@ class BatchLoader:
                 output=self.output,
                 decoder=self.decoder,
                 device=self.device,
-                threads=self.config.threads,
+                threads=self.config.threads or decoding_threads(self.cores, self.decoder),
                 prefetch=self.config.prefetch,
                 hw_decoder_load=self.config.hw_decoder_load,
+                decoder_hint=self.config.decoder_hint,
+                decoder_padding=self.config.decoder_padding,
                 resize=self.resize,
                 resized=varied and augment.crop == "resized",
                 jitters=varied and augment.jitters,
@@ -235,14 +265,9 @@ class BatchLoader:
 
     def _batch(self, pictures: torch.Tensor, rows: SampleInputs) -> Batch:
         columns = rows.offset, rows.scale, rows.labels, rows.positions, rows.weights
-        host = (torch.from_numpy(np.array(column)) for column in columns)
-        return Batch(pictures, *(v.to(pictures.device, non_blocking=True) for v in host))
-
-    def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy in the order of torch's stream; DALI's buffer is held until that copy has been made."""
-        copy = tensor.clone()
-        self._hold(tensor)
-        return copy
+        if pictures.is_cuda:
+            return Batch(pictures, *copied_at_once(columns, pictures.device))
+        return Batch(pictures, *(torch.from_numpy(np.array(column)) for column in columns))
 
     def _upload(self, pictures: torch.Tensor, mirror: NDArray[np.int32]) -> torch.Tensor:
         """Pictures in pinned memory, copied to the GPU and mirrored there, beside what it computes; torch's stream
@@ -251,7 +276,7 @@ class BatchLoader:
         with torch.cuda.stream(self._uploading):
             copy = pictures.to("cuda", non_blocking=True)
             self._hold(pictures)
-            copy = mirrored(copy, torch.from_numpy(mirror).to("cuda"))
+            copy = mirrored(copy, *copied_at_once([mirror], copy.device))
         computing.wait_stream(self._uploading)
         copy.record_stream(computing)
         return copy
@@ -261,12 +286,12 @@ class BatchLoader:
         return torch.cuda.Stream()
 
     def _hold(self, tensor: torch.Tensor) -> None:
-        """Keep what the current stream copies from until it has done so."""
+        """Keep what the current stream reads until it has done so: DALI's memory, and ours, is used again at once."""
         made = torch.cuda.Event()
         made.record()
-        self._copies.append((tensor, made))
-        while self._copies[0][1].query() and len(self._copies) > 1:
-            self._copies.popleft()
+        self._held.append((tensor, made))
+        while self._held[0][1].query() and len(self._held) > 1:
+            self._held.popleft()
 
 
 def _weights(mine: slice, rows: int, each: float) -> NDArray[np.float32]:
@@ -308,4 +333,7 @@ def _decoder(config: DataConfig, device: Device, store: Store) -> Device:
         raise InputError("decoder is gpu, expected cpu or auto where pictures stay on the CPU; set --data.decoder cpu")
     if config.decoder != "auto":
         return config.decoder
-    return "gpu" if device == "gpu" and store == "jpeg" and gpu_decoder_works() else "cpu"
+    if device == "cpu" or store != "jpeg":
+        return "cpu"
+    options = arithmetic_options(fast=config.decoding == "fast") | gpu_decoder_options(config)
+    return "gpu" if gpu_decoder_works(torch.cuda.current_device(), options) else "cpu"

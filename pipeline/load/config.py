@@ -11,12 +11,16 @@ from pipeline.load.order import Shuffle
 from pipeline.reading.place import CACHE_BYTES
 
 PREFETCH: Final = 2  # batches ahead where nobody says
+MOST_SIDE: Final = 2**16  # pixels; JPEG's own limit
+MOST_PADDING: Final = 2000  # MB; DALI counts bytes in 32 bits
 # Options of DataConfig that say where the pictures are and how fast they come, and change none.
 PLACE_AND_SPEED: Final = (
     "shards",
     "threads",
     "prefetch",
     "hw_decoder_load",
+    "decoder_hint",
+    "decoder_padding",
     "tuned",
     "read_ahead",
     "cache",
@@ -44,13 +48,19 @@ class DataConfig:
     """What is handed over: uint8 pixels (auto on a CPU, and of raw shards), or float16 or float32 less mean and shift
     (float16 is auto on a GPU)."""
     threads: int = 0
-    """CPU threads that decode; 0 means one for each core this process may use."""
+    """CPU threads that decode; 0 means one for each core this process may use, less two where a GPU decodes too."""
     prefetch: int = 0
     """Batches that are prepared ahead; 0 means 2."""
     hw_decoder_load: float | None = None
     """Share of a batch that the GPU's JPEG engines decode, where it has them, 0 to 1; without: DALI's own choice."""
+    decoder_hint: int | None = None
+    """Side of pictures, pixels, for which the GPU's JPEG engines prepare memory at the start; without: DALI's own
+    choice."""
+    decoder_padding: int | None = None
+    """Megabytes of memory that each thread of the GPU's decoder takes at the start, of the device and, twice, of the
+    host; without: DALI's own choice."""
     tuned: bool = True
-    """Let the worker take threads, prefetch and hw_decoder_load that are not given from tuned.json, which
+    """Let the worker take threads, prefetch and the GPU's decoder's options that are not given from tuned.json, which
     `pipeline.bench DIR --tune` saves beside the data set."""
 
     shuffle: Literal["global", "block"] = "global"
@@ -82,6 +92,10 @@ class DataConfig:
                 f"read_ahead {self.read_ahead}, cache_bytes {self.cache_bytes}: expected at least 0 of each; "
                 "set --data.read-ahead and --data.cache-bytes"
             )
+        room = {"decoder_hint": MOST_SIDE, "decoder_padding": MOST_PADDING}
+        for name, most in room.items():
+            if not 0 <= (value := getattr(self, name) or 0) <= most:
+                raise InputError(f"{name} is {value}, expected 0 to {most:,}; set --data.{name.replace('_', '-')}")
         if isinstance(self.shards, Path) and (url := _flattened_url(self.shards)):
             raise InputError(f"shards is Path({str(self.shards)!r}), expected the URL as text: {url!r}")
         if self.hw_decoder_load is not None and not 0 <= self.hw_decoder_load <= 1:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from pipeline.host.cpus import usable_cores
 from pipeline.load.augment import JITTER_DRAWS
+from pipeline.load.config import DataConfig
 
 FULL_SIDE: Final = 256  # pixels: what pictures of original size are resized to, their shorter side; section 2
 
@@ -42,9 +43,11 @@ class GraphConfig:
     output: Output
     decoder: Device
     device: Device
-    threads: int = 0  # 0 means one for each core
+    threads: int = 0  # 0 means `decoding_threads` of all cores
     prefetch: int = 1  # batches ahead
     hw_decoder_load: float | None = None  # share that the GPU's JPEG engines decode; None: DALI's own choice
+    decoder_hint: int | None = None  # pixels a side that those engines prepare for
+    decoder_padding: int | None = None  # MB that each thread of the GPU's decoder takes at the start
     resize: int = 0  # shorter side that pictures are scaled to, pixels; 0: FULL_SIDE, and stored squares as they are
     resized: bool = False  # crops are regions of any size, scaled to the crop
     jitters: bool = False  # colours are jittered
@@ -67,22 +70,22 @@ class GraphConfig:
 def build_graph(feed: Callable[[], tuple[Any, ...]], config: GraphConfig) -> Pipeline:
     """A graph that runs over what `feed` returns until StopIteration.
 
-    feed: a batch's files; crop corners (n, 2) float32, or where crops are resized their regions (n, 4) int32: top,
-    left, height, width; mirror flags (n,) int32; RGB to take off (n, 3) float32; and where colours are jittered,
-    (n, 4) float32 as `augment.jitter_draws` has them.
+    feed: a batch's files, pixels with the layout HWC; crop corners (n, 2) float32, or where crops are resized their
+    regions (n, 4) int32: top, left, height, width; mirror flags (n,) int32; RGB to take off (n, 3) float32; and where
+    colours are jittered, (n, 4) float32 as `augment.jitter_draws` has them.
     """
     graph = Pipeline(
         batch_size=config.batch_size,
-        num_threads=config.threads or usable_cores(),
+        num_threads=config.threads or decoding_threads(usable_cores(), config.decoder),
         device_id=None if config.device == "cpu" else torch.cuda.current_device(),
         prefetch_queue_depth=config.prefetch,
         seed=0,  # there is no random operator
     )
     with graph:
         inputs = 4 + config.jitters
-        layouts = ["HWC" if config.raw else "", *[""] * (inputs - 1)]
+        # No `layout`: DALI would make each sample's tensor anew to give it one.
         files, place, mirror, mean, *jitter = fn.external_source(
-            feed, num_outputs=inputs, batch=True, layout=layouts, no_copy=config.no_copy
+            feed, num_outputs=inputs, batch=True, no_copy=config.no_copy
         )
         pictures = _decoded(files, place if config.resized else None, config)
         pictures, position = _scaled(pictures, place, config)
@@ -113,11 +116,7 @@ def _decoded(files: Any, region: Any, config: GraphConfig) -> Any:
     On the CPU the decoder skips what is outside the region, and gives the same pixels; on the GPU decoders of regions
     are not to be trusted (NVIDIA/nvImageCodec issue 55).
     """
-    options: dict[str, Any] = {  # DALI 2.4's decoder on the CPU upsamples smoothly whatever is asked for
-        "output_type": DALIImageType.RGB,
-        "jpeg_fancy_upsampling": not config.fast,
-        "use_fast_idct": config.fast,
-    }
+    options: dict[str, Any] = {"output_type": DALIImageType.RGB, **arithmetic_options(fast=config.fast)}
     inside: dict[str, Any] = {}
     if region is not None:
         inside = {"start": region[0:2], "shape": region[2:4], "axes": (0, 1)}
@@ -128,11 +127,33 @@ def _decoded(files: Any, region: Any, config: GraphConfig) -> Any:
         decode = fn.decoders.image_slice if inside else fn.decoders.image
         pictures = decode(files, device="cpu", **inside, **options)
     else:
-        if config.hw_decoder_load is not None:  # DALI takes the option on a GPU alone
-            options["hw_decoder_load"] = config.hw_decoder_load
-        pictures = fn.decoders.image(files, device="mixed", **options)
+        pictures = fn.decoders.image(files, device="mixed", **options, **gpu_decoder_options(config))
         return fn.slice(pictures, **inside) if inside else pictures
     return pictures.gpu() if config.device == "gpu" else pictures
+
+
+def arithmetic_options(*, fast: bool) -> dict[str, bool]:
+    """How exactly DALI's decoder computes; 2.4's on the CPU upsamples smoothly whatever is asked for."""
+    return {"jpeg_fancy_upsampling": not fast, "use_fast_idct": fast}
+
+
+def gpu_decoder_options(config: GraphConfig | DataConfig) -> dict[str, Any]:
+    """What DALI's decoder is told on a GPU beside what the CPU's is: nothing where DALI chooses."""
+    hint, padding = config.decoder_hint, config.decoder_padding and config.decoder_padding * 10**6
+    told = {
+        "hw_decoder_load": config.hw_decoder_load,
+        "preallocate_width_hint": hint,
+        "preallocate_height_hint": hint,
+        "device_memory_padding": padding,
+        "host_memory_padding": padding,
+    }
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def decoding_threads(cores: int, decoder: Device) -> int:
+    """Threads that decode where nobody says how many: all cores, or beside a GPU's decoder all but the two that the
+    training loop and the threads that check samples keep busy."""
+    return max(1, cores - 2) if decoder == "gpu" else cores
 
 
 def _scaled(pictures: Any, corner: Any, config: GraphConfig) -> tuple[Any, Any]:

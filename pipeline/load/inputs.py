@@ -1,11 +1,16 @@
-"""What the host provides for a range of positions, before any byte is read: location, label, crop, mirror, shift."""
+"""What the host provides for a range of positions, before any byte is read: location, label, crop, mirror, shift.
+
+And how what the training step takes of it reaches a device: as one piece of memory.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Final, NamedTuple
+from itertools import accumulate
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pipeline.command import InputError
@@ -17,6 +22,8 @@ from pipeline.manifest import ColourStatistics
 # Positions are drawn this many at a time. A numpy call on long arrays releases the GIL and may wait 5 ms to get it back
 # (sys.getswitchinterval); a block spreads the few dozen such calls over many batches.
 BLOCK = 1 << 15
+
+ALIGNMENT: Final = 64  # bytes: where columns begin in one piece of memory; Inductor copies what lies at less than 16
 
 LEAST_BUDGET: Final = 10  # damaged samples that any epoch may have, however few samples it has
 
@@ -189,3 +196,37 @@ def validation_inputs(
         np.empty((count, 0)),
         np.empty((count, 0), np.float32),
     )
+
+
+def pack(columns: Sequence[NDArray[Any]], to: NDArray[np.uint8]) -> None:
+    """Put columns into the first `packed_bytes` bytes of one piece of memory, one after another."""
+    for column, start in zip(columns, _starts(columns), strict=False):
+        to[start : start + column.nbytes].view(column.dtype)[...] = column.ravel()
+
+
+def unpack(packed: torch.Tensor, columns: Sequence[NDArray[Any]]) -> tuple[torch.Tensor, ...]:
+    """Views of packed memory, (bytes,) uint8 on any device, of the shapes and types of the columns that it holds."""
+    return tuple(
+        packed[start : start + column.nbytes].view(torch.from_numpy(np.empty(0, column.dtype)).dtype).view(column.shape)
+        for column, start in zip(columns, _starts(columns), strict=False)
+    )
+
+
+def packed_bytes(columns: Sequence[NDArray[Any]]) -> int:
+    """How much memory these columns take as one piece."""
+    return _starts(columns)[-1]
+
+
+def _starts(columns: Sequence[NDArray[Any]]) -> list[int]:
+    """Where each column begins, and where one more would, bytes."""
+    return list(accumulate((-(-column.nbytes // ALIGNMENT) * ALIGNMENT for column in columns), initial=0))
+
+
+def copied_at_once(columns: Sequence[NDArray[Any]], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """The columns on a device, by one copy that the host does not wait for.
+
+    Pinned memory is torch's: it is used again when the copy from it, of which torch keeps an event, has been made.
+    """
+    packed = torch.empty(packed_bytes(columns), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    pack(columns, packed.numpy())
+    return unpack(packed.to(device, non_blocking=True), columns)

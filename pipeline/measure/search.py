@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pipeline.load.batch_loader import BatchLoader
 from pipeline.load.config import PREFETCH, DataConfig
-from pipeline.load.graph import Device
+from pipeline.load.graph import Device, decoding_threads
 from pipeline.manifest import Store
 from pipeline.measure.sides import Task, consumer, loader_side
 from pipeline.measure.summary import Spread, ratios, spread
@@ -27,6 +27,7 @@ LONGEST: Final = 2.0  # seconds of a window
 SHORTEST: Final = 0.1
 _PREFETCH: Final = (1, 2, 3, 4, 8)
 _ENGINE_LOADS: Final = (None, 0.0, 0.12, 0.3, 0.5, 0.65, 0.8, 1.0)  # None: DALI's own choice
+_PADDINGS: Final = (None, 0, 1, 4)  # MB; None: the same
 
 Settings = dict[str, Any]
 
@@ -158,16 +159,27 @@ def _is_lead(ratio: Spread) -> bool:
     return ratio.median > 1 + MARGIN and ratio.lowest > 1
 
 
-def speed_options(data: DataConfig, cores: int, decoder: Device) -> dict[str, Sequence[Any]]:
-    """Options that change nothing but the speed, and their values, the default first; those given stay as given."""
+def speed_options(data: DataConfig, cores: int, decoder: Device, size: int = 0) -> dict[str, Sequence[Any]]:
+    """Options that change nothing but the speed, and their values, the default first; those given stay as given.
+
+    size: of the stored pictures, pixels a side; 0 where each has its own.
+    """
     threads = {max(1, each) for each in (cores // 2, 3 * cores // 4, cores - 1, cores + 1, 3 * cores // 2, 2 * cores)}
+    usual = decoding_threads(cores, decoder)
+    if decoder == "gpu":
+        threads.add(cores)
     options: dict[str, Sequence[Any]] = {
-        "threads": [data.threads] if data.threads else [cores, *sorted(threads - {cores})],
+        "threads": [data.threads] if data.threads else [usual, *sorted(threads - {usual})],
         "prefetch": [data.prefetch] if data.prefetch else [PREFETCH, *(n for n in _PREFETCH if n != PREFETCH)],
     }
     if decoder == "gpu":
-        given = data.hw_decoder_load
-        options["hw_decoder_load"] = _ENGINE_LOADS if given is None else [given]
+        values: dict[str, Sequence[Any]] = {
+            "hw_decoder_load": _ENGINE_LOADS,
+            "decoder_hint": (None, size) if size else (None,),
+            "decoder_padding": _PADDINGS,
+        }
+        given = {name: getattr(data, name) for name in values}
+        options |= {name: each if given[name] is None else [given[name]] for name, each in values.items()}
     return options
 
 

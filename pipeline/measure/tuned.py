@@ -17,11 +17,17 @@ from typing import Any, Final
 from pipeline.command import InputError, printable
 from pipeline.files import write_atomic
 from pipeline.host.machine import Machine
-from pipeline.load.config import DataConfig
+from pipeline.load.config import MOST_PADDING, MOST_SIDE, DataConfig
 from pipeline.manifest import DATASET_FILE
 
 VERSION: Final = 1
-NOT_GIVEN: Final[dict[str, Any]] = {"threads": 0, "prefetch": 0, "hw_decoder_load": None}  # what may be taken
+NOT_GIVEN: Final[dict[str, Any]] = {  # what may be taken
+    "threads": 0,
+    "prefetch": 0,
+    "hw_decoder_load": None,
+    "decoder_hint": None,
+    "decoder_padding": None,
+}
 _MOST_BYTES: Final = 2**20
 _MOST: Final = 1024  # threads, and batches ahead
 
@@ -33,6 +39,8 @@ class Tuned:
     threads: int
     prefetch: int
     hw_decoder_load: float | None = None
+    decoder_hint: int | None = None
+    decoder_padding: int | None = None
     decoding: str = "exact"  # "fast" changes pixels: it is named to the user, who may give it, and never taken
     images_per_second: float = 0.0
     gain: float = 1.0  # times what the options' defaults gave in the same rounds
@@ -40,8 +48,11 @@ class Tuned:
 
     def __post_init__(self) -> None:
         whole = [(self.threads, 1, _MOST), (self.prefetch, 1, _MOST), (self.batch_size, 0, 2**31)]
+        whole += [(self.decoder_hint or 0, 0, MOST_SIDE), (self.decoder_padding or 0, 0, MOST_PADDING)]
         if any(type(value) is not int or not least <= value <= most for value, least, most in whole):
-            raise ValueError(f"threads {self.threads!r}, prefetch {self.prefetch!r}, batch_size {self.batch_size!r}")
+            raise ValueError(
+                f"threads {self.threads!r}, prefetch {self.prefetch!r}, batch_size {self.batch_size!r} or memory"
+            )
         shares = [(self.hw_decoder_load or 0, 1.0), (self.images_per_second, 1e9), (self.gain, 1e9)]
         if any(type(value) not in (int, float) or not 0 <= value <= most for value, most in shares):
             raise ValueError(f"hw_decoder_load {self.hw_decoder_load!r} or a speed")

@@ -15,21 +15,25 @@ class Throughput:
     """Pictures a second and the share of time spent waiting for data, over about the last ten seconds."""
 
     def __init__(self) -> None:
-        self._steps: deque[tuple[float, int, float]] = deque()  # (end, pictures, seconds waited)
+        # (end, pictures and nanoseconds waited since the first step): whole numbers, whose differences are exact.
+        self._steps: deque[tuple[float, int, int]] = deque()
 
     def add(self, end: float, pictures: int, waited: float) -> None:
         """Add a step that ended at `end` (monotonic seconds)."""
-        self._steps.append((end, pictures, waited))
+        _, pictures_before, waited_before = self._steps[-1] if self._steps else (end, 0, 0)
+        self._steps.append((end, pictures_before + pictures, waited_before + round(waited * 1e9)))
         while len(self._steps) > 2 and end - self._steps[0][0] > WINDOW_SECONDS:
             self._steps.popleft()
 
     def rates(self) -> tuple[float, float]:
         """(pictures a second, share waited 0..1); zeros before the second step."""
-        seconds = self._steps[-1][0] - self._steps[0][0] if self._steps else 0.0
+        if not self._steps:
+            return 0.0, 0.0
+        (start, pictures_before, waited_before), (end, pictures, waited) = self._steps[0], self._steps[-1]
+        seconds = end - start
         if seconds <= 0:
             return 0.0, 0.0
-        counted = list(self._steps)[1:]  # the first only marks the start of the time
-        return sum(n for _, n, _ in counted) / seconds, sum(w for _, _, w in counted) / seconds
+        return (pictures - pictures_before) / seconds, (waited - waited_before) / 1e9 / seconds
 
 
 class ProgressDisplay:

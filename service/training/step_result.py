@@ -15,7 +15,7 @@ class PendingResult(NamedTuple):
     step: int
     position: int
     rates: LearningRates
-    values: Tensor  # (5,) on the host: loss, gradient norm, all_finite, and the two local flags summed over ranks
+    values: Tensor  # (6,) on the host: loss, gradient norm, all_finite, and the three local flags summed over ranks
     arrived: "torch.cuda.Event | None"
 
 

@@ -91,23 +91,23 @@ def test_when_the_time_is_over_it_says_so_and_has_an_answer() -> None:
 
 
 def test_options_that_are_given_stay() -> None:
-    free = speed_options(DataConfig(), 8, "gpu")
-    assert free["threads"][0] == 8 and free["prefetch"][0] == 2 and free["hw_decoder_load"][0] is None
+    free = speed_options(DataConfig(), 8, "gpu", 256)
+    assert free["threads"][0] == 6 and 8 in free["threads"]  # two cores are the loop's
+    assert free["prefetch"][0] == 2 and free["decoder_hint"] == (None, 256)
+    assert all(free[name][0] is None for name in ("hw_decoder_load", "decoder_hint", "decoder_padding"))
+    assert speed_options(DataConfig(), 8, "gpu")["decoder_hint"] == (None,)  # pictures have sizes of their own
+    assert speed_options(DataConfig(), 8, "cpu", 256)["threads"][0] == 8
     assert all(len(set(values)) == len(values) > 1 for values in free.values())
     assert min(speed_options(DataConfig(), 1, "cpu")["threads"]) == 1
-    given = speed_options(DataConfig(threads=3, prefetch=5, hw_decoder_load=0.0), 8, "gpu")
-    assert {name: list(values) for name, values in given.items()} == {
-        "threads": [3],
-        "prefetch": [5],
-        "hw_decoder_load": [0.0],
-    }
-    assert "hw_decoder_load" not in speed_options(DataConfig(), 8, "cpu")
+    options = {"threads": 3, "prefetch": 5, "hw_decoder_load": 0.0, "decoder_hint": 300, "decoder_padding": 0}
+    given = speed_options(DataConfig(**options), 8, "gpu", 256)
+    assert {name: list(values) for name, values in given.items()} == {name: [value] for name, value in options.items()}
+    assert set(speed_options(DataConfig(), 8, "cpu", 256)) == {"threads", "prefetch"}
     assert pixel_options(DataConfig(decoding="fast", output="uint8"), "cpu", "jpeg") == {}
     assert "decoding" in pixel_options(DataConfig(), "cpu", "jpeg")
     assert "decoding" not in pixel_options(DataConfig(), "cpu", "raw")  # which is decoded already
-    measure = Formula(lambda threads, prefetch, hw_decoder_load: 1)
-    found = search(measure, given, {}, batch_size=1)
-    assert (found.tuned.threads, found.tuned.prefetch, found.tuned.hw_decoder_load) == (3, 5, 0.0)
+    found = search(Formula(lambda **_: 1), given, {}, batch_size=1)
+    assert {name: getattr(found.tuned, name) for name in options} == options
 
 
 def test_windows_fit_the_time() -> None:
