@@ -63,7 +63,7 @@ def work_of(side: str, rank: int, options: Options) -> Callable[[], object]:
     ranks = 2 if layout else 1
     torch.set_num_threads(options.threads // ranks)
     config = DataConfig(shards=options.shards, threads=options.threads // ranks)
-    parallel = make_parallel(layout, rank, ranks, "cpu")
+    parallel = make_parallel(layout, rank, ranks)
     loader = BatchLoader(config) if side == TWICE else BatchLoader(config, rank=rank, world_size=ranks)
     batches = loader.train(options.batch_size)
     if side == TWICE:

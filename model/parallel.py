@@ -14,18 +14,22 @@ The collectives are the functional operators that the compiler traces; each runs
 it is waited for.
 """
 
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from datetime import timedelta
+from typing import Any, Final, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.func import functional_call
+import torch.distributed as dist
+from torch import Tensor
 
 from model.alexnet import Placement, concatenate
 
 Layout = Literal["tower", "data", "tower+data", "2014"]
+
+# Gradients of no more numbers travel together on CUDA: up to 256 KiB a sum takes the time of its launch, not its bytes.
+SMALL: Final = 2**16
 
 _collectives = torch.ops._c10d_functional
 
@@ -97,22 +101,29 @@ class Parallel:
         """Of a pair's rows (2 b, ...) those that this rank brought, (b, ...)."""
         return rows.chunk(2)[self.rank % 2] if self.pair else rows
 
-    def with_gradient_all_reduce(self, model: nn.Module) -> Callable[..., Tensor]:
-        """The model with weights whose gradients are all-reduced over their holders as soon as backward has made each.
+    def all_reduce_gradients(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The gradients by name, each summed over the ranks that hold its parameter.
 
-        When backward returns the all-reduces may still be running: use the gradients after `wait_for_gradients` only.
+        All sums are started before one is waited for, in the order in which backward makes the gradients: a compiler
+        that starts each as early as it can then runs it beside the rest of backward.
         """
-        if not self.fc_replicas and not self.conv_replicas:
-            return model
-        weights: dict[str, Tensor] = {}
-        for name, weight in model.named_parameters():
-            group = self.replica_group(name)
-            weights[name] = _SumOfGradients.apply(weight, group.name) if group else weight
-        return lambda *inputs: functional_call(model, weights, inputs)
-
-    def wait_for_gradients(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The gradients by name, once the sums of those that several ranks hold have arrived."""
-        return {name: _collectives.wait_tensor(g) if self.replica_group(name) else g for name, g in gradients.items()}
+        # On the CPU one by one: where gloo cuts a buffer decides the order of a sum's terms, so its rounding.
+        small = [name for name, g in gradients.items() if g.is_cuda and g.numel() <= SMALL]
+        large = [name for name in gradients if name not in small]
+        buckets: dict[tuple[str, Group], list[str]] = defaultdict(list)
+        # The small ones last: conv1's is among them, which backward makes last.
+        for name in (*_backward_order(large), *small):
+            if group := self.replica_group(name):
+                buckets["" if name in small else name, group].append(name)
+        sums = {
+            bucket: _collectives.all_reduce(_flat([gradients[name] for name in names]), "sum", bucket[1].name)
+            for bucket, names in buckets.items()
+        }
+        arrived = dict(gradients)
+        for bucket, names in buckets.items():
+            parts = _collectives.wait_tensor(sums[bucket]).split([gradients[name].numel() for name in names])
+            arrived |= {name: part.view(gradients[name].shape) for name, part in zip(names, parts, strict=True)}
+        return arrived
 
     def squared_gradient_norm(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """This rank's part of the squared norm of the whole network's gradient."""
@@ -145,25 +156,34 @@ def choose_layout(wanted: Literal["auto"] | Layout, world_size: int) -> Layout |
     return wanted
 
 
-def make_parallel(layout: Layout | None, rank: int, world_size: int, device_type: str) -> Parallel:
-    """This rank's place; every rank calls it, once torch.distributed is initialised (for a layout other than None)."""
+def make_parallel(layout: Layout | None, rank: int, world_size: int, timeout: timedelta | None = None) -> Parallel:
+    """This rank's place; every rank calls it, once torch.distributed is initialised (for a layout other than None).
+
+    timeout: of what the ranks of a pair, or those of a replica's counterparts, exchange; None: torch's default.
+    """
     if layout is None:
         return Parallel()
     each = 1 if layout == "data" else 2
-    mesh = init_device_mesh(device_type, (world_size // each, each), mesh_dim_names=("replica", "tower"))
-
-    def group(dimension: str) -> Group | None:
-        name, size = mesh.get_group(dimension).group_name, mesh[dimension].size()
-        return Group(name, size) if size > 1 else None
-
-    world = torch.distributed.group.WORLD
+    numbers = torch.arange(world_size).view(-1, each)  # (replicas, ranks of one)
+    world = dist.group.WORLD
     assert world
-    world_group, fc_replicas = Group(world.group_name, world_size), group("replica")
+    world_group = Group(world.group_name, world_size)
+
+    def own_group(rows: list[list[int]]) -> Group | None:
+        if len(rows[0]) == 1:
+            return None
+        if len(rows) == 1:
+            return world_group
+        mine, _ = dist.new_subgroups_by_enumeration(rows, timeout=timeout)
+        assert isinstance(mine, dist.ProcessGroup)
+        return Group(mine.group_name, len(rows[0]))
+
+    fc_replicas = own_group(numbers.T.tolist())
     return Parallel(
         rank,
         world_size,
         world_group,
-        pair=group("tower"),
+        pair=own_group(numbers.tolist()),
         fc_replicas=fc_replicas,
         conv_replicas=world_group if layout == "2014" else fc_replicas,
         split_convolutions=layout != "2014",
@@ -188,17 +208,17 @@ class _Gather(torch.autograd.Function):
         return _collectives.wait_tensor(sums), None, None
 
 
-class _SumOfGradients(torch.autograd.Function):
-    """The weight unchanged; its gradient all-reduced over a group, not yet waited for."""
+def _backward_order(names: Iterable[str]) -> list[str]:
+    """Parameters' names from the last layer to the first, a layer's of both towers side by side, on every rank alike.
 
-    @staticmethod
-    def forward(weight: Tensor, group: str) -> Tensor:
-        return weight.view_as(weight)
+    Not tower by tower: the first tower's last layer would wait for all of the second.
+    """
+    layers = {name: name.removeprefix("towers.0.").removeprefix("towers.1.") for name in names}
+    depth = {layer: position for position, layer in enumerate(dict.fromkeys(layers.values()))}
+    return sorted(layers, key=lambda name: depth[layers[name]], reverse=True)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.group = inputs
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _collectives.all_reduce(grads[0].contiguous(), "sum", ctx.group), None
+def _flat(tensors: list[Tensor]) -> Tensor:
+    """Their numbers, (n,), one tensor after the other."""
+    flat = [tensor.contiguous().view(-1) for tensor in tensors]
+    return torch.cat(flat) if len(flat) > 1 else flat[0]

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ class StepControls(NamedTuple):
     """What the host passes to a step: tensors on the device, so that a new value does not recompile it."""
 
     rates: Tensor  # (2,) float32: the base learning rate and conv1's
-    # (2,) float32, 1 where this process has been asked: to end the run; to act for an operator.
+    # (n,) float32, 1 where this process says so: end the run; an operator's act waits; a save is due.
     local_flags: Tensor
 
 
@@ -40,7 +41,7 @@ class StepResult(NamedTuple):
     loss: Tensor
     grad_norm: Tensor
     all_finite: Tensor  # bool: loss and gradients were finite, in this step and in every one before it
-    flag_counts: Tensor  # (2,) how many ranks have been asked: to end the run; to act for an operator
+    flag_counts: Tensor  # (n,) how many ranks have set each local flag
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,7 @@ def local_logits(training: TrainingState, inputs: StepInputs, *, train: bool) ->
     x = normalise_pictures(
         inputs._replace(pictures=pictures, offset=offset, scale=scale), training.mean, model.config.channel_std
     )
-    return parallel.local_rows(
-        parallel.with_gradient_all_reduce(model)(x, parallel.gather_pair_rows(inputs.positions) if train else None)
-    )
+    return parallel.local_rows(model(x, parallel.gather_pair_rows(inputs.positions) if train else None))
 
 
 def training_loss(training: TrainingState, inputs: StepInputs) -> Tensor:
@@ -107,7 +106,7 @@ def training_loss(training: TrainingState, inputs: StepInputs) -> Tensor:
 
 
 def compute_gradients(loss: Tensor, training: TrainingState) -> dict[str, Tensor]:
-    """The gradients by parameter name; the all-reduces of weights that several ranks hold may still be running."""
+    """This rank's part of the gradients, by parameter name: of those that several ranks hold, not yet their sum."""
     parameters = training.optimizer.parameters
     return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
 
@@ -118,7 +117,7 @@ def apply_gradients(
 ) -> StepResult:
     """Update in place, unless a loss or gradient is not finite, of this step or of one before it."""
     parallel, all_finite = training.parallel, training.all_finite
-    gradients = parallel.wait_for_gradients(gradients)
+    gradients = parallel.all_reduce_gradients(gradients)
     loss, squares, *flags = parallel.all_reduce_sum(
         torch.cat([torch.stack([loss, parallel.squared_gradient_norm(gradients)]), controls.local_flags])
     ).unbind()
@@ -137,8 +136,25 @@ def train_step(training: TrainingState, controls: StepControls, inputs: StepInpu
     return apply_gradients(training, controls, loss.detach(), compute_gradients(loss, training))
 
 
-def compiled_train_step(backend: str = "inductor") -> TrainStep:
-    """`train_step` compiled: one graph where the compiler traces `torch.autograd.grad`, else two without breaks."""
+# What Inductor does on CUDA only: kernels that do not depend on each other become one (casts of weights, sums of
+# biases' gradients, squared norms, updates), up to 64 of them instead of its 8, and of any sizes: at small batches
+# it is launches that take the step's time. And exchanges between ranks start as soon as what they send is there, and
+# are waited for where it is needed: they run beside the rest of backward.
+CUDA_OPTIONS: dict[str, Any] = {
+    "combo_kernels": True,
+    "combo_kernel_allow_mixed_sizes": 2,
+    "combo_kernel_max_num_nodes": 64,
+    "reorder_for_compute_comm_overlap": True,
+    "reorder_for_compute_comm_overlap_passes": ["raise_comms", "sink_waits"],
+}
+
+
+def compiled_train_step(backend: str = "inductor", *, graphs: bool = False) -> TrainStep:
+    """`train_step` compiled: one graph where the compiler traces `torch.autograd.grad`, else two without breaks.
+
+    graphs: on CUDA launch the whole step as one CUDA graph. Off by default until it has been timed on a GPU: it copies
+    every batch to fixed addresses, about as much as one more map, and keeps the step's memory for itself.
+    """
     # Cached code (TORCHINDUCTOR_CACHE_DIR) is for one kind of processor, which torch's own cache key does not include:
     # another kind that shares the folder, on a cluster or in a moved volume, would run the code of the first, and crash
     # or compute other numbers.
@@ -146,7 +162,34 @@ def compiled_train_step(backend: str = "inductor") -> TrainStep:
     if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
         return two_graphs(backend)
     torch._dynamo.config.trace_autograd_ops = True
-    return torch.compile(train_step, backend=backend, fullgraph=True, dynamic=False)
+
+    @cache
+    def compiled(device_type: str) -> TrainStep:
+        options = compile_options(device_type, graphs) if backend == "inductor" else None
+        return torch.compile(train_step, backend=backend, fullgraph=True, dynamic=False, options=options)
+
+    def step(training: TrainingState, controls: StepControls, inputs: StepInputs) -> StepResult:
+        device_type = training.mean.device.type
+        if not (graphs and device_type == "cuda"):
+            return compiled(device_type)(training, controls, inputs)
+        mark_static_addresses(training)
+        torch.compiler.cudagraph_mark_step_begin()
+        # The host reads results late, and the next launch of the graph writes over its own.
+        return StepResult(*(t.clone() for t in compiled(device_type)(training, controls, inputs)))
+
+    return step
+
+
+def compile_options(device_type: str, graphs: bool) -> dict[str, Any] | None:
+    """Inductor's options for the step on a device; none but on CUDA, so that a CPU's numbers stay as they are."""
+    return {**CUDA_OPTIONS, "triton.cudagraphs": graphs} if device_type == "cuda" else None
+
+
+def mark_static_addresses(training: TrainingState) -> None:
+    """Tell the compiler that what a step changes, or always reads, stays where it is: a CUDA graph needs that."""
+    optimizer = training.optimizer
+    for tensor in (*optimizer.parameters.values(), *optimizer.velocities.values(), training.all_finite, training.mean):
+        torch._dynamo.mark_static_address(tensor)
 
 
 def two_graphs(backend: str = "inductor") -> TrainStep:
@@ -171,9 +214,9 @@ def classes_ahead(scores: Tensor, at_label: Tensor) -> Tensor:
 
 @torch.no_grad()
 def eval_step(training: TrainingState, local_flags: Tensor, inputs: StepInputs) -> Tensor:
-    """(5,) float64: summed loss, top-1 and top-5 errors over all ranks' pictures, section 6's measures; and flags.
+    """(3 + n,) float64: summed loss, top-1 and top-5 errors over all ranks' pictures, section 6's measures; and flags.
 
-    local_flags: as in `StepControls`; the last two numbers are how many ranks have each set.
+    local_flags: as in `StepControls`; the last n numbers are how many ranks have each set.
     """
     logits = local_logits(training, inputs, train=False)
     losses = F.cross_entropy(logits, inputs.labels, reduction="none")

@@ -37,6 +37,8 @@ class Ranks:
         None  # for checkpoints, sent beside the training loop's own collectives
     )
 
+    patience: timedelta | None = None  # timeout of collectives; None: there are none
+
     @property
     def is_leader(self) -> bool:
         return self.rank == 0
@@ -118,8 +120,7 @@ class RanksLost(Exception):
 def join_ranks(device: Device, patience_seconds: float) -> Iterator[Ranks]:
     """This process's rank, from torchrun's environment variables, connected to the others while the block runs.
 
-    patience_seconds: timeout of collectives among all ranks; those within a pair or among replicas have torch's
-    default. RanksLost when one fails, or when another rank is gone.
+    patience_seconds: timeout of collectives. RanksLost when one fails, or when another rank is gone.
     """
     keep_within_quota()
     if not dist.is_torchelastic_launched():
@@ -129,8 +130,9 @@ def join_ranks(device: Device, patience_seconds: float) -> Iterator[Ranks]:
         int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     )
     try:
-        files = init_process_groups(device, local_rank, timedelta(seconds=patience_seconds))
-        place = Ranks(rank, ranks, local_rank, local_ranks, files)
+        patience = timedelta(seconds=patience_seconds)
+        files = init_process_groups(device, local_rank, patience)
+        place = Ranks(rank, ranks, local_rank, local_ranks, files, patience)
         if device == "cpu":
             torch.set_num_threads(place.threads_per_rank)  # torchrun's default is one
         yield place

@@ -61,7 +61,7 @@ def examples(first: int, rank: int, ranks: int) -> StepInputs:
 
 def gradients(training: TrainingState, batch: StepInputs) -> dict[str, Tensor]:
     """Of the loss of a batch, by name."""
-    arrived = training.parallel.wait_for_gradients(compute_gradients(training_loss(training, batch), training))
+    arrived = training.parallel.all_reduce_gradients(compute_gradients(training_loss(training, batch), training))
     return {f"gradient.{name}": gradient for name, gradient in arrived.items()}
 
 
@@ -106,7 +106,7 @@ def steps(parallel: Parallel, backend: str, dtype: str) -> dict[str, Tensor]:
 
 def main(out: Path, layout: Layout, runs: list[str]) -> None:
     with join_ranks("cpu", patience_seconds=120) as ranks:
-        parallel = make_parallel(choose_layout(layout, ranks.world_size), ranks.rank, ranks.world_size, "cpu")
+        parallel = make_parallel(choose_layout(layout, ranks.world_size), ranks.rank, ranks.world_size, ranks.patience)
         for run in runs:
             (out / run).mkdir(exist_ok=True)
             save_file(steps(parallel, *run.split("-")), out / run / f"rank-{ranks.rank}.safetensors")

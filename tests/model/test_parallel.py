@@ -139,6 +139,45 @@ def test_generated_code_does_the_same_on_every_rank(alone: dict[str, dict[str, T
     test_a_step_in_float32_errs_by_its_own_rounding(found, alone)
 
 
+HANGS = """
+import sys, torch
+from datetime import timedelta
+from model.parallel import make_parallel
+from service.training.ranks import RanksLost, join_ranks
+
+try:
+    with join_ranks("cpu", patience_seconds=60) as ranks:
+        parallel = make_parallel("tower+data", ranks.rank, ranks.world_size, timedelta(seconds=1))
+        if ranks.rank == 3:
+            sys.stdin.read()  # alive, and silent
+        parallel.gather_pair_rows(torch.ones(1))
+        print(f"rank {ranks.rank} goes on", flush=True)
+        if ranks.rank < 2:
+            sys.stdin.read()
+except RanksLost as error:
+    print(error, flush=True)
+    sys.exit(3)
+"""
+
+
+@pytest.mark.slow
+def test_a_pair_waits_for_a_silent_rank_as_long_as_the_run_does(tmp_path: Path) -> None:
+    """Not for torch's default of half an hour; the other pair does not notice."""
+    program = tmp_path / "hangs.py"
+    program.write_text(HANGS)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
+    with subprocess.Popen([*launcher, str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
+        try:
+            assert run.wait(PATIENCE) != 0
+        finally:
+            run.terminate()  # torchrun ends its ranks
+        assert run.stdout
+        out = run.stdout.read()
+    lines = out.splitlines()
+    assert sorted(line for line in lines if "goes on" in line) == ["rank 0 goes on", "rank 1 goes on"]
+    assert any(line.startswith("rank 2 lost another") for line in lines), out
+
+
 def test_layouts_by_themselves() -> None:
     expected = {1: None, 2: "tower", 3: "data", 4: "tower+data", 5: "data", 6: "tower+data"}
     assert {ranks: choose_layout("auto", ranks) for ranks in expected} == expected

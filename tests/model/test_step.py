@@ -3,10 +3,12 @@
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch._inductor import config as inductor_config
 
 from model.alexnet import ModelConfig
 from model.step import (
     StepInputs,
+    compile_options,
     compiled_train_step,
     eval_step,
     normalise_pictures,
@@ -56,6 +58,14 @@ def test_the_compiled_step_is_one_graph_compiled_once_and_equals_eager(precision
         assert_same_step(compiled, eager, step, examples(first=8 * i), lr)
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
+
+
+def test_options_are_for_cuda_alone_and_inductor_knows_them() -> None:
+    assert compile_options("cpu", graphs=True) is None
+    known = inductor_config.get_config_copy()
+    for graphs in (False, True):
+        options = compile_options("cuda", graphs)
+        assert options and options["triton.cudagraphs"] == graphs and options.keys() <= known.keys()
 
 
 def test_ten_steps_learn_ten_pictures() -> None:
