@@ -44,11 +44,38 @@ def processor_kind() -> str:
 def choose_precision(device: torch.device) -> ChosenPrecision:
     """The fastest precision that trains as well as float32: `mixed` where bfloat16 is native, else float32.
 
-    bfloat16 throughout is faster still, but ended outside the spread of float32 in two of three trials.
+    bfloat16 throughout is faster still on a CPU, but ended outside the spread of float32 in two of three trials on real
+    pictures (docs/benchmarks.md); what a GPU would gain by it is not measured.
     """
     if native := bfloat16_instructions(device):
         return ChosenPrecision("mixed", f"bfloat16 by {native}")
     return ChosenPrecision("float32", f"{device_name(device)} has no bfloat16 instructions")
+
+
+def set_arithmetic(device: torch.device, precision: Precision, *, deterministic: bool) -> str:
+    """Set how a GPU computes in a precision, for this process; that in words, none on a CPU, where nothing is set.
+
+    float32 is IEEE float32. What is left of it in the others is convolved in TF32, whose products keep the 10 bits of
+    mantissa that tensor cores take: 3 more than bfloat16's. deterministic: the same sums in the same order in every
+    process, in place of cuDNN's and Inductor's fastest kernels, which each process finds by timing them.
+    """
+    if device.type != "cuda":
+        return ""
+    tf32 = precision != "float32"
+    # By the older switches: set by `conv.fp32_precision`, `cudnn.flags` raises from then on (torch 2.13).
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cuda.matmul.allow_tf32 = False  # those that are to be fast are bfloat16's
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.deterministic = deterministic
+    if deterministic:
+        from torch._inductor import config  # here, because it takes a while to import
+
+        config.deterministic = True
+    convolutions = "in TF32 where not in bfloat16" if tf32 else "in IEEE float32"
+    kernels = (
+        "the same in every process" if deterministic else "the fastest here (--deterministic: the same everywhere)"
+    )
+    return f"convolutions {convolutions}; kernels {kernels}"
 
 
 def device_name(device: torch.device) -> str:

@@ -110,7 +110,7 @@ def build_worker(
     stack.callback(server.close)
     stack.callback(control_queue.close, "the run has ended, expected it to go on; start it again")
     responses.targets = ranks.all_gather(address(listener))
-    parallel = make_parallel(layout, ranks.rank, ranks.world_size, "cuda" if device == "gpu" else "cpu")
+    parallel = make_parallel(layout, ranks.rank, ranks.world_size, ranks.patience)
     setup = set_up(run, device, ranks, parallel, say if ranks.is_leader else lambda message: None)
     if ranks.is_leader:
         write_run(run.out, setup.fields)

@@ -132,5 +132,5 @@ def judge_disk(disk: Disk, parameters: int = 0) -> Finding:
         return Finding("warning", "disk", found, follows, f"make room, use --keep-checkpoints 2, or {another}")
     if each and each / disk.bytes_per_second > SLOW_SECONDS:
         follows = f"a checkpoint of paper takes {each / disk.bytes_per_second:.0f} s to write"
-        return Finding("warning", "disk", found, follows, f"{another}, or use a higher --checkpoint-every")
+        return Finding("warning", "disk", found, follows, f"{another}, or use a higher --checkpoint-seconds")
     return Finding("ok", "disk", found)

@@ -92,18 +92,24 @@ def file_of(parameter: str) -> str:
     return tower_file(second) if first == "towers" else NETWORK_FILE
 
 
-def copy_tensors(model: Network, optimizer: MomentumSGD) -> Tensors:
-    """Copies on the host of each tower's weights and velocities: what the training loop pays for a checkpoint."""
+def state_tensors(model: Network, optimizer: MomentumSGD) -> Tensors:
+    """Each tower's weights and velocities themselves, which the next step changes."""
     files: Tensors = {}
     for name, weight in model.named_parameters():
         file = files.setdefault(file_of(name), {})
-        file[name] = _host_copy(weight)
-        file[MOMENTUM + name] = _host_copy(optimizer.velocities[name])
+        file[name] = weight.detach()
+        file[MOMENTUM + name] = optimizer.velocities[name]
     return files
 
 
+def copy_tensors(model: Network, optimizer: MomentumSGD) -> Tensors:
+    """Copies on the host of each tower's weights and velocities."""
+    files = state_tensors(model, optimizer)
+    return {file: {name: _host_copy(tensor) for name, tensor in found.items()} for file, found in files.items()}
+
+
 def _host_copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+    return tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def read_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:

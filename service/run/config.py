@@ -32,12 +32,14 @@ MAY_CHANGE: Final = _PLACE_AND_SPEED | frozenset(
         "keep",
         "epochs",
         "max_steps",
+        "checkpoint_seconds",
         "checkpoint_every",
         "keep_checkpoints",
         "log_every",
         "model.precision",
         "device",
         "compile",
+        "deterministic",
         "parallel",
         "host",
         "port",
@@ -77,8 +79,10 @@ class Run:
     """Passes over the training set; section 5 took roughly 90."""
     max_steps: int = 0
     """End cleanly after this many steps; 0 means after the epochs."""
-    checkpoint_every: int = 1000
-    """Steps between checkpoints."""
+    checkpoint_seconds: float = 600.0
+    """Seconds between checkpoints, about what a fault may cost; each epoch's end has one besides. 0: none by time."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints, besides those by time; 0: none by steps."""
     keep_checkpoints: int = 3
     """Newest checkpoints to keep, at least 2; the best and the one resumed from stay besides."""
     log_every: int = 1
@@ -89,6 +93,9 @@ class Run:
     """auto: the GPU where there is one."""
     compile: bool = True
     """Compile the step; without, the first step comes sooner and each one is slower."""
+    deterministic: bool = False
+    """On a GPU, take kernels that add in the same order in every process, so that a resume is bit for bit the same
+    there too, instead of the fastest; on a CPU it always is."""
     parallel: Literal["auto", "tower", "data", "tower+data", "2014"] = "auto"
     """How torchrun's processes share the work. tower: two, a tower each; data: each has both; tower+data: pairs;
     2014: pairs that share only fully connected layers. auto: two are the paper's GPUs, more are pairs where even."""
@@ -108,13 +115,16 @@ class Run:
     """/healthz reports a stall when no step or validation batch has ended for so long; compiling may take 5 times."""
 
     def __post_init__(self) -> None:
-        minimum = {"batch_size": 1, "epochs": 1, "max_steps": 0, "checkpoint_every": 1, "keep_checkpoints": 2}
+        minimum = {"batch_size": 1, "epochs": 1, "max_steps": 0, "checkpoint_every": 0, "keep_checkpoints": 2}
         minimum |= {"log_every": 1, "seed": 0, "port": 0, "peak_tflops": 0}
         for name, least in minimum.items():
             if (value := getattr(self, name)) < least:
                 raise InputError(f"{name} is {value}, expected at least {least}; set --{name.replace('_', '-')}")
         if not 0 < self.stall_seconds < float("inf"):
             raise InputError(f"stall_seconds is {self.stall_seconds}, expected a number above 0; set --stall-seconds")
+        if not 0 <= self.checkpoint_seconds < float("inf"):
+            expected = "a number of at least 0; set --checkpoint-seconds"
+            raise InputError(f"checkpoint_seconds is {self.checkpoint_seconds}, expected {expected}")
         if (self.tls_certificate is None) != (self.tls_key is None):
             given = "--tls-certificate" if self.tls_certificate else "--tls-key"
             raise InputError(f"{given} is alone, expected --tls-certificate and --tls-key; give both or none")
@@ -153,7 +163,6 @@ RECIPES: Final[dict[str, tuple[str, Run]]] = {
             optim=OptimConfig(lr=0.004, schedule="steps", drop_factor=0.3, drop_epochs=(3.0, 4.0, 5.0, 5.6)),
             batch_size=16,
             epochs=6,
-            checkpoint_every=500,
         ),
     ),
 }

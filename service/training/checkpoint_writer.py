@@ -1,5 +1,6 @@
-"""Checkpoints written in the background; the training loop pays only for the copy off the device."""
+"""Checkpoints written in the background; the training loop pays only for a copy."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,19 +22,36 @@ from service.telemetry.metrics import Metrics
 from service.training.ranks import Ranks
 
 
+class CheckpointClock:
+    """When a checkpoint is due by time: so long after the last one was begun, or after the start."""
+
+    def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic):
+        """seconds: between checkpoints; 0: never due."""
+        self._seconds, self._now = seconds or math.inf, now
+        self.restart()
+
+    def due(self) -> bool:
+        """Whether the time is over."""
+        return self._now() - self._start >= self._seconds
+
+    def restart(self) -> None:
+        """A checkpoint is begun, whatever for: the next is due after the whole time again."""
+        self._start = self._now()
+
+
 class BackgroundSaver:
     """One thread that writes checkpoints; to submit one while another is being written waits for that."""
 
     def __init__(self, write: Callable[[RunState, Tensors], bool]):
-        """write: writes a checkpoint and returns whether it succeeded."""
+        """write: writes a checkpoint, of tensors on the host, and returns whether it succeeded."""
         self._write = write
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._pending: Future[bool] | None = None
 
-    def submit(self, state: RunState, tensors: Tensors) -> None:
-        """Write this checkpoint, after the one that may still be under way."""
+    def submit(self, state: RunState, fetch: Callable[[], Tensors]) -> None:
+        """Write this checkpoint, after the one that may still be under way; `fetch` runs in the saver's thread."""
         self.wait()
-        self._pending = self._executor.submit(self._write, state, tensors)
+        self._pending = self._executor.submit(lambda: self._write(state, fetch()))
 
     def wait(self) -> bool:
         """Wait for the last save; returns whether it succeeded."""

@@ -11,7 +11,7 @@ from model.alexnet import Precision, PrecisionOption
 from model.network import make_network
 from model.optim import LearningRates, MomentumSGD
 from model.parallel import Parallel
-from model.precision import ChosenPrecision, choose_precision, device_name, emulated
+from model.precision import ChosenPrecision, choose_precision, device_name, emulated, set_arithmetic
 from model.step import TrainingState
 from pipeline.command import InputError
 from pipeline.host.machine import this_machine
@@ -73,7 +73,8 @@ def set_up(run: Run, device: Device, ranks: Ranks, parallel: Parallel, say: Call
     run = replace(run, model=replace(run.model, precision=precision))
     preprocessing = ranks.on_all_ranks(lambda: preprocessing_of(loader.dataset, loader.root))
     training = ranks.on_all_ranks(lambda: build_training(run, loader, preprocessing, torch_device, parallel))
-    say(f"precision {precision}: {why}")
+    arithmetic = set_arithmetic(torch_device, precision, deterministic=run.deterministic)
+    say(f"precision {precision}: {'; '.join(filter(None, [why, arithmetic]))}")
     path = ranks.broadcast(checkpoint.path if checkpoint else None)
     samples = splits["train"].samples
     initial = initial_state(start, run, samples) if start else RunState()
@@ -102,10 +103,18 @@ def tuned_data(run: Run, device: Device, ranks: Ranks) -> tuple[DataConfig, str]
 
 def open_loader(run: Run, device: Device, ranks: Ranks, parallel: Parallel) -> BatchLoader:
     """This rank's part of the data set."""
-    data = replace(run.data, threads=run.data.threads or ranks.threads_per_rank)
+    data = run.data
     if data.output == "auto" and parallel.pair:
         data = replace(data, output="uint8")  # what a pair exchanges: on a GPU half the bytes of the usual float16
-    return BatchLoader(data, seed=run.seed, device=device, rank=ranks.rank, world_size=ranks.world_size)
+    return BatchLoader(
+        data,
+        seed=run.seed,
+        device=device,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        lends=True,
+        cores=ranks.threads_per_rank,
+    )
 
 
 def decide_precision(wanted: PrecisionOption, so_far: Precision | None, device: torch.device) -> ChosenPrecision:

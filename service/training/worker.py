@@ -1,6 +1,5 @@
 """A run in progress: it trains, validates, saves, does operators' acts, and reports to log, metrics and console."""
 
-import gc
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -14,10 +13,10 @@ from torch import Tensor
 
 from model.flop import training_flops_per_picture
 from model.optim import LearningRates
-from model.step import StepControls, StepInputs, compiled_train_step, eval_step, train_step
+from model.step import StepControls, StepInputs, compiled_train_step, train_step
 from pipeline.load.batch_loader import Batch
 from pipeline.load.order import rank_slice
-from service.run.checkpoint import Evaluation, RunState, Validation, copy_tensors
+from service.run.checkpoint import Evaluation, RunState, Validation
 from service.run.events import (
     Event,
     describe_change,
@@ -36,6 +35,7 @@ from service.telemetry.metrics import Metrics
 from service.telemetry.preview import Preview
 from service.training.checkpoint_writer import (
     BackgroundSaver,
+    CheckpointClock,
     CheckpointWriter,
     collect_towers,
     must_copy_tensors,
@@ -45,7 +45,9 @@ from service.training.control_queue import ControlQueue, ControlRequest, Refused
 from service.training.graceful_stop import GracefulStop
 from service.training.rank_agreement import RankAgreement
 from service.training.setup import Setup
+from service.training.snapshot import Snapshots
 from service.training.step_result import PendingResult, start_copy
+from service.training.validation import Validator
 
 # As measured: docs/benchmarks.md.
 COMPILING: Final = "compiling the step, usually half a minute to two minutes; a few seconds the next time"
@@ -81,7 +83,9 @@ class Worker:
         self.validates = "val" in self.loader.dataset.splits
         self.total_steps = setup.total_steps
         self.ranks = ranks = setup.ranks
-        self.agreement = RankAgreement(ranks, stop, control_queue, self.device)
+        self.clock = CheckpointClock(run.checkpoint_seconds)
+        self.agreement = RankAgreement(ranks, stop, control_queue, self.clock.due, self.device)
+        self.validator = Validator(setup.training, self.loader, run.batch_size, self.agreement, run.compile)
         self.paused, self.ended_by = False, ""  # ended_by: the operator who stopped the run
         parallel = setup.training.parallel
         mine = rank_slice(run.batch_size, ranks.rank, ranks.world_size)
@@ -105,6 +109,7 @@ class Worker:
             collect=partial(collect_towers, ranks, parallel),
         )
         self.saver = BackgroundSaver(self.writer if ranks.is_leader else lambda _, tensors: send_tower(ranks, tensors))
+        self.snapshots = Snapshots(setup.training.model, setup.training.optimizer)
         self.saved: RunState | None = self.state if setup.resumed_from else None
         self.pending: deque[PendingResult] = deque()
         self.speed, self.waited = Throughput(), 0.0
@@ -296,17 +301,11 @@ class Worker:
         if not self.validation_due:
             return
         self.read_results(0)
-        totals = torch.zeros(5, dtype=torch.float64, device=self.device)
-        for batch in self.loader.validation(self.run.batch_size):
-            totals += eval_step(self.training, self.agreement.local_flags(), StepInputs(*batch))
-            self.heartbeat.beat("validating")
-            if self.ranks.world_size > 1:
-                self.agreement.update(totals[3:].tolist())
-            if self.agreement.should_end:
-                return
-        gc.collect()  # a DALI pipeline is part of reference cycles, and holds the device's memory
+        measured = self.validator.measure(lambda: self.heartbeat.beat("validating"))
+        if measured is None:
+            return
+        loss, top1, top5 = measured
         epoch = self.state.position // self.samples
-        loss, top1, top5, *_ = (totals / self.loader.dataset.splits["val"].samples).tolist()
         entry = Validation(epoch=epoch, step=self.state.step, loss=loss, top1=top1, top5=top5)
         self.state = replace(self.state, history=(*self.state.history, entry))
         self.log.append({"validation": True, **asdict(entry)})
@@ -330,22 +329,26 @@ class Worker:
             self.save()
 
     def save_if_due(self) -> None:
-        """A checkpoint every `checkpoint_every` steps, and of the weights that were just validated."""
+        """A checkpoint as often as the run's options say, by time and by steps, and of what was just validated."""
+        step, every = self.state.step, self.run.checkpoint_every
         validated = self.state.history[-1].step if self.state.history else 0
-        if self.state.step % self.run.checkpoint_every == 0 or self.state.step == validated:
+        if step == validated or (every and step % every == 0) or self.agreement.should_save:
             self.save()
 
     def save(self) -> None:
-        """Copy the state off the device and hand it to the BackgroundSaver."""
+        """Copy the state and hand it to the BackgroundSaver; off a GPU it is taken beside the steps."""
         if self.state == self.saved:
             return
         self.read_results(0)  # raises NonFinite first, so that no NaN is ever saved
+        self.saver.wait()  # before the copy, so that no two are held
         start = time.monotonic()
         needed = must_copy_tensors(self.ranks, self.training.parallel)
-        tensors = copy_tensors(self.training.model, self.training.optimizer) if needed else {}
+        fetch = self.snapshots.take() if needed else dict
         self.metrics.step_seconds.labels("checkpoint_copy").observe(time.monotonic() - start)
-        self.saver.submit(self.state, tensors)
+        self.saver.submit(self.state, fetch)
         self.saved = self.state
+        self.clock.restart()
+        self.agreement.saved()
 
     def close(self) -> bool:
         """Wait for the BackgroundSaver; returns, on every rank, whether rank 0 wrote the last checkpoint."""

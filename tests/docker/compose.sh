@@ -12,7 +12,7 @@ export COMPOSE_PROJECT_NAME=alexnet-test-$$ COMPOSE_FILE=docker-compose.yml:dock
 export IMAGE=alexnet-trainer:test-$$ PIP_ARGS=${PIP_ARGS:-} TOKEN_FILE=$folder/token
 export TRAINER_PORT='' PROMETHEUS_PORT='' GRAFANA_PORT='' # free ones
 export SAMPLE_ARGS='--train-pictures 40 --val-pictures 0'
-endless='--batch-size 16 --epochs 1000000 --checkpoint-every 1000000 --log-every 100' # saves when it is told to
+endless='--batch-size 16 --epochs 1000000 --checkpoint-seconds 0 --log-every 100' # saves when it is told to
 export TRAIN_ARGS=$endless
 
 say() { printf '%4d s  %s\n' "$SECONDS" "$*"; }

@@ -52,6 +52,8 @@ def test_the_promised_flags_are_there() -> None:
     ("option", "message"),
     [
         ("--epochs 0", "epochs is 0, expected at least 1"),
+        ("--checkpoint-seconds -1", "checkpoint_seconds is -1.0, expected a number of at least 0"),
+        ("--checkpoint-seconds inf", "checkpoint_seconds is inf"),
         ("--keep-checkpoints 1", "keep_checkpoints is 1, expected at least 2"),
         ("--seed 18446744073709551616", "seed is 18446744073709551616, expected at most"),
         ("--port 70000", "port is 70000, expected at most 65535"),

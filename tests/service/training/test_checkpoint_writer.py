@@ -1,16 +1,17 @@
 """Saving beside the loop, and under failure."""
 
 import errno
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from prometheus_client import CollectorRegistry
 
-from service.run.checkpoint import FOLDER, LATEST, RunState, checkpoints, newest_checkpoint, save_checkpoint
+from service.run.checkpoint import FOLDER, LATEST, RunState, Tensors, checkpoints, newest_checkpoint, save_checkpoint
 from service.telemetry.metrics import Metrics
 from service.training import checkpoint_writer
-from service.training.checkpoint_writer import BackgroundSaver, CheckpointWriter
+from service.training.checkpoint_writer import BackgroundSaver, CheckpointClock, CheckpointWriter
 
 
 def test_a_full_disk_costs_a_checkpoint_but_neither_the_run_nor_the_last_good_one(
@@ -19,18 +20,18 @@ def test_a_full_disk_costs_a_checkpoint_but_neither_the_run_nor_the_last_good_on
     metrics, said = Metrics(CollectorRegistry()), []
     tensors = {"towers-0.safetensors": {"w": torch.ones(3)}}
     writer = BackgroundSaver(CheckpointWriter(tmp_path, {}, metrics, keep=2, resumed_from=None, say=said.append))
-    writer.submit(RunState(step=1), tensors)
+    writer.submit(RunState(step=1), lambda: tensors)
     assert writer.wait()
 
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoint_writer, "save_checkpoint", full)
-    writer.submit(RunState(step=2), tensors)
+    writer.submit(RunState(step=2), lambda: tensors)
     assert not writer.wait()
     assert "checkpoint of step 2 failed" in said[0] and "step-00000001" in said[0]
     monkeypatch.setattr(checkpoint_writer, "save_checkpoint", save_checkpoint)
-    writer.submit(RunState(step=3), tensors)
+    writer.submit(RunState(step=3), lambda: tensors)
     assert writer.close()
     found = newest_checkpoint(tmp_path, print)
     assert found and found.state.step == 3
@@ -80,3 +81,37 @@ def test_nor_is_a_hint_that_cannot_be_written(tmp_path: Path, part: str, monkeyp
     assert "checkpoint of step 1 is saved, but its folder cannot be tidied" in said[0]
     if part == "write_latest":  # room is made all the same
         assert [path.name for path in checkpoints(tmp_path)] == ["step-00000003", "step-00000002"]
+
+
+def test_the_clock_asks_for_a_checkpoint_so_long_after_the_last_and_with_0_never() -> None:
+    times = [0.0]
+    clock, never = CheckpointClock(10.0, lambda: times[-1]), CheckpointClock(0.0, lambda: times[-1])
+
+    def due(time: float) -> bool:
+        times.append(time)
+        assert not never.due()
+        return clock.due()
+
+    assert [due(time) for time in (0.0, 9.9, 10.0, 400.0)] == [False, False, True, True]
+    clock.restart()
+    assert [due(time) for time in (400.0, 409.9, 410.0)] == [False, False, True]
+
+
+def test_tensors_are_fetched_by_the_savers_thread_and_only_when_the_last_are_written() -> None:
+    loop, happened, may_end = threading.get_ident(), [], threading.Event()
+
+    def fetch() -> Tensors:
+        assert threading.get_ident() != loop
+        happened.append("fetched")
+        return {}
+
+    def write(state: RunState, tensors: Tensors) -> bool:
+        assert state.step == 2 or may_end.wait(60)
+        happened.append("written")
+        return True
+
+    saver = BackgroundSaver(write)
+    saver.submit(RunState(step=1), fetch)  # returns although it cannot be written yet
+    threading.Timer(0.05, may_end.set).start()
+    saver.submit(RunState(step=2), fetch)
+    assert saver.close() and happened == ["fetched", "written"] * 2

@@ -4,19 +4,20 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import model.precision
 from model.alexnet import AlexNet
-from model.precision import ChosenPrecision, bfloat16_instructions, choose_precision, emulated
+from model.precision import ChosenPrecision, bfloat16_instructions, choose_precision, emulated, set_arithmetic
 from model.step import StepControls, compiled_train_step, train_step
 from processes import command, run
 from service.run.checkpoint import newest_checkpoint
@@ -75,6 +76,41 @@ def test_every_recipe_takes_what_suits_and_a_network_only_what_was_decided() -> 
         assert recipe.model.precision == "auto"
     with pytest.raises(ValueError, match="precision is auto, expected float32, mixed or bfloat16"):
         AlexNet(RECIPES["demo"][1].model, classes=10, crop=67)
+
+
+@pytest.fixture
+def arithmetic() -> Iterator[None]:
+    """Torch's switches, put back after the test."""
+    products = torch.backends.cuda.matmul.allow_tf32
+    with torch.backends.cudnn.flags(enabled=True), torch._inductor.config.patch(deterministic=False):
+        yield
+    torch.backends.cuda.matmul.allow_tf32 = products
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "mixed", "bfloat16"])
+def test_float32_is_ieee_float32_on_a_gpu_and_kernels_are_as_asked(
+    precision: Any, deterministic: bool, arithmetic: None
+) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = True
+    said = set_arithmetic(torch.device("cuda"), precision, deterministic=deterministic)
+    cudnn = torch.backends.cudnn
+    assert cudnn.allow_tf32 == (precision != "float32") == ("TF32" in said) != ("IEEE float32" in said)
+    assert not torch.backends.cuda.matmul.allow_tf32 and torch.get_float32_matmul_precision() == "highest"
+    assert (cudnn.benchmark, cudnn.deterministic) == (not deterministic, deterministic)
+    assert torch._inductor.config.deterministic == deterministic
+    with cudnn.flags(
+        enabled=True, allow_tf32=False
+    ):  # as measuring a network does; a mix of switches would make it raise
+        pass
+    assert cudnn.allow_tf32 == (precision != "float32")
+
+
+def test_on_a_processor_nothing_is_set(arithmetic: None) -> None:
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark, torch._inductor.config.deterministic
+    assert set_arithmetic(CPU, "float32", deterministic=True) == ""
+    now = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark, torch._inductor.config.deterministic
+    assert before == now
 
 
 class Types(TorchDispatchMode):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from model.alexnet import ModelConfig
 from model.flop import training_flops_per_picture
-from processes import command, losses, records, run, small_shards, start, wait_until, weights, wrong_in_turn
+from processes import command, losses, records, run, small_shards, start, torchrun, wait_until, weights, wrong_in_turn
 from service.run.checkpoint import FOLDER, checkpoints, newest_checkpoint, save_checkpoint
 
 
@@ -113,17 +113,32 @@ def test_a_stop_during_validation_leaves_it_to_the_resume(shards: Path, tmp_path
     assert again and again.state.history == checkpoint.state.history
 
 
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_checkpoints_by_time_change_no_number_of_the_run(shards: Path, tmp_path: Path, ranks: int) -> None:
+    """3 steps of an epoch of 8: one after each where any time is too long, else one at the end."""
+    steps: dict[str, list[str]] = {}
+    for seconds in ("0.000001", "0"):
+        call = command(
+            shards, tmp_path / seconds, "--max-steps", "3", "--batch-size", "4", "--checkpoint-seconds", seconds
+        )
+        status, output = run(torchrun(call, ranks) if ranks > 1 else call)
+        assert status == 0, output
+        steps[seconds] = [path.name for path in checkpoints(tmp_path / seconds)]
+    assert steps == {"0.000001": ["step-00000003", "step-00000002", "step-00000001"], "0": ["step-00000003"]}
+    assert_same_end(tmp_path / "0.000001", tmp_path / "0", 3)
+
+
 TOLD_WHILE_VALIDATING = """
 import os, signal, sys
 from pipeline.command import run_command
 from service import train
-from service.training import worker
+from service.training import validation
 
 def told(*arguments):
     os.kill(os.getpid(), signal.SIGTERM)
     return plain(*arguments)
 
-plain, worker.eval_step = worker.eval_step, told
+plain, validation.eval_step = validation.eval_step, told
 run_command(train.main)
 """
 

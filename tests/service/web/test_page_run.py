@@ -25,7 +25,7 @@ def test_a_run_is_watched_steered_and_stopped_from_its_page(driver: Chrome, shar
     tokens.touch(mode=0o600)
     tokens.write_text(f"alice:{TOKEN}\n")
     out = tmp_path / "run"
-    options = ("--epochs", "100000", "--checkpoint-every", "1000000", "--token-file", str(tokens))
+    options = ("--epochs", "100000", "--checkpoint-seconds", "0", "--token-file", str(tokens))
     process = start(command(shards, out, *options))
     try:
         assert process.stdout

@@ -1,0 +1,94 @@
+"""Weights and velocities as they are after a step, for a checkpoint: copied off a GPU beside the steps that follow."""
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from model.network import Network
+from model.optim import MomentumSGD
+from service.run.checkpoint import Tensors, copy_tensors, state_tensors
+
+ALIGNMENT: Final = 64  # bytes, of each tensor in a buffer: a cache line, and enough for any type
+
+
+class Snapshots:
+    """Snapshots of a network in training, one at a time.
+
+    On a GPU the loop pays for a clone there, which goes to the host on a stream of its own: into pinned memory, which
+    is kept for the next one and costs time to get. On a CPU the copy is the snapshot.
+    """
+
+    def __init__(self, model: Network, optimizer: MomentumSGD):
+        self._model, self._optimizer = model, optimizer
+        self._clone: tuple[Tensor, torch.cuda.Event] | None = None  # on the device, until it is fetched
+        self._pinned: Tensor | None = None
+
+    def take(self) -> Callable[[], Tensors]:
+        """Snapshot what the steps so far have made; the function that is returned has it on the host.
+
+        That may be called once, in any thread; what it returns on a GPU holds until the next snapshot is fetched.
+        """
+        tensors = state_tensors(self._model, self._optimizer)
+        if not on_gpu(tensors):
+            copies = copy_tensors(self._model, self._optimizer)
+            return lambda: copies
+        assert self._clone is None, "the last snapshot was not fetched"
+        clone = pack(tensors)
+        cloned = torch.cuda.Event()
+        cloned.record()
+        self._clone = clone, cloned
+        return self._fetch
+
+    def _fetch(self) -> Tensors:
+        """The clone on the host; the device's memory is free when this returns."""
+        assert self._clone, "no snapshot was taken"
+        (clone, cloned), self._clone = self._clone, None
+        stream = torch.cuda.Stream(clone.device)
+        with torch.cuda.stream(stream):  # which also makes the GPU this thread's
+            if self._pinned is None:
+                self._pinned = pinned_like(clone)
+            stream.wait_event(cloned)
+            self._pinned.copy_(clone, non_blocking=True)
+        # Also what keeps the clone's memory from being given to the steps' stream while it is still read.
+        stream.synchronize()
+        return views_of(self._pinned, state_tensors(self._model, self._optimizer))
+
+
+def on_gpu(tensors: Tensors) -> bool:
+    """Whether tensors, which are all in one place, lie on a GPU."""
+    return next(_each(tensors)).is_cuda
+
+
+def pinned_like(tensor: Tensor) -> Tensor:
+    """Memory on the host for a tensor's numbers, which a GPU can write by itself."""
+    return torch.empty_like(tensor, device="cpu", pin_memory=True)
+
+
+def pack(tensors: Tensors) -> Tensor:
+    """A copy of all tensors, on their device, in one buffer of bytes, (n,) uint8: for one copy to the host."""
+    first = next(_each(tensors))
+    buffer = torch.empty(sum(map(_padded_bytes, _each(tensors))), dtype=torch.uint8, device=first.device)
+    for view, tensor in zip(_each(views_of(buffer, tensors)), _each(tensors), strict=True):
+        view.copy_(tensor)
+    return buffer
+
+
+def views_of(buffer: Tensor, tensors: Tensors) -> Tensors:
+    """Views into a buffer that `pack` has filled: contiguous, with the names, shapes and types of `tensors`."""
+    start, views = 0, {}
+    for file, named in tensors.items():
+        views[file] = {}
+        for name, tensor in named.items():
+            views[file][name] = buffer[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+            start += _padded_bytes(tensor)
+    return views
+
+
+def _padded_bytes(tensor: Tensor) -> int:
+    return -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def _each(tensors: Tensors) -> Iterator[Tensor]:
+    return (tensor for named in tensors.values() for tensor in named.values())

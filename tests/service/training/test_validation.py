@@ -1,0 +1,84 @@
+"""Validation: one compiled graph serves every batch, and rows added to one count for nothing."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from model.step import StepInputs, eval_step
+from service.training.validation import Validator, compiled_eval_step, padded
+from steps import TOLD, Bench, counting, examples
+
+SIZES = (8, 8, 3)
+
+
+class Agreement:
+    """All that validation asks of a rank's agreement; told: after which batch, from 1, another rank asks for an end."""
+
+    def __init__(self, told: int = 0) -> None:
+        self.updates: list[list[float]] = []
+        self._told, self._said = told, 0
+        self.should_end = False
+
+    def local_flags(self) -> torch.Tensor:
+        self._said += 1
+        return torch.tensor([float(self._said == self._told), 0.0, 0.0])
+
+    def update(self, flags: list[float]) -> None:
+        self.updates.append(flags)
+        self.should_end |= flags[0] > 0
+
+
+def batches() -> list[StepInputs]:
+    return [counting(examples(size, first=8 * i)) for i, size in enumerate(SIZES)]
+
+
+def validator(bench: Bench, agreement: Agreement, world_size: int = 1) -> Validator:
+    loader = SimpleNamespace(
+        world_size=world_size,
+        validation=lambda batch_size: iter(batches()),
+        dataset=SimpleNamespace(splits={"val": SimpleNamespace(samples=sum(SIZES))}),
+    )
+    return Validator(bench.training, cast(Any, loader), 8, cast(Any, agreement), compiled=True)
+
+
+def test_it_is_the_mean_over_all_pictures() -> None:
+    bench, beats = Bench(), []
+    measured = validator(bench, Agreement()).measure(lambda: beats.append(1))
+    whole = StepInputs(*map(torch.cat, zip(*batches(), strict=True)))
+    loss, top1, top5, *_ = (eval_step(bench.training, TOLD, whole) / sum(SIZES)).tolist()
+    assert measured and measured[1:] == (top1, top5)
+    assert measured[0] == pytest.approx(loss, rel=1e-6)  # float32 sums in another order
+    assert len(beats) == len(SIZES)
+
+
+@pytest.mark.parametrize("told", [1, 2, 3])
+def test_where_another_rank_is_told_to_end_all_end_after_the_same_batch(told: int) -> None:
+    agreement, beats = Agreement(told), []
+    assert validator(Bench(), agreement, world_size=2).measure(lambda: beats.append(1)) is None
+    assert len(beats) == told == len(agreement.updates)
+
+
+def test_rows_added_count_for_nothing() -> None:
+    bench = Bench()
+    batch = counting(examples(3))
+    more = padded(batch, 8)
+    assert [len(column) for column in more] == [8] * len(more) and padded(batch, 3) is batch is padded(batch, 0)
+    for column, longer in zip(batch, more, strict=True):
+        assert longer.dtype == column.dtype and torch.equal(longer[:3], column) and not longer[3:].any()
+    expected, found = eval_step(bench.training, TOLD, batch), eval_step(bench.training, TOLD, more)
+    assert torch.equal(found[1:], expected[1:])
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-6, atol=0)  # sums of another shape of batch
+
+
+def test_one_graph_serves_every_batch_of_a_split() -> None:
+    bench, counter = Bench(), CompileCounterWithBackend("aot_eager")
+    compiled = compiled_eval_step(cast(Any, counter))
+    for batch in batches():
+        found = compiled(bench.training, TOLD, padded(batch, 8))
+        expected = eval_step(bench.training, TOLD, batch)
+        assert torch.equal(found[1:], expected[1:])
+        torch.testing.assert_close(found[0], expected[0], rtol=1e-6, atol=0)
+    assert counter.frame_count == 1
