@@ -145,17 +145,21 @@ from datetime import timedelta
 from model.parallel import make_parallel
 from service.training.ranks import RanksLost, join_ranks
 
+def say(line):
+    sys.stdout.write(f"{line}\\n")  # at once, with its end: the ranks share a pipe
+    sys.stdout.flush()
+
 try:
     with join_ranks("cpu", patience_seconds=60) as ranks:
         parallel = make_parallel("tower+data", ranks.rank, ranks.world_size, timedelta(seconds=1))
         if ranks.rank == 3:
             sys.stdin.read()  # alive, and silent
         parallel.gather_pair_rows(torch.ones(1))
-        print(f"rank {ranks.rank} goes on", flush=True)
+        say(f"rank {ranks.rank} goes on")
         if ranks.rank < 2:
             sys.stdin.read()
 except RanksLost as error:
-    print(error, flush=True)
+    say(error)
     sys.exit(3)
 """
 
