@@ -15,7 +15,7 @@ it is waited for.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, Literal, NamedTuple
@@ -121,19 +121,27 @@ class Parallel:
         }
         arrived = dict(gradients)
         for bucket, names in buckets.items():
-            parts = _collectives.wait_tensor(sums[bucket]).split([gradients[name].numel() for name in names])
-            arrived |= {name: part.view(gradients[name].shape) for name, part in zip(names, parts, strict=True)}
+            parts = _unflat(_collectives.wait_tensor(sums[bucket]), [gradients[name] for name in names])
+            arrived |= dict(zip(names, parts, strict=True))
         return arrived
 
     def squared_gradient_norm(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """This rank's part of the squared norm of the whole network's gradient."""
-        return torch.stack([g.square().sum() / self.replica_count(name) for name, g in gradients.items()]).sum()
+        # By kernel or unit first: one pass over each gradient, and one sum of all that, where whole sums take two each.
+        squares = [_squared_rows(gradient) / self.replica_count(name) for name, gradient in gradients.items()]
+        return torch.cat(squares).sum()
 
-    def all_reduce_sum(self, x: Tensor) -> Tensor:
-        """The sum of x over all ranks; no gradient."""
+    def all_reduce_sums(self, *parts: Tensor) -> list[Tensor]:
+        """Each tensor's sum over all ranks, of all in one exchange; no gradient."""
         if not self.world:
-            return x
-        return _collectives.wait_tensor(_collectives.all_reduce(x, "sum", self.world.name))
+            return [part.clone() for part in parts]  # no result is an input, whose memory its owner may write again
+        sums = _collectives.wait_tensor(_collectives.all_reduce(_flat(parts), "sum", self.world.name))
+        return _unflat(sums, parts)
+
+
+def _squared_rows(gradient: Tensor) -> Tensor:
+    """(n,): the squared norm of each of the first dimension."""
+    return gradient.square().sum(tuple(range(1, gradient.ndim))) if gradient.ndim > 1 else gradient.square()
 
 
 def choose_layout(wanted: Literal["auto"] | Layout, world_size: int) -> Layout | None:
@@ -218,7 +226,13 @@ def _backward_order(names: Iterable[str]) -> list[str]:
     return sorted(layers, key=lambda name: depth[layers[name]], reverse=True)
 
 
-def _flat(tensors: list[Tensor]) -> Tensor:
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
     """Their numbers, (n,), one tensor after the other."""
     flat = [tensor.contiguous().view(-1) for tensor in tensors]
     return torch.cat(flat) if len(flat) > 1 else flat[0]
+
+
+def _unflat(flat: Tensor, shaped: Sequence[Tensor]) -> list[Tensor]:
+    """What `_flat` laid together, in pieces of the shapes of `shaped`."""
+    pieces = flat.split([each.numel() for each in shaped])
+    return [piece.view(each.shape) for piece, each in zip(pieces, shaped, strict=True)]

@@ -118,13 +118,12 @@ def apply_gradients(
     """Update in place, unless a loss or gradient is not finite, of this step or of one before it."""
     parallel, all_finite = training.parallel, training.all_finite
     gradients = parallel.all_reduce_gradients(gradients)
-    loss, squares, *flags = parallel.all_reduce_sum(
-        torch.cat([torch.stack([loss, parallel.squared_gradient_norm(gradients)]), controls.local_flags])
-    ).unbind()
+    squares = parallel.squared_gradient_norm(gradients)
+    loss, squares, flag_counts = parallel.all_reduce_sums(loss, squares, controls.local_flags)
     finite = all_finite & torch.isfinite(loss) & torch.isfinite(squares)
     training.optimizer.update(list(gradients.values()), controls.rates, finite)
     all_finite.copy_(finite)
-    return StepResult(loss, squares.sqrt(), finite, torch.stack(flags))
+    return StepResult(loss, squares.sqrt(), finite, flag_counts)
 
 
 def train_step(training: TrainingState, controls: StepControls, inputs: StepInputs) -> StepResult:
@@ -222,4 +221,5 @@ def eval_step(training: TrainingState, local_flags: Tensor, inputs: StepInputs) 
     losses = F.cross_entropy(logits, inputs.labels, reduction="none")
     ahead = classes_ahead(logits, logits.gather(1, inputs.labels[:, None]))
     counted = torch.stack([losses.double(), (ahead >= 1).double(), (ahead >= 5).double()])
-    return training.parallel.all_reduce_sum(torch.cat([counted @ inputs.weights.double(), local_flags.double()]))
+    sums = training.parallel.all_reduce_sums(counted @ inputs.weights.double(), local_flags.double())
+    return torch.cat(sums)
