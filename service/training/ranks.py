@@ -3,11 +3,11 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar, cast
+from typing import Final, TypeVar, cast
 from uuid import uuid4
 
 import torch
@@ -23,6 +23,15 @@ from service.run.threads import keep_within_quota
 
 T = TypeVar("T")
 NamedTensors = dict[str, Tensor]
+
+# When an exchange by NCCL fails or takes too long torch ends the process, because nothing can be asked of the GPU any
+# more: at once, and after it has written which exchanges each rank was at.
+NCCL_ENVIRONMENT: Final = {
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "3",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+    "TORCH_FR_BUFFER_SIZE": "2000",  # exchanges, about a hundred steps
+}
+TORCHRUN_ERROR_HANDLING: Final = "1"  # what torchrun sets by itself; it waits for communicators first, which may hang
 
 
 @dataclass(frozen=True)
@@ -157,6 +166,7 @@ def init_process_groups(device: Device, local_rank: int, patience: timedelta) ->
             remedy = "set torchrun's --nproc-per-node, or --device cpu"
             raise InputError(f"process {local_rank} of this host has no GPU, expected one for each of {gpus}; {remedy}")
         torch.cuda.set_device(local_rank)
+        set_nccl_environment(os.environ)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device == "gpu" else "gloo",
         store=fresh_store(store, rank, ranks, patience),
@@ -167,6 +177,14 @@ def init_process_groups(device: Device, local_rank: int, patience: timedelta) ->
     files = dist.new_group(backend="gloo", timeout=patience)
     assert isinstance(files, dist.ProcessGroup)
     return files
+
+
+def set_nccl_environment(environment: MutableMapping[str, str]) -> None:
+    """What is not set there already, as in NCCL_ENVIRONMENT."""
+    name = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
+    if environment.get(name) == TORCHRUN_ERROR_HANDLING:
+        del environment[name]
+    environment.update({**NCCL_ENVIRONMENT, **environment})
 
 
 def fresh_store(store: Store, rank: int, ranks: int, patience: timedelta) -> Store:

@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from processes import command, losses, rank_pids, records, run, start, torchrun, wait_until, weights
 from service.run.checkpoint import FOLDER, newest_checkpoint
+from service.training.ranks import NCCL_ENVIRONMENT, set_nccl_environment
 
 WORKER = str(Path(__file__).with_name("recording_worker.py"))
 # Float64 sums in another order: the norm of the difference over the norm. A step errs by some hundred times 2^-53 of
@@ -122,6 +123,15 @@ def test_what_one_rank_is_told_all_do_and_each_has_its_metrics(shards: Path, tmp
 
 
 @pytest.mark.slow
+def test_nccl_ends_a_process_at_once_unless_somebody_says_otherwise() -> None:
+    by_torchrun = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "1", "HOME": "/root"}
+    set_nccl_environment(by_torchrun)
+    assert by_torchrun == {**NCCL_ENVIRONMENT, "HOME": "/root"}
+    by_user = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_FR_BUFFER_SIZE": "20"}
+    set_nccl_environment(by_user)
+    assert by_user == {**NCCL_ENVIRONMENT, "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_FR_BUFFER_SIZE": "20"}
+
+
 def test_a_wrong_call_is_said_once(shards: Path, tmp_path: Path) -> None:
     def errors(arguments: list[str], ranks: int) -> list[str]:
         status, output = run(torchrun(arguments, ranks))
