@@ -36,12 +36,13 @@ def main() -> None:
     from on_paper.step import inductor_options, our_step, torchvision_step, trace
 
     if options.peer:
-        step = torchvision_step(options.precision, options.batch_size)
+        step, compiled_with = torchvision_step(options.precision, options.batch_size), {}
     else:
         layout = None if options.parallel == "none" else options.parallel
         step = our_step(options.precision, options.batch_size, layout, ranks_of(options))
+        compiled_with = inductor_options(layout)
     use_made_up_driver()
-    generated = generate(*trace(step), {} if options.peer else inductor_options())
+    generated = generate(*trace(step), compiled_with)
     if options.code:
         options.code.write_text(generated.code)
     calls = calls_of(generated.code, generated.buffers)

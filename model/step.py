@@ -137,12 +137,16 @@ def train_step(training: TrainingState, controls: StepControls, inputs: StepInpu
 
 # What Inductor does on CUDA only: kernels that do not depend on each other become one (casts of weights, sums of
 # biases' gradients, squared norms, updates), up to 64 of them instead of its 8, and of any sizes: at small batches
-# it is launches that take the step's time. And exchanges between ranks start as soon as what they send is there, and
-# are waited for where it is needed: they run beside the rest of backward.
+# it is launches that take the step's time.
 CUDA_OPTIONS: dict[str, Any] = {
     "combo_kernels": True,
     "combo_kernel_allow_mixed_sizes": 2,
     "combo_kernel_max_num_nodes": 64,
+}
+# Exchanges between ranks start as soon as what they send is there, and are waited for where it is needed: they run
+# beside the rest of backward. Not without ranks, where there is nothing to gain: these passes fail where all updates
+# have become one kernel (torch 2.13, float32 at batch 128).
+EXCHANGE_OPTIONS: dict[str, Any] = {
     "reorder_for_compute_comm_overlap": True,
     "reorder_for_compute_comm_overlap_passes": ["raise_comms", "sink_waits"],
 }
@@ -163,25 +167,31 @@ def compiled_train_step(backend: str = "inductor", *, graphs: bool = False) -> T
     torch._dynamo.config.trace_autograd_ops = True
 
     @cache
-    def compiled(device_type: str) -> TrainStep:
-        options = compile_options(device_type, graphs) if backend == "inductor" else None
+    def compiled(device_type: str, exchanges: bool) -> TrainStep:
+        options = compile_options(device_type, graphs, exchanges) if backend == "inductor" else None
         return torch.compile(train_step, backend=backend, fullgraph=True, dynamic=False, options=options)
 
     def step(training: TrainingState, controls: StepControls, inputs: StepInputs) -> StepResult:
         device_type = training.mean.device.type
+        function = compiled(device_type, training.parallel.world is not None)
         if not (graphs and device_type == "cuda"):
-            return compiled(device_type)(training, controls, inputs)
+            return function(training, controls, inputs)
         mark_static_addresses(training)
         torch.compiler.cudagraph_mark_step_begin()
         # The host reads results late, and the next launch of the graph writes over its own.
-        return StepResult(*(t.clone() for t in compiled(device_type)(training, controls, inputs)))
+        return StepResult(*(t.clone() for t in function(training, controls, inputs)))
 
     return step
 
 
-def compile_options(device_type: str, graphs: bool) -> dict[str, Any] | None:
-    """Inductor's options for the step on a device; none but on CUDA, so that a CPU's numbers stay as they are."""
-    return {**CUDA_OPTIONS, "triton.cudagraphs": graphs} if device_type == "cuda" else None
+def compile_options(device_type: str, graphs: bool, exchanges: bool) -> dict[str, Any] | None:
+    """Inductor's options for the step on a device; none but on CUDA, so that a CPU's numbers stay as they are.
+
+    graphs: as one CUDA graph. exchanges: between ranks.
+    """
+    if device_type != "cuda":
+        return None
+    return {**CUDA_OPTIONS, **(EXCHANGE_OPTIONS if exchanges else {}), "triton.cudagraphs": graphs}
 
 
 def mark_static_addresses(training: TrainingState) -> None:

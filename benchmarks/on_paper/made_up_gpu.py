@@ -21,6 +21,7 @@ from torch._dynamo.device_interface import get_interface_for_device
 from torch._guards import TracingContext, tracing
 from torch._inductor import config
 from torch._inductor.compile_fx import compile_fx_inner
+from torch._inductor.fx_passes.replace_random import replace_random_passes
 from torch._inductor.graph import GraphLowering
 from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -75,6 +76,7 @@ def generate(graph: fx.GraphModule, inputs: list[Any], options: Mapping[str, Any
         tracing(TracingContext(fake)),
         V.set_fake_mode(fake),
     ):
+        replace_random_passes(graph)  # as it does before: to its own random numbers
         try:
             compile_fx_inner(graph, laid)
         except Exception:  # Inductor wraps what `keep` raises

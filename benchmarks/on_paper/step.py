@@ -28,9 +28,9 @@ LAYOUTS: tuple[str, ...] = ("none", *get_args(Layout))
 Step = tuple[Callable[..., Any], tuple[Any, ...]]  # a function and its arguments
 
 
-def inductor_options() -> dict[str, str | int | bool]:
+def inductor_options(layout: Layout | None) -> dict[str, Any]:
     """With which the step is compiled on CUDA."""
-    return compile_options("cuda", graphs=False) or {}
+    return compile_options("cuda", graphs=False, exchanges=layout is not None) or {}
 
 
 def batch_of(batch_size: int) -> StepInputs:

@@ -61,10 +61,10 @@ def test_the_compiled_step_is_one_graph_compiled_once_and_equals_eager(precision
 
 
 def test_options_are_for_cuda_alone_and_inductor_knows_them() -> None:
-    assert compile_options("cpu", graphs=True) is None
+    assert compile_options("cpu", graphs=True, exchanges=True) is None
     known = inductor_config.get_config_copy()
     for graphs in (False, True):
-        options = compile_options("cuda", graphs)
+        options = compile_options("cuda", graphs, exchanges=True)
         assert options and options["triton.cudagraphs"] == graphs and options.keys() <= known.keys()
 
 
