@@ -16,7 +16,7 @@ sys.path.append(str(Path(__file__).parents[1] / "helpers"))  # when this is the 
 from cuda_code import figures, needs_environment
 
 FIGURES: Final = Path(__file__).with_name("cuda_code.json")
-STEPS: Final = (("bfloat16", 1024), ("bfloat16", 128))
+STEPS: Final = (("bfloat16", 1024), ("bfloat16", 128), ("float32", 128))
 GROWTH: Final = 1.05
 
 
