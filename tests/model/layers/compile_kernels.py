@@ -1,10 +1,13 @@
-"""The fused kernels compiled for sm_80, sm_90 and sm_100 by the assembler that Triton brings: none may spill registers.
+"""The fused kernels compiled by the assembler that Triton brings: none may spill registers.
+
+    python compile_kernels.py 80 90 100    # for sm_80, sm_90 and sm_100
 
 Needs no GPU. The shapes are those of the paper's layers; CHANNELS is divisible by 16, as the launcher will find.
 """
 
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -47,7 +50,7 @@ def resource_usage(kernel, dtype: torch.dtype, channels: int, pooling: Pooling, 
 
 
 if __name__ == "__main__":
-    for capability in (80, 90, 100):
+    for capability in map(int, sys.argv[1:]):
         for kernel in (pool_forward, pool_backward):
             for channels, dtype, pooling in [
                 (48, torch.bfloat16, PAPER),

@@ -21,9 +21,9 @@ HERE = Path(__file__).parent
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="there is no Triton here")
 
 
-def run_apart(script: str, **environment: str) -> None:
+def run_apart(script: str, *arguments: str, **environment: str) -> None:
     result = subprocess.run(
-        [sys.executable, HERE / script],
+        [sys.executable, HERE / script, *arguments],
         env={**os.environ, **environment, "PYTHONPATH": str(HERE.parents[2])},
         capture_output=True,
         text=True,
@@ -38,9 +38,9 @@ def test_kernels_are_the_formulas_by_the_interpreter() -> None:
 
 
 @needs_triton
-@pytest.mark.slow
-def test_kernels_compile_without_spills() -> None:
-    run_apart("compile_kernels.py")
+@pytest.mark.parametrize("architectures", [["90"], pytest.param(["80", "100"], marks=pytest.mark.slow)])
+def test_kernels_compile_without_spills(architectures: list[str]) -> None:
+    run_apart("compile_kernels.py", *architectures)
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
