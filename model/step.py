@@ -143,12 +143,32 @@ CUDA_OPTIONS: dict[str, Any] = {
     "combo_kernel_allow_mixed_sizes": 2,
     "combo_kernel_max_num_nodes": 64,
 }
-# Exchanges between ranks start as soon as what they send is there, and are waited for where it is needed: they run
-# beside the rest of backward. Not without ranks, where there is nothing to gain: these passes fail where all updates
-# have become one kernel (torch 2.13, float32 at batch 128).
+
+
+def start_early(order: list[Any]) -> list[Any]:
+    """A pass over what Inductor starts, in order: exchanges between ranks as soon as what they send is there."""
+    return _reordered("raise_comms", order)
+
+
+def wait_late(order: list[Any]) -> list[Any]:
+    """A pass over what Inductor starts, in order: exchanges are waited for where what they bring is needed."""
+    return _reordered("sink_waits", order)
+
+
+def _reordered(name: str, order: list[Any]) -> list[Any]:
+    """By Inductor's pass; as it was where that fails, as where all updates have become one kernel (torch 2.13)."""
+    from torch._inductor import comms  # a second, which only who compiles should wait
+
+    try:
+        return getattr(comms, name)(order)
+    except AssertionError:
+        return order
+
+
+# Exchanges between ranks run beside the rest of backward.
 EXCHANGE_OPTIONS: dict[str, Any] = {
     "reorder_for_compute_comm_overlap": True,
-    "reorder_for_compute_comm_overlap_passes": ["raise_comms", "sink_waits"],
+    "reorder_for_compute_comm_overlap_passes": [start_early, wait_late],
 }
 
 
