@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property, partial
-from itertools import count
+from itertools import chain, count, repeat
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -135,10 +135,15 @@ class BatchLoader:
         rows = self._train_inputs(store)
         return self._batches(store, (rows(span.start, len(span)) for span in spans), batch_size, varied=True)
 
-    def validation(self, batch_size: int) -> Generator[Batch, None, None]:
-        """This rank's part of each batch of validation pictures, in order; the last batch may be shorter."""
+    def validation(self, batch_size: int, *, repeated: bool = False) -> Generator[Batch, None, None]:
+        """This rank's part of each batch of validation pictures, in order; the last batch may be shorter.
+
+        repeated: the same again and again, endlessly; the next time's first batches are prepared meanwhile.
+        """
         store = SampleStore(self.root, self.dataset, "val")
-        return self._batches(store, self._validation_rows(store, batch_size), self._part(batch_size)[1])
+        times = repeat(None) if repeated else repeat(None, 1)
+        rows = chain.from_iterable(self._validation_rows(store, batch_size) for _ in times)
+        return self._batches(store, rows, self._part(batch_size)[1])
 
     def pictures(self, split: str, samples: range, batch_size: int) -> Generator[Batch, None, None]:
         """These samples of a split, in order and whatever the rank, each picture's centre crop as it is."""

@@ -20,6 +20,7 @@ def evaluate_finished(worker: Worker) -> None:
         return
     worker.control_queue.close("the run is trained and measures its network, expected it to train; it ends by itself")
     worker.heartbeat.beat("validating")
+    worker.validator.close()  # another pipeline takes its place in the device's memory
     run, ranks, state = worker.run, worker.ranks, worker.state
     evaluator = Evaluator(
         [whole_network(worker)],

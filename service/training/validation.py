@@ -2,14 +2,15 @@
 
 import gc
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from itertools import islice
 from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from model.step import StepInputs, TrainingState, eval_step
-from pipeline.load.batch_loader import BatchLoader
+from pipeline.load.batch_loader import Batch, BatchLoader
 from service.training.rank_agreement import FLAGS, RankAgreement
 
 MEASURES: Final = 3  # summed loss, top-1 and top-5 errors, which come before the flags
@@ -32,15 +33,35 @@ class Validator:
         self._eval_step = compiled_eval_step() if compiled and on_gpu else eval_step
         self._rows = -(-batch_size // loader.world_size) if compiled and on_gpu else 0
         self._several, self._lag = loader.world_size > 1, LAG if on_gpu else 0
+        self._samples = loader.dataset.splits["val"].samples if "val" in loader.dataset.splits else 0
+        self._stream: Generator[Batch, None, None] | None = None  # which goes on where the last measurement ended
 
     def measure(self, beat: Callable[[], None]) -> tuple[float, float, float] | None:
         """(mean loss, top-1 error, top-5 error) over the split; None where the run is to be ended first.
 
         beat: called after each batch.
         """
+        try:
+            measured = self._measure(beat)
+        except BaseException:
+            self.close()
+            raise
+        if measured is None:
+            self.close()
+        return measured
+
+    def close(self) -> None:
+        """End what prepares batches; the next measurement starts it again."""
+        stream, self._stream = self._stream, None
+        if stream:
+            stream.close()
+            gc.collect()  # a DALI pipeline is part of reference cycles, and holds the device's memory
+
+    def _measure(self, beat: Callable[[], None]) -> tuple[float, float, float] | None:
         totals = torch.zeros(MEASURES + FLAGS, dtype=torch.float64, device=self._device)
         under_way: deque[_OnItsWay] = deque()
-        for batch in self._loader.validation(self._batch_size):
+        self._stream = self._stream or self._loader.validation(self._batch_size, repeated=True)
+        for batch in islice(self._stream, -(-self._samples // self._batch_size)):
             inputs = padded(StepInputs(*batch), self._rows)
             totals += self._eval_step(self._training, self._agreement.local_flags(), inputs)
             beat()
@@ -50,9 +71,7 @@ class Validator:
                     self._agreement.update(under_way.popleft().read()[MEASURES:])
             if self._agreement.should_end:
                 return None
-        gc.collect()  # a DALI pipeline is part of reference cycles, and holds the device's memory
-        samples = self._loader.dataset.splits["val"].samples
-        loss, top1, top5, *flags = (totals / samples).tolist()
+        loss, top1, top5, *flags = (totals / self._samples).tolist()
         self._agreement.update(flags)
         return None if self._agreement.should_end else (loss, top1, top5)
 

@@ -353,6 +353,7 @@ class Worker:
     def close(self) -> bool:
         """Wait for the BackgroundSaver; returns, on every rank, whether rank 0 wrote the last checkpoint."""
         self.heartbeat.beat("ended")
+        self.validator.close()
         saved = self.saver.close()
         self.log.close()
         self.events.close()

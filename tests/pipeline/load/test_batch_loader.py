@@ -191,6 +191,16 @@ def test_any_number_of_ranks_sees_the_same_global_batches(square: Path) -> None:
             assert batch.weights.sum().item() == pytest.approx(1)  # float32
 
 
+def test_repeated_validation_is_the_same_each_time(square: Path) -> None:
+    loader = BatchLoader(DataConfig(shards=square))
+    once = list(loader.validation(5))
+    repeated = loader.validation(5, repeated=True)
+    for _ in range(3):
+        for expected, found in zip(once, repeated, strict=False):
+            assert all(torch.equal(*pair) for pair in zip(expected, found, strict=True))
+    repeated.close()
+
+
 def test_validation_ranks_partition_every_batch(square: Path) -> None:
     config = DataConfig(shards=square)
     whole = list(BatchLoader(config).validation(5))

@@ -1,5 +1,6 @@
 """Validation: one compiled graph serves every batch, and rows added to one count for nothing."""
 
+from itertools import repeat
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -38,7 +39,7 @@ def batches() -> list[StepInputs]:
 def validator(bench: Bench, agreement: Agreement, world_size: int = 1) -> Validator:
     loader = SimpleNamespace(
         world_size=world_size,
-        validation=lambda batch_size: iter(batches()),
+        validation=lambda batch_size, repeated: (batch for _ in repeat(None) for batch in batches()),
         dataset=SimpleNamespace(splits={"val": SimpleNamespace(samples=sum(SIZES))}),
     )
     return Validator(bench.training, cast(Any, loader), 8, cast(Any, agreement), compiled=True)
@@ -52,6 +53,18 @@ def test_it_is_the_mean_over_all_pictures() -> None:
     assert measured and measured[1:] == (top1, top5)
     assert measured[0] == pytest.approx(loss, rel=1e-6)  # float32 sums in another order
     assert len(beats) == len(SIZES)
+
+
+def test_the_next_time_takes_what_was_prepared_meanwhile() -> None:
+    """The loader is asked once, and again after an end."""
+    bench, asked = Bench(), []
+    validates = validator(bench, Agreement())
+    stream = validates._loader.validation
+    validates._loader.validation = lambda *args, **options: asked.append(1) or stream(*args, **options)
+    first, second = (validates.measure(lambda: None) for _ in range(2))
+    assert first == second and first is not None and len(asked) == 1
+    validates.close()
+    assert validates.measure(lambda: None) == first and len(asked) == 2
 
 
 @pytest.mark.parametrize("told", [1, 2, 3])
