@@ -1,6 +1,6 @@
-"""A step's result on its way from the device to the log."""
+"""Numbers on their way from the device to the host, such as a step's result: no step waits for them."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,22 +9,41 @@ from model.optim import LearningRates
 from model.step import StepResult
 
 
-class PendingResult(NamedTuple):
+@dataclass(frozen=True)
+class Copying:
+    """A tensor that is being copied to the host."""
+
+    host: Tensor
+    arrived: "torch.cuda.Event | None"  # None: it is there
+
+    @classmethod
+    def start(cls, values: Tensor) -> "Copying":
+        """Of the values as torch's current stream makes them; later changes do not show."""
+        if not values.is_cuda:
+            return cls(values.clone(), None)
+        host = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        return cls(host, arrived)
+
+    def read(self) -> list[float]:
+        """The numbers, waited for where they are still under way."""
+        if self.arrived:
+            self.arrived.synchronize()
+        return self.host.tolist()
+
+
+@dataclass(frozen=True)
+class PendingResult:
     """A step's result while it is copied to the host."""
 
     step: int
     position: int
     rates: LearningRates
-    values: Tensor  # (6,) on the host: loss, gradient norm, all_finite, and the three local flags summed over ranks
-    arrived: "torch.cuda.Event | None"
+    values: Copying  # (6,): loss, gradient norm, all_finite, and the three local flags summed over ranks
 
 
 def start_copy(step: int, position: int, rates: LearningRates, result: StepResult) -> PendingResult:
-    """Start copying a result to the host; no step waits for it."""
+    """Start copying a result to the host."""
     values = torch.cat([value.float().flatten() for value in result])
-    if not values.is_cuda:
-        return PendingResult(step, position, rates, values, None)
-    host = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record()
-    return PendingResult(step, position, rates, host, arrived)
+    return PendingResult(step, position, rates, Copying.start(values))

@@ -4,7 +4,7 @@ import gc
 from collections import deque
 from collections.abc import Callable, Generator
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from model.step import StepInputs, TrainingState, eval_step
 from pipeline.load.batch_loader import Batch, BatchLoader
 from service.training.rank_agreement import FLAGS, RankAgreement
+from service.training.step_result import Copying
 
 MEASURES: Final = 3  # summed loss, top-1 and top-5 errors, which come before the flags
 LAG: Final = 2  # batches that may be under way on a GPU before the host reads what other ranks say
@@ -59,14 +60,14 @@ class Validator:
 
     def _measure(self, beat: Callable[[], None]) -> tuple[float, float, float] | None:
         totals = torch.zeros(MEASURES + FLAGS, dtype=torch.float64, device=self._device)
-        under_way: deque[_OnItsWay] = deque()
+        under_way: deque[Copying] = deque()
         self._stream = self._stream or self._loader.validation(self._batch_size, repeated=True)
         for batch in islice(self._stream, -(-self._samples // self._batch_size)):
             inputs = padded(StepInputs(*batch), self._rows)
             totals += self._eval_step(self._training, self._agreement.local_flags(), inputs)
             beat()
             if self._several:
-                under_way.append(_start_copy(totals))
+                under_way.append(Copying.start(totals))
                 if len(under_way) > self._lag:
                     self._agreement.update(under_way.popleft().read()[MEASURES:])
             if self._agreement.should_end:
@@ -87,24 +88,3 @@ def padded(inputs: StepInputs, rows: int) -> StepInputs:
     if missing <= 0:
         return inputs
     return StepInputs(*(torch.cat([column, column.new_zeros(missing, *column.shape[1:])]) for column in inputs))
-
-
-class _OnItsWay(NamedTuple):
-    """Numbers that are being copied to the host."""
-
-    values: Tensor
-    arrived: "torch.cuda.Event | None"
-
-    def read(self) -> list[float]:
-        if self.arrived:
-            self.arrived.synchronize()
-        return self.values.tolist()
-
-
-def _start_copy(values: Tensor) -> _OnItsWay:
-    if not values.is_cuda:
-        return _OnItsWay(values.clone(), None)
-    host = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record()
-    return _OnItsWay(host, arrived)

@@ -265,14 +265,11 @@ class Worker:
     def read_results(self, lag: int) -> None:
         """Read all but the last `lag` results; NonFinite at the first that is not finite."""
         while len(self.pending) > lag:
-            result = self.pending.popleft()
-            if result.arrived:
-                result.arrived.synchronize()
-            self.log_result(result)
+            self.log_result(self.pending.popleft())
 
     def log_result(self, result: PendingResult) -> None:
         """Log a step and show it."""
-        loss, grad_norm, all_finite, *flags = result.values.tolist()
+        loss, grad_norm, all_finite, *flags = result.values.read()
         self.agreement.update(flags)
         if not all_finite:
             self.metrics.nonfinite.inc()
