@@ -176,6 +176,10 @@ class Tower(nn.Module):
     With `conv6` there are 128 kernels more, over both towers' pooled maps (the 2012 source has conv6 so).
     """
 
+    conv3: nn.Conv2d
+    conv4: nn.Conv2d
+    conv5: nn.Conv2d
+
     def __init__(self, config: ModelConfig, classes: int, crop: int, connected: bool = True):
         """connected: False leaves out the fully connected layers."""
         super().__init__()

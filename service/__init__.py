@@ -10,12 +10,13 @@ Commands:
     retrieve.py     pictures that a network finds alike: an index of features, and exact search in it
     visualise.py    the first-layer filters, drawn and measured
     compare.py      curves and final errors of several runs
+    ablate.py       the paper's experiments: variants trained and compared
     export.py       a trained network as a file for other programs
 
 The folders are run (what a run is and leaves on disk), network (a trained network in use), telemetry (what is measured
 and shown), training (the run in progress), evaluation (networks measured on a split), retrieval (features of a split,
-and search among them), results (runs read from disk, for people), web (the HTTP server) and diagnostics (the doctor's
-checks).
+and search among them), results (runs read from disk, for people), ablation (experiments of many runs), web (the HTTP
+server) and diagnostics (the doctor's checks).
 
 For programs there is `load`: a trained network from a run, a checkpoint or a file.
 """

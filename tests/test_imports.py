@@ -18,6 +18,7 @@ MOST_FILES = 12  # of a room, beside its __init__.py
 # files at its top: the commands, which nobody imports, and what all its rooms share.
 ROOMS = (
     "service commands",
+    "service.ablation",
     "service.diagnostics",
     "service.web",
     "service.evaluation",
@@ -49,6 +50,7 @@ COMMANDS = (
     "pipeline.sample",
     "pipeline.shard",
     "pipeline.verify",
+    "service.ablate",
     "service.compare",
     "service.doctor",
     "service.evaluate",
@@ -120,6 +122,7 @@ def test_a_room_has_a_dozen_files_at_most_and_says_what_each_is() -> None:
 def test_some_libraries_are_each_known_to_few() -> None:
     assert {module for module in FILES if uses(module, "matplotlib")} == {
         "pipeline.measure.chart",
+        "service.ablation.report",
         "service.evaluation.reliability",
         "service.network.panels",
         "service.results.curves",

@@ -1,0 +1,145 @@
+"""The paper's experiments as data: what each tests, and in which fields of a run its variants differ."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+Changes = Mapping[str, Any]  # a run's fields by their dotted names, as run.json has them: {"model.pool_size": 2}
+
+# Parts of all epochs at which the rate drops to three tenths.
+DROPS: Final = (0.65, 0.85, 0.95)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """What the runs of an experiment have in common."""
+
+    name: str
+    what: str
+    size: int  # side of the stored pictures, pixels
+    recipe: str
+    changes: Changes
+    epochs: int  # where nobody says
+
+    def of_epochs(self, epochs: int) -> Changes:
+        """The changes for a run of so many epochs, whose rate drops at DROPS of them."""
+        drops = tuple(round(part * epochs, 4) for part in DROPS)
+        return {**self.changes, "epochs": epochs, "optim.drop_epochs": drops}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A claim of the paper, and the variants that test it."""
+
+    section: str
+    question: str
+    paper: str  # its own finding
+    variants: Mapping[str, Changes] = field(default_factory=dict)  # by name; the base itself is one more
+    views: bool = False  # the base's runs measured on ten views too, in place of variants
+
+
+BASE_NAME: Final = "base"  # of the variant without changes
+IMAGENETTE: Final = Base(
+    name="imagenette",
+    what="Imagenette or another tree of pictures, as 128-pixel squares, of which the network sees 112",
+    size=128,
+    recipe="demo",
+    # The demo's network on larger crops; batches of 32 and the rate that goes with them, the colour shift as the paper
+    # has it, and as much dropout as ten thousand pictures need.
+    changes={"data.crop": 112, "model.dropout": 0.3, "batch_size": 32, "optim.lr": 0.006},
+    epochs=15,
+)
+EXPERIMENTS: Final[Mapping[str, Experiment]] = {
+    "relu-tanh": Experiment(
+        section="3.1",
+        question="Do rectified linear units learn faster than saturating ones?",
+        paper="a four-layer network reaches 25% training error on CIFAR-10 six times sooner than with tanh",
+        variants={"tanh": {"model.activation": "tanh"}, "logistic": {"model.activation": "logistic"}},
+    ),
+    "columns": Experiment(
+        section="3.2",
+        question="What do two towers bring over one with half the kernels, which one GPU holds?",
+        paper="one column: top-1 error 1.7 points higher, top-5 1.2",
+        variants={"one column": {"model.columns": 1}},
+    ),
+    "talk": Experiment(
+        section="3.2",
+        question="What does it bring that the towers exchange their maps and units?",
+        paper="the 2012 code's log: without, 41.83% against 40.66%",
+        variants={"towers that do not talk": {"model.talk": False}},
+    ),
+    "lrn": Experiment(
+        section="3.3",
+        question="What does local response normalisation bring?",
+        paper="without: top-1 error 1.4 points higher, top-5 1.2; on CIFAR-10 13% against 11%",
+        variants={"no normalisation": {"model.normalise": False}},
+    ),
+    "pooling": Experiment(
+        section="3.4",
+        question="What does it bring that pooling windows overlap?",
+        paper="without: top-1 error 0.4 points higher, top-5 0.3",
+        variants={"windows of 2": {"model.pool_size": 2}},
+    ),
+    "mirror-crop": Experiment(
+        section="4.1",
+        question="What do random crops and mirroring bring?",
+        paper="without, the network overfits, which forces much smaller networks",
+        variants={
+            "never mirrored": {"data.augment.mirror": False},
+            "centre crops": {"data.augment.crop": "centre"},
+            "neither": {"data.augment.mirror": False, "data.augment.crop": "centre"},
+        },
+    ),
+    "colour": Experiment(
+        section="4.1",
+        question="What does the shift of colours along their principal components bring?",
+        paper="top-1 error over 1 point lower with it",
+        variants={
+            "no colour shift": {"data.augment.colour": "off"},
+            "as the 2012 code": {"data.augment.colour": "deviations"},
+        },
+    ),
+    "views": Experiment(
+        section="4.1",
+        question="What does it bring to average over ten views of a picture?",
+        paper="39.0% on the centre, 37.5% on ten views",
+        views=True,
+    ),
+    "dropout": Experiment(
+        section="4.2",
+        question="What does dropout bring?",
+        paper="without, the network overfits substantially; with it, training takes about twice as long",
+        variants={"no dropout": {"model.dropout": 0.0}, "half of the units": {"model.dropout": 0.5}},
+    ),
+    "source-paper": Experiment(
+        section="5",
+        question="Where the paper's text and its source disagree, does it matter?",
+        paper="not compared; the published errors are the source's",
+        variants={
+            "source: order of conv1": {"model.layer_order": "source"},
+            "source: normalisation": {"model.lrn.alpha": 2e-5},
+            "source: biases": {"optim.bias_lr_factor": 2.0, "optim.decay_biases": False},
+        },
+    ),
+    "depth": Experiment(
+        section="7",
+        question="Does every middle layer count, and does one more?",
+        paper="without any one of them top-1 error is about 2 points higher; a sixth convolution: 39.0% against 40.7%",
+        variants={
+            "without conv3": {"model.without": "conv3"},
+            "without conv4": {"model.without": "conv4"},
+            "without conv5": {"model.without": "conv5"},
+            "with conv6": {"model.conv6": True},
+        },
+    ),
+    "precision": Experiment(
+        section="-",
+        question="What does it cost to multiply in bfloat16?",
+        paper="float32 throughout; the 2012 code's log: half precision between the towers 40.52% against 40.66%",
+        variants={
+            "float32": {"model.precision": "float32"},
+            "mixed": {"model.precision": "mixed"},
+            "bfloat16": {"model.precision": "bfloat16"},
+        },
+    ),
+}
