@@ -81,7 +81,7 @@ def test_schedule_steps_is_that_of_run_145() -> None:
         (92.9, 0.00001, 0.0),
     ]
     for epoch, base, conv1 in table:
-        rates = rates_at(config, epoch, [])
+        rates = rates_at(config, epoch, [], 93)
         assert (rates.base, rates.conv1) == (pytest.approx(base, rel=1e-12), pytest.approx(conv1, rel=1e-12))
 
 
@@ -91,11 +91,11 @@ def test_schedule_plateau_drops_when_the_error_stops_improving_at_most_three_tim
     # epochs 3 to 5 and 7 to 9 and 10 to 12 bring nothing new
     assert drops[:14] == [0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 3, 3]
     assert drops[-1] == 3
-    assert rates_at(OptimConfig(), 5.0, errors[:5]) == LearningRates(0.001, 0.001)
+    assert rates_at(OptimConfig(), 5.0, errors[:5], 90) == LearningRates(0.001, 0.001)
 
 
 def test_schedule_manual_keeps_its_rate() -> None:
-    assert rates_at(OptimConfig(schedule="manual", lr=0.3), 80.0, [0.5] * 80) == LearningRates(0.3, 0.3)
+    assert rates_at(OptimConfig(schedule="manual", lr=0.3), 80.0, [0.5] * 80, 90) == LearningRates(0.3, 0.3)
 
 
 def test_wrong_options_say_what_is_expected() -> None:

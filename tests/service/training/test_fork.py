@@ -85,7 +85,7 @@ def test_a_forks_own_schedule_counts_neither_rates_set_by_hand_nor_plateaus_befo
 
     def rate(*events: dict[str, Any], later: tuple[Validation, ...] = ()) -> float:
         state = RunState(step=130, position=1300, history=(*history, *later), events=events)
-        return rates_of(plateau, state, 100).base
+        return rates_of(plateau, state, 100, 90).base
 
     assert rate() == rate(kept) == pytest.approx(0.2 / 1000)
     assert rate(by_hand) == rate(by_hand, kept) == 0.05
