@@ -158,6 +158,23 @@ RECIPES: Final[dict[str, tuple[str, Run]]] = {
             epochs=93,
         ),
     ),
+    "modern": (
+        "The paper's network with today's training: He's initialisation, resized crops, a cosine, averaged weights.",
+        Run(
+            recipe="modern",
+            data=DataConfig(augment=AugmentConfig(crop="resized")),
+            model=ModelConfig(init="he", pixel_std=58.0, precision="auto"),
+            optim=OptimConfig(
+                lr=0.02,
+                decay_biases=False,
+                schedule="cosine",
+                warmup_epochs=5,
+                label_smoothing=0.1,
+                average_decay=0.9999,
+            ),
+            batch_size=256,
+        ),
+    ),
     "demo": (
         "The same network on 80-pixel crops, with a small head and He's initialisation: learns on a laptop.",
         Run(

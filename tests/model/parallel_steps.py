@@ -3,7 +3,8 @@
     torchrun … parallel_steps.py OUT LAYOUT BACKEND-DTYPE …
 
 Each rank writes OUT/rank-N.safetensors for each pair of a backend and a data type: one start of the processes serves
-several, because starting them takes longer than their steps. Alone it is the same steps in one process.
+several, because starting them takes longer than their steps. Alone it is the same steps in one process. A third word,
+`modern`, is for what a modern recipe adds to the update.
 """
 
 import sys
@@ -30,6 +31,7 @@ from model.step import (
 )
 from pipeline.load.order import rank_slice
 from service.training.ranks import join_ranks
+from steps import MODERN
 
 BATCH, CLASSES, CROP = 10, 7, 67  # neither the batch nor the classes divide evenly
 # In float32 the first step alone: the others begin with weights that rounding has led apart, and training leads them
@@ -72,8 +74,8 @@ def freshly_compiled(backend: str) -> TrainStep:
     return compiled_train_step(backend)
 
 
-def steps(parallel: Parallel, backend: str, dtype: str) -> dict[str, Tensor]:
-    """What this rank finds: losses, gradients, weights, velocities, counts."""
+def steps(parallel: Parallel, backend: str, dtype: str, recipe: str = "paper") -> dict[str, Tensor]:
+    """What this rank finds: losses, gradients, weights, velocities, averages, counts."""
     numbers: torch.dtype = getattr(torch, dtype)
     model = AlexNet(
         # With conv6 the towers talk once more; without, they do what they do here and no more.
@@ -83,7 +85,9 @@ def steps(parallel: Parallel, backend: str, dtype: str) -> dict[str, Tensor]:
         seed=2**40 + 1,
         placement=parallel.placement,
     ).to(numbers)
-    optimizer = MomentumSGD(OptimConfig(), dict(model.named_parameters()))
+    optim = MODERN if recipe == "modern" else OptimConfig()
+    optimizer = MomentumSGD(optim, dict(model.named_parameters()))
+    rates = torch.tensor([1.0, 1.0, 0.3] if recipe == "modern" else [0.01, 0.01])
     mean = torch.full((CROP, CROP, 3), 110.0, dtype=numbers)
     training = TrainingState(model, optimizer, mean, torch.tensor(True), parallel)
     batches = [examples(FIRST + step * BATCH, parallel.rank, parallel.world_size) for step in range(STEPS[dtype])]
@@ -92,10 +96,11 @@ def steps(parallel: Parallel, backend: str, dtype: str) -> dict[str, Tensor]:
     results = []
     for number, batch in enumerate(batches):
         told = [parallel.rank == parallel.world_size - 1 and number >= END, parallel.rank == 0 and number == ACT]
-        results.append(step(training, StepControls(torch.tensor([0.01, 0.01]), torch.tensor(told).float()), batch))
+        results.append(step(training, StepControls(rates, torch.tensor(told).float()), batch))
     found |= {name: torch.stack([result[i] for result in results]) for i, name in enumerate(results[0]._fields)}
     found |= {f"weight.{name}": w.detach() for name, w in optimizer.parameters.items()}
     found |= {f"velocity.{name}": v for name, v in optimizer.velocities.items()}
+    found |= {f"average.{name}": a for name, a in optimizer.averages.items()}
     counting = batches[0]._replace(weights=batches[0].weights * BATCH)
     found["validation"] = eval_step(training, torch.tensor([float(parallel.rank == 0), 1.0]), counting)
     if backend != "eager":
