@@ -31,12 +31,12 @@ from model.step import (
 )
 from pipeline.load.order import rank_slice
 from service.training.ranks import join_ranks
-from steps import MODERN
 
 BATCH, CLASSES, CROP = 10, 7, 67  # neither the batch nor the classes divide evenly
 # In float32 the first step alone: the others begin with weights that rounding has led apart, and training leads them
 # further, as far as there are steps. In float64 the same is too small to matter.
 STEPS = {"float64": 6, "float32": 1}
+MODERN = OptimConfig(trust_ratio=0.01, label_smoothing=0.1, average_decay=0.9)
 ACT, END = 2, 4  # the step from which on rank 0 is told to act, for one step, and the last rank to end the run
 FIRST = 2**33 - 5  # positions that need more than 32 bits
 

@@ -23,8 +23,8 @@ PROGRAM = Path(__file__).with_name("parallel_steps.py")
 EAGER = ("eager-float64", "eager-float32")
 LAUNCHES = {
     ("tower", 2): (*EAGER, "eager-float64-modern"),
-    ("data", 2): (*EAGER, "eager-float64-modern"),
-    ("data", 3): EAGER,
+    ("data", 2): EAGER,
+    ("data", 3): (*EAGER, "eager-float64-modern"),
     ("tower+data", 4): (*EAGER, "aot_eager-float64"),
     ("2014", 2): (*EAGER, "aot_eager-float64"),
     ("2014", 4): EAGER,
