@@ -17,7 +17,19 @@ from safetensors.torch import load_file
 from model.alexnet import ModelConfig
 from model.flop import training_flops_per_picture
 from model.optim import OptimConfig, rates_at
-from processes import command, losses, records, run, small_shards, start, torchrun, wait_until, weights, wrong_in_turn
+from processes import (
+    MODERN,
+    command,
+    losses,
+    records,
+    run,
+    small_shards,
+    start,
+    torchrun,
+    wait_until,
+    weights,
+    wrong_in_turn,
+)
 from service.network.read import load
 from service.run.checkpoint import FOLDER, checkpoints, newest_checkpoint, save_checkpoint
 
@@ -60,12 +72,6 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(shards: Path, tmp_path: 
     assert [r["epoch"] for r in records(broken) if "validation" in r] == [step * 40 // 30 for step in range(1, 13)]
     validation = [r for r in records(whole) if "validation" in r]
     assert [r for r in records(broken) if "validation" in r] == validation
-
-
-MODERN = (
-    "--optim.schedule cosine --optim.warmup-epochs 1 --optim.trust-ratio 0.01 --optim.lr 0.5 "
-    "--optim.label-smoothing 0.1 --optim.average-decay 0.9 --data.augment.crop resized --batch-size 10 --epochs 4"
-).split()
 
 
 def test_a_modern_run_resumes_bit_for_bit_and_its_averaged_network_is_what_it_measures(
