@@ -153,8 +153,9 @@ def test_an_infinite_gradient_under_a_finite_loss_is_caught() -> None:
 
 
 @pytest.mark.slow
-def test_two_graphs_do_what_the_eager_step_does() -> None:
-    two, eager = Bench(), Bench()
+@pytest.mark.parametrize("optim", [OptimConfig(), MODERN], ids=["paper", "modern"])
+def test_two_graphs_do_what_the_eager_step_does(optim: OptimConfig) -> None:
+    two, eager = Bench(optim=optim), Bench(optim=optim)
     apart = two_graphs("aot_eager")
     for i in range(2):
         assert_same_step(two, eager, apart, examples(first=8 * i))

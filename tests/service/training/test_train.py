@@ -74,15 +74,16 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(shards: Path, tmp_path: 
     assert [r for r in records(broken) if "validation" in r] == validation
 
 
+@pytest.mark.parametrize("mode", ["--no-compile", pytest.param("--compile", marks=pytest.mark.slow)])
 def test_a_modern_run_resumes_bit_for_bit_and_its_averaged_network_is_what_it_measures(
-    shards: Path, tmp_path: Path
+    shards: Path, tmp_path: Path, mode: str
 ) -> None:
     """12 steps of 10 over 30 pictures, the second time in two parts, which end in the middle of an epoch."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    status, output = run(command(shards, whole, *MODERN))
+    status, output = run(command(shards, whole, *MODERN, mode))
     assert status == 0 and "weights are averaged (decay 0.9)" in output, output
     for steps in ("5", "0"):
-        status, output = run(command(shards, broken, *MODERN, "--max-steps", steps))
+        status, output = run(command(shards, broken, *MODERN, mode, "--max-steps", steps))
         assert status == 0, output
     assert_same_end(broken, whole, 12)
     measured = [[r for r in records(out) if "validation" in r or "evaluation" in r] for out in (whole, broken)]
