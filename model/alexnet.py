@@ -4,6 +4,7 @@ A `Tower` is one GPU's half of the network. `AlexNet` runs the towers it holds a
 GPUs exchange them; a process that holds one tower passes a `gather_channels` for the other's. Sections are the paper's.
 """
 
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,12 +16,15 @@ from torch import Tensor, nn
 
 from model.layers.dropout import drop_units
 from model.layers.first_conv import FirstConv
-from model.layers.fused import Pooling, conv_pool
+from model.layers.fused import Activation, Pooling, PoolSize, activate, conv_pool
 from model.layers.lrn import LRNConfig
 
 # Section 5: gives the ReLUs positive inputs early on. It has no conv6; the 2012 source starts that as it does conv5.
 LAYERS_WITH_BIAS_ONE = ("conv2", "conv4", "conv5", "conv6", "fc6", "fc7")
 TOWER_CHANNELS = (48, 128, 192, 192, 128)  # kernels of one tower, figure 2
+# Of the network of one column: half of each convolution's, but of the last as many as both towers have, because most
+# parameters are in fc6, which takes its maps (section 3.2, footnote).
+COLUMN_CHANNELS = (48, 128, 192, 192, 256)
 
 PICTURE_STD = 58.0  # of the RGB values of ImageNet's pictures about their mean, on 0..255
 # Mean and deviation of each channel on 0..255, as torchvision has them on 0..1 (transforms/_presets.py).
@@ -37,16 +41,26 @@ class ModelConfig:
 
     layout: Literal["towers", "torchvision"] = "towers"
     """towers: the paper's; torchvision: torchvision's AlexNet, one tower of 64, 192, 384, 256, 256 kernels without
-    normalisation, its own mean and deviations; layer_order, normalise, lrn, conv6 and pixel_std have no meaning
-    there."""
-    activation: Literal["relu", "tanh"] = "relu"
-    """Nonlinearity, section 3.1."""
+    normalisation, its own mean and deviations; layer_order, normalise, lrn and pixel_std have no meaning there, and
+    pool_size, columns, talk, without and conv6 are refused."""
+    activation: Activation = "relu"
+    """Nonlinearity, section 3.1; logistic is 1 / (1 + exp(-x))."""
     layer_order: Literal["paper", "source"] = "paper"
     """Of conv1. paper: ReLU, LRN, pool; source (2012 code): LRN, pool, ReLU."""
     normalise: bool = True
     """Local response normalisation after conv1 and conv2, section 3.3."""
     lrn: LRNConfig = field(default_factory=LRNConfig)
     """Its constants."""
+    pool_size: PoolSize = 3
+    """Side of the pooling windows, two pixels apart, section 3.4: of 3 they overlap, of 2 they do not."""
+    columns: Literal[1, 2] = 2
+    """1: the paper's network for one GPU, section 3.2: one tower, half of the kernels in each convolution but the
+    last, which keeps both towers', and all of the fully connected layers."""
+    talk: bool = True
+    """Whether towers exchange what they compute before the classes; without, each of conv3, conv6, fc6 and fc7 takes
+    its own tower's outputs, and fc8 both's."""
+    without: Literal["none", "conv3", "conv4", "conv5"] = "none"
+    """A middle layer to leave out, section 7; towers then exchange before the next one."""
     conv6: bool = False
     """A sixth convolutional layer over the last pooling layer, as the paper's CNN* has."""
     fc_width: int = 4096
@@ -55,6 +69,8 @@ class ModelConfig:
     """Probability that a unit of fc6 or fc7 is dropped, section 4.2."""
     init: Literal["paper", "source", "he"] = "paper"
     """paper: std 0.01, biases 1 where section 5 says; source: 0.03 in conv3 to conv5; he: He's, biases 0."""
+    bias: float = 1.0
+    """Of `init` paper and source, where section 5 says 1. Caffe's reference network has 0.1."""
     pixel_std: float = 1.0
     """Pictures (0..255, mean subtracted) are divided by this; 1 is the paper's. Less makes conv1 learn faster."""
     precision: PrecisionOption = "float32"
@@ -64,14 +80,44 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.fc_width < 2 or self.fc_width % 2:
             raise ValueError(f"fc_width is {self.fc_width}, expected a positive even number: each tower holds half")
+        if not math.isfinite(self.bias):
+            raise ValueError(f"bias is {self.bias}, expected a finite number, such as 0.1")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}, expected a probability below 1")
-        if self.conv6 and self.layout == "torchvision":
-            raise ValueError("conv6 is set for layout torchvision, which has five convolutions; expected layout towers")
+        if self.layout == "torchvision":
+            asked = {
+                "conv6": self.conv6,
+                f"pool_size {self.pool_size}": self.pool_size != 3,
+                f"columns {self.columns}": self.columns != 2,
+                "no talk": not self.talk,
+                f"without {self.without}": self.without != "none",
+            }
+            if wrong := [name for name, is_set in asked.items() if is_set]:
+                raise ValueError(f"{wrong[0]} is set for layout torchvision, which has no such thing; expected towers")
 
     def activate(self, x: Tensor) -> Tensor:
         """The nonlinearity."""
-        return x.relu() if self.activation == "relu" else x.tanh()
+        return activate(x, self.activation)
+
+    @property
+    def channels(self) -> tuple[int, int, int, int, int]:
+        """Kernels of a tower's convolutions, conv1 to conv5."""
+        return TOWER_CHANNELS if self.columns == 2 else COLUMN_CHANNELS
+
+    @property
+    def deeper(self) -> tuple[str, ...]:
+        """The convolutions between conv2 and the last pooling, in order."""
+        return tuple(name for name in ("conv3", "conv4", "conv5") if name != self.without)
+
+    @property
+    def pooled_channels(self) -> int:
+        """Of a tower's maps after the last pooling."""
+        return self.channels[int(self.deeper[-1][-1]) - 1]
+
+    @property
+    def heard(self) -> int:
+        """How many towers' outputs a layer takes that takes all it can get."""
+        return self.columns if self.talk else 1
 
     @property
     def channel_std(self) -> tuple[float, float, float]:
@@ -100,23 +146,28 @@ class Placement:
     @property
     def whole(self) -> bool:
         """Whether the process holds all."""
-        return tuple(self.towers) == tuple(self.connected) == (0, 1)
+        return self.alike and tuple(self.towers) == (0, 1)
+
+    @property
+    def alike(self) -> bool:
+        """Whether it holds the convolutions and the fully connected layers of the same towers."""
+        return tuple(self.towers) == tuple(self.connected)
 
 
 WHOLE_NETWORK = Placement()
 
 
-def map_sides(crop: int) -> tuple[int, int, int, int]:
+def map_sides(crop: int, pool_size: int = 3) -> tuple[int, int, int, int]:
     """Sides of conv1's maps and of those after each pooling, for crop x crop pictures: 55, 27, 13 and 6 for 224."""
     conv1 = (crop + 2 * 2 - 11) // 4 + 1
-    pool1 = (conv1 - 3) // 2 + 1
-    pool2 = (pool1 - 3) // 2 + 1
-    return conv1, pool1, pool2, (pool2 - 3) // 2 + 1
+    pool1 = (conv1 - pool_size) // 2 + 1
+    pool2 = (pool1 - pool_size) // 2 + 1
+    return conv1, pool1, pool2, (pool2 - pool_size) // 2 + 1
 
 
-def map_side(crop: int) -> int:
-    """Side of conv5's pooled maps for crop x crop pictures, pixels: 6 for 224."""
-    return map_sides(crop)[-1]
+def map_side(crop: int, pool_size: int = 3) -> int:
+    """Side of the last pooled maps for crop x crop pictures, pixels: 6 for 224."""
+    return map_sides(crop, pool_size)[-1]
 
 
 class Tower(nn.Module):
@@ -129,32 +180,36 @@ class Tower(nn.Module):
         """connected: False leaves out the fully connected layers."""
         super().__init__()
         self.config, self.connected = config, connected
-        c1, c2, c3, c4, c5 = TOWER_CHANNELS
-        units = config.fc_width // 2
+        c1, c2, *_ = config.channels
         self.conv1 = FirstConv(c1)
         self.conv2 = nn.Conv2d(c1, c2, 5, padding=2)
-        self.conv3 = nn.Conv2d(2 * c2, c3, 3, padding=1)  # from both towers
-        self.conv4 = nn.Conv2d(c3, c4, 3, padding=1)
-        self.conv5 = nn.Conv2d(c4, c5, 3, padding=1)
+        channels = config.heard * c2  # the first of the next takes them from all towers
+        for name in config.deeper:
+            kernels = config.channels[int(name[-1]) - 1]
+            self.add_module(name, nn.Conv2d(channels, kernels, 3, padding=1))
+            channels = kernels
         if config.conv6:
-            self.conv6 = nn.Conv2d(2 * c5, c5, 3, padding=1)  # from both towers
+            self.conv6 = nn.Conv2d(config.heard * channels, channels, 3, padding=1)
         if not connected:
             return
-        self.fc6 = nn.Linear(2 * c5 * map_side(crop) ** 2, units)
-        self.fc7 = nn.Linear(2 * units, units)
-        self.fc8 = nn.Linear(2 * units, classes)
+        units = config.fc_width // config.columns
+        self.fc6 = nn.Linear(config.heard * channels * map_side(crop, config.pool_size) ** 2, units)
+        self.fc7 = nn.Linear(config.heard * units, units)
+        self.fc8 = nn.Linear(config.columns * units, classes)
 
     def conv1_and_2(self, x: Tensor) -> Tensor:
         """(B, 3, 224, 224) -> (B, 128, 13, 13)."""
         x = conv_pool(self.conv1, x, self.pooling(self.config.layer_order))  # (B, 48, 55, 55) -> (B, 48, 27, 27)
         return conv_pool(self.conv2, x, self.pooling("paper"))  # (B, 128, 27, 27) -> (B, 128, 13, 13)
 
-    def conv3_to_5(self, both: Tensor) -> Tensor:
+    def conv3_to_5(self, x: Tensor) -> Tensor:
         """(B, 256, 13, 13) -> (B, 128, 6, 6)."""
-        x = self.activate(self.conv3(both))  # (B, 192, 13, 13)
-        x = self.activate(self.conv4(x))  # (B, 192, 13, 13)
+        *inner, last = (cast(nn.Conv2d, getattr(self, name)) for name in self.config.deeper)
+        for conv in inner:
+            x = self.activate(conv(x))  # (B, 192, 13, 13)
         # The paper activates, then pools: the result is the same, but this way there are fewer values to activate.
-        return conv_pool(self.conv5, x, Pooling(after=self.config.activation))  # (B, 128, 13, 13) -> (B, 128, 6, 6)
+        pooling = Pooling(after=self.config.activation, size=self.config.pool_size)
+        return conv_pool(last, x, pooling)  # (B, 128, 13, 13) -> (B, 128, 6, 6)
 
     def conv6_maps(self, both: Tensor) -> Tensor:
         """(B, 256, 6, 6) -> (B, 128, 6, 6)."""
@@ -168,6 +223,7 @@ class Tower(nn.Module):
             lrn=config.lrn if config.normalise else None,
             sum_dtype=None if config.precision == "float32" else torch.bfloat16,
             after=config.activation if order == "source" else None,
+            size=config.pool_size,
         )
 
     def activate(self, x: Tensor) -> Tensor:
@@ -189,12 +245,15 @@ class AlexNet(nn.Module):
         super().__init__()
         assert config.layout == "towers", "make_network makes the other layout"
         check_options(config, crop)
-        if classes < 2:
-            raise ValueError(f"classes is {classes}, expected at least 2: each tower holds half of them")
+        if classes < config.columns:
+            raise ValueError(f"classes is {classes}, expected at least {config.columns}: each tower holds some of them")
+        if config.columns == 1 and not placement.whole:
+            raise ValueError("columns is 1, so there is one tower, expected parallel data; set --parallel data")
         self.config, self.classes, self.crop, self.seed, self.placement = config, classes, crop, seed, placement
         # Tower 0 takes the odd class.
+        share = {t: (classes + 1 - t) // 2 if config.columns == 2 else classes for t in range(config.columns)}
         self.towers = nn.ModuleDict(
-            {str(t): Tower(config, (classes + 1 - t) // 2, crop, t in placement.connected) for t in placement.towers}
+            {str(t): Tower(config, share[t], crop, t in placement.connected) for t in placement.towers if t in share}
         )
         initialise(self, config, seed)
 
@@ -215,26 +274,44 @@ class AlexNet(nn.Module):
 
     def _last_hidden(self, pictures: Tensor, positions: Tensor | None) -> Tensor:
         """(B, fc_width): what fc8 takes."""
-        towers, join = self.held(), self.placement.gather_channels
+        towers = self.held()
         with autocast(pictures, self.config.precision == "bfloat16"):
-            parts = [tower.conv1_and_2(pictures) for tower in towers.values()]
+            maps = {t: tower.conv1_and_2(pictures) for t, tower in towers.items()}  # (B, 128, 13, 13)
         if self.config.precision == "mixed":
-            parts = [part.bfloat16() for part in parts]  # conv3 would cast too, but here it halves the bytes to join
+            maps = {
+                t: part.bfloat16() for t, part in maps.items()
+            }  # conv3 would too, but here it halves what is joined
         with autocast(pictures, self.config.precision != "float32"):
-            maps = join(parts)  # (B, 256, 13, 13): the GPUs talk
+            heard = self._heard(maps)  # (B, 256, 13, 13): the GPUs talk
+            maps = {t: tower.conv3_to_5(heard[t]) for t, tower in towers.items()}  # (B, 128, 6, 6)
             if self.config.conv6:
-                maps = join([tower.conv3_to_5(maps) for tower in towers.values()])  # (B, 256, 6, 6): once more
-                parts = [tower.conv6_maps(maps).flatten(1) for tower in towers.values()]
-            else:
-                parts = [tower.conv3_to_5(maps).flatten(1) for tower in towers.values()]
-            x = self.placement.gather_fc_inputs(join(parts))  # (B, 9216)
+                heard = self._heard(maps)  # (B, 256, 6, 6)
+                maps = {t: tower.conv6_maps(heard[t]) for t, tower in towers.items()}
+            heard = self._fc_inputs({t: part.flatten(1) for t, part in maps.items()})  # (B, 9216)
             towers = {t: tower for t, tower in towers.items() if tower.connected}
-            x = join([self._drop(t, 6, tower.activate(tower.fc6(x)), positions) for t, tower in towers.items()])
-            return join([self._drop(t, 7, tower.activate(tower.fc7(x)), positions) for t, tower in towers.items()])
+            units = {t: self._drop(t, 6, tower.activate(tower.fc6(heard[t])), positions) for t, tower in towers.items()}
+            heard = self._heard(units)  # (B, 4096)
+            units = {t: self._drop(t, 7, tower.activate(tower.fc7(heard[t])), positions) for t, tower in towers.items()}
+            return self._joined(units)
+
+    def _heard(self, outputs: dict[int, Tensor]) -> dict[int, Tensor]:
+        """What each tower takes of all towers' outputs: all of them, or its own where towers do not talk."""
+        return outputs if self.config.heard == 1 else dict.fromkeys(outputs, self._joined(outputs))
+
+    def _joined(self, outputs: dict[int, Tensor]) -> Tensor:
+        return self.placement.gather_channels(list(outputs.values()))
+
+    def _fc_inputs(self, outputs: dict[int, Tensor]) -> dict[int, Tensor]:
+        """The same for the fully connected layers, which may take other rows than the convolutions, of more ranks."""
+        if self.config.heard == 1 and self.placement.alike:
+            return outputs
+        x = self.placement.gather_fc_inputs(self._joined(outputs))
+        parts = [x] * len(outputs) if self.config.heard > 1 else x.chunk(len(outputs), dim=1)
+        return dict(zip(outputs, parts, strict=True))
 
     def _padded(self, logits: Tensor) -> Tensor:
         """Pad tower 1's logits by one if the count of classes is odd: both towers' must be equally wide."""
-        missing = (self.classes + 1) // 2 - logits.shape[1]
+        missing = -(-self.classes // self.config.columns) - logits.shape[1]
         return F.pad(logits, (0, missing)) if missing else logits
 
     def held(self) -> dict[int, Tower]:
@@ -242,14 +319,15 @@ class AlexNet(nn.Module):
         return {int(name): cast(Tower, tower) for name, tower in self.towers.items()}
 
     def _drop(self, tower: int, layer: int, x: Tensor, positions: Tensor | None) -> Tensor:
-        """Drop of a tower's units (B, fc_width / 2), its half of the layer."""
+        """Drop of a tower's units (B, fc_width / 2), its half of the layer; of one column's (B, fc_width)."""
         return drop_units(x, self.seed, layer, positions, tower * x.shape[1], self.config.dropout)
 
 
 def check_options(config: ModelConfig, crop: int) -> None:
     """ValueError where no network can be made of the options."""
-    if map_side(crop) < 1:
-        raise ValueError(f"crop is {crop} pixels, expected at least 63: three poolings leave nothing of less")
+    if map_side(crop, config.pool_size) < 1:
+        least = next(least for least in range(crop, crop + 100) if map_side(least, config.pool_size) >= 1)
+        raise ValueError(f"crop is {crop} pixels, expected at least {least}: three poolings leave nothing of less")
     if config.precision == "auto":
         raise ValueError("precision is auto, expected float32, mixed or bfloat16; choose_precision says which")
 
@@ -275,7 +353,7 @@ def initialise(model: nn.Module, config: ModelConfig, seed: int, layers: Mapping
         module, _, kind = name.rpartition(".")
         layer = layers[module] if layers else module.rpartition(".")[2]
         if kind == "bias":
-            parameter.fill_(1.0 if config.init != "he" and layer in LAYERS_WITH_BIAS_ONE else 0.0)
+            parameter.fill_(config.bias if config.init != "he" and layer in LAYERS_WITH_BIAS_ONE else 0.0)
         else:
             # Hashed together: torch's CPU generator ignores all but 32 bits of its seed.
             generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))

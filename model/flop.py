@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from model.alexnet import TOWER_CHANNELS, ModelConfig, map_sides
+from model.alexnet import ModelConfig, map_sides
 from model.torchvision import FC_SIDE, TORCHVISION_CHANNELS
 
 
@@ -24,13 +24,20 @@ def training_flops_per_picture(config: ModelConfig, classes: int, crop: int) -> 
 
 
 def _towers(config: ModelConfig, classes: int, crop: int) -> Products:
-    (c1, c2, c3, c4, c5), (side1, side2, side3, side5) = TOWER_CHANNELS, map_sides(crop)
+    c1, c2, *_ = config.channels
+    side1, side2, side3, side5 = map_sides(crop, config.pool_size)
     conv1 = 11**2 * 3 * c1 * side1**2  # of one tower, as the other convolutions
     conv2 = 5**2 * c1 * c2 * side2**2
-    deeper = 3**2 * (2 * c2 * c3 + c3 * c4 + c4 * c5) * side3**2
-    conv6 = 3**2 * 2 * c5 * c5 * side5**2 if config.conv6 else 0
-    connected = _connected(2 * c5 * side5**2, config.fc_width, classes)
-    return Products(2 * conv1, 2 * (conv2 + deeper + conv6) + connected)
+    inputs, deeper = config.heard * c2, 0
+    for name in config.deeper:
+        kernels = config.channels[int(name[-1]) - 1]
+        deeper, inputs = deeper + 3**2 * inputs * kernels * side3**2, kernels
+    conv6 = 3**2 * config.heard * inputs * inputs * side5**2 if config.conv6 else 0
+    share = config.columns // config.heard  # each of that many parts takes its part of a layer's inputs
+    hidden = config.columns * inputs * side5**2 * config.fc_width + config.fc_width**2
+    return Products(
+        config.columns * conv1, config.columns * (conv2 + deeper + conv6) + hidden // share + config.fc_width * classes
+    )
 
 
 def _torchvision(config: ModelConfig, classes: int, crop: int) -> Products:

@@ -1,30 +1,35 @@
-"""The two towers as one module of torch's plain operators, which other programs can take: for export.
+"""The towers as one module of torch's plain operators, which other programs can take: for export.
 
-What a tower keeps to itself is a convolution in two groups; what both share is a plain one.
+What a tower keeps to itself is a convolution in two groups; what both share is a plain one. A fully connected layer
+that each tower keeps to itself has zeros for the other's units.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.alexnet import TOWER_CHANNELS, AlexNet, ModelConfig, map_side
+from model.alexnet import AlexNet, ModelConfig, map_side
 from model.layers.lrn import LRNConfig
 
 
 class GroupedAlexNet(nn.Module):
-    """96, 256, 384, 384, 256 kernels, tower 0's first; computes in its weights' type, dropout off."""
+    """96, 256, 384, 384, 256 kernels, tower 0's first, or one column's; computes in its weights' type, dropout off."""
 
     def __init__(self, config: ModelConfig, *, classes: int = 1000, crop: int = 224):
         super().__init__()
         self.config = config
-        c1, c2, c3, c4, c5 = (2 * kernels for kernels in TOWER_CHANNELS)
+        kernels = [config.columns * each for each in config.channels]
+        c1, c2, *_ = kernels
+        alone, meeting = config.columns, config.columns // config.heard  # groups
         self.conv1 = nn.Conv2d(3, c1, 11, stride=4, padding=2)
-        self.conv2 = nn.Conv2d(c1, c2, 5, padding=2, groups=2)
-        self.conv3 = nn.Conv2d(c2, c3, 3, padding=1)
-        self.conv4 = nn.Conv2d(c3, c4, 3, padding=1, groups=2)
-        self.conv5 = nn.Conv2d(c4, c5, 3, padding=1, groups=2)
-        self.conv6 = nn.Conv2d(c5, c5, 3, padding=1) if config.conv6 else None
-        self.fc6 = nn.Linear(c5 * map_side(crop) ** 2, config.fc_width)
+        self.conv2 = nn.Conv2d(c1, c2, 5, padding=2, groups=alone)
+        channels, groups = c2, meeting
+        for name in config.deeper:
+            out = kernels[int(name[-1]) - 1]
+            self.add_module(name, nn.Conv2d(channels, out, 3, padding=1, groups=groups))
+            channels, groups = out, alone
+        self.conv6 = nn.Conv2d(channels, channels, 3, padding=1, groups=meeting) if config.conv6 else None
+        self.fc6 = nn.Linear(channels * map_side(crop, config.pool_size) ** 2, config.fc_width)
         self.fc7 = nn.Linear(config.fc_width, config.fc_width)
         self.fc8 = nn.Linear(config.fc_width, classes)
 
@@ -32,13 +37,13 @@ class GroupedAlexNet(nn.Module):
         """Logits (B, classes) of (B, 3, crop, crop) pictures, as `AlexNet` takes them."""
         x = self.conv1(pictures)  # (B, 96, 55, 55)
         if self.config.layer_order == "paper":
-            x = _pool(self._normalise(self.config.activate(x)))  # (B, 96, 27, 27)
+            x = self._pool(self._normalise(self.config.activate(x)))  # (B, 96, 27, 27)
         else:
-            x = self.config.activate(_pool(self._normalise(x)))
-        x = _pool(self._normalise(self.config.activate(self.conv2(x))))  # (B, 256, 13, 13)
-        x = self.config.activate(self.conv3(x))  # (B, 384, 13, 13)
-        x = self.config.activate(self.conv4(x))
-        x = self.config.activate(_pool(self.conv5(x)))  # (B, 256, 6, 6)
+            x = self.config.activate(self._pool(self._normalise(x)))
+        x = self._pool(self._normalise(self.config.activate(self.conv2(x))))  # (B, 256, 13, 13)
+        for name in self.config.deeper:
+            x = self.config.activate(self.get_submodule(name)(x))  # (B, 384, 13, 13)
+        x = self._pool(x)  # (B, 256, 6, 6)
         if self.conv6 is not None:
             x = self.config.activate(self.conv6(x))
         x = self.config.activate(self.fc6(x.flatten(1)))
@@ -48,11 +53,10 @@ class GroupedAlexNet(nn.Module):
         """Each tower's channels alone."""
         if not self.config.normalise:
             return x
-        return torch.cat([_response_norm(half, self.config.lrn) for half in x.chunk(2, dim=1)], dim=1)
+        return torch.cat([_response_norm(part, self.config.lrn) for part in x.chunk(self.config.columns, dim=1)], dim=1)
 
-
-def _pool(x: Tensor) -> Tensor:
-    return F.max_pool2d(x, 3, 2)
+    def _pool(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(x, self.config.pool_size, 2)
 
 
 def _response_norm(x: Tensor, config: LRNConfig) -> Tensor:
@@ -72,8 +76,15 @@ def grouped(model: AlexNet) -> GroupedAlexNet:
         module = GroupedAlexNet(model.config, classes=model.classes, crop=model.crop)
     towers = [dict(tower.named_parameters()) for tower in model.held().values()]
     weights = {
-        name: torch.cat([tower[name].detach() for tower in towers]).contiguous()  # kernels, units, classes
-        for name, _ in module.named_parameters()
+        name: _together([tower[name].detach() for tower in towers], parameter.shape)
+        for name, parameter in module.named_parameters()
     }
     module.load_state_dict(weights, assign=True)
     return module.eval()
+
+
+def _together(parts: list[Tensor], shape: torch.Size) -> Tensor:
+    """The towers' kernels, units or classes one after the other; zeros where a tower takes its own inputs alone."""
+    if parts[0].dim() == 2 and parts[0].shape[1] < shape[1]:
+        return torch.block_diag(*parts)
+    return torch.cat(parts).contiguous()

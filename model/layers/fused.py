@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from model.layers.lrn import LRNConfig, local_response_norm
-from model.layers.pool import SIZE, STRIDE, max_pool
+from model.layers.pool import STRIDE, max_pool
 
-Activation = Literal["relu", "tanh"]
+Activation = Literal["relu", "tanh", "logistic"]
+PoolSize = Literal[2, 3]
 
 TILE = 2048  # numbers of a program's tile: 16 a thread, for which 128 registers are enough; with 32 float32 spills
 
@@ -32,6 +33,8 @@ class Pooling:
     """What `local_response_norm` sums in."""
     after: Activation | None = None
     """Activation after pooling: the 2012 source's order, and what is fewer values for layers without normalisation."""
+    size: PoolSize = 3
+    """Of the windows, two pixels apart."""
 
 
 def conv_pool(conv: nn.Conv2d, x: Tensor, pooling: Pooling) -> Tensor:
@@ -48,15 +51,17 @@ def runs_fused(x: Tensor) -> bool:
 
 
 def pool_by_layers(x: Tensor, pooling: Pooling) -> Tensor:
-    """(B, C, H, W) -> (B, C, (H - 3) // 2 + 1, (W - 3) // 2 + 1), one layer after the other."""
-    x = _activate(x, pooling.before)
+    """(B, C, H, W) -> (B, C, (H - size) // 2 + 1, (W - size) // 2 + 1), one layer after the other."""
+    x = activate(x, pooling.before)
     if pooling.lrn:
         x = local_response_norm(x, pooling.lrn, pooling.sum_dtype)
-    return _activate(max_pool(x), pooling.after)
+    return activate(max_pool(x, pooling.size), pooling.after)
 
 
-def _activate(x: Tensor, activation: Activation | None) -> Tensor:
-    return x if activation is None else x.relu() if activation == "relu" else x.tanh()
+def activate(x: Tensor, activation: Activation | None) -> Tensor:
+    """The nonlinearity, section 3.1; x itself where there is none."""
+    functions = {None: lambda x: x, "relu": torch.relu, "tanh": torch.tanh, "logistic": torch.sigmoid}
+    return functions[activation](x)
 
 
 def pool_fused(x: Tensor, bias: Tensor, pooling: Pooling) -> Tensor:
@@ -69,22 +74,24 @@ def constants_of(dtype: torch.dtype, pooling: Pooling) -> tuple[list[int], list[
     lrn = pooling.lrn or LRNConfig()
     sum_bfloat16 = (pooling.sum_dtype or dtype) == torch.bfloat16
     kinds = [_KINDS[pooling.before], _KINDS[pooling.after]]
-    return [*kinds, int(pooling.lrn is not None), lrn.size // 2, int(sum_bfloat16)], [lrn.alpha, lrn.beta, lrn.k]
+    options = [*kinds, int(pooling.lrn is not None), lrn.size // 2, int(sum_bfloat16), pooling.size]
+    return options, [lrn.alpha, lrn.beta, lrn.k]
 
 
-_KINDS = {None: 0, "relu": 1, "tanh": 2}  # as fused_kernels.py numbers them
+_KINDS = {None: 0, "relu": 1, "tanh": 2, "logistic": 3}  # as fused_kernels.py numbers them
 
 
 def forward_maps(x: Tensor, bias: Tensor, options: list[int], numbers: list[float]) -> tuple[Tensor, Tensor]:
     """The pooled maps and the place of each maximum in its window, uint8; x (B, C, H, W).
 
-    options: activation before, activation after, normalise, channels to each side of a window, sum in bfloat16.
+    options: activation before, activation after, normalise, channels to each side of a window of normalisation, sum in
+    bfloat16, size of a window of pooling.
     numbers: alpha, beta and k.
     """
     from model.layers.fused_kernels import pool_forward
 
     x = x.contiguous(memory_format=torch.channels_last)
-    y, argmax = _empty_pooled(x, x.dtype), _empty_pooled(x, torch.uint8)
+    y, argmax = (_empty_pooled(x, dtype, options[5]) for dtype in (x.dtype, torch.uint8))
     pixels, block = tile(x.shape[1], bool(options[2]))
     outputs = y.shape[0] * y.shape[2] * y.shape[3]
     grid = (-(-outputs // pixels), -(-x.shape[1] // block))
@@ -121,15 +128,15 @@ def tile(channels: int, whole: bool) -> tuple[int, int]:
     return max(1, TILE // block), block
 
 
-def _empty_pooled(x: Tensor, dtype: torch.dtype) -> Tensor:
+def _empty_pooled(x: Tensor, dtype: torch.dtype, size: int) -> Tensor:
     batch, channels, *sides = x.shape
-    height, width = ((side - SIZE) // STRIDE + 1 for side in sides)
+    height, width = ((side - size) // STRIDE + 1 for side in sides)
     return x.new_empty(batch, height, width, channels, dtype=dtype).permute(0, 3, 1, 2)
 
 
 def constants(options: list[int], numbers: list[float]) -> dict[str, Any]:
     """The kernels' compile-time arguments, by name."""
-    names = ("BEFORE", "AFTER", "NORMALISE", "REACH", "SUM_BFLOAT16", "ALPHA", "BETA", "K")
+    names = ("BEFORE", "AFTER", "NORMALISE", "REACH", "SUM_BFLOAT16", "WINDOW", "ALPHA", "BETA", "K")
     return dict(zip(names, [*options, *numbers], strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Triton kernels of activation, normalisation and overlapping max-pooling in one pass; `fused.py` calls them.
+"""Triton kernels of activation, normalisation and max-pooling in one pass; `fused.py` calls them.
 
 Maps are (B, H, W, C) in memory, which is what channels-last means. A program takes a tile of pixels with all their
 channels (or, without normalisation, a block of them), computes in float32 and rounds where it stores.
@@ -12,6 +12,7 @@ import triton.language as tl
 NONE: Final = tl.constexpr(0)
 RELU: Final = tl.constexpr(1)
 TANH: Final = tl.constexpr(2)
+LOGISTIC: Final = tl.constexpr(3)
 
 
 @triton.jit
@@ -23,6 +24,8 @@ def _activate(x, kind: tl.constexpr):
         small = tl.exp(-2.0 * tl.abs(x))
         size = (1.0 - small) / (1.0 + small)
         x = tl.where(x < 0, -size, size)
+    if kind == LOGISTIC:
+        x = 1.0 / (1.0 + tl.exp(-x))
     return x
 
 
@@ -34,6 +37,8 @@ def _activation_slope(y, kind: tl.constexpr):
         slope = tl.where(y <= 0, 0.0, 1.0)
     if kind == TANH:
         slope = 1.0 - y * y
+    if kind == LOGISTIC:
+        slope = y * (1.0 - y)
     return slope
 
 
@@ -67,12 +72,12 @@ def pool_forward(
     x_ptr, bias_ptr, y_ptr, argmax_ptr, outputs, HEIGHT, WIDTH, CHANNELS,
     BEFORE: tl.constexpr, AFTER: tl.constexpr, NORMALISE: tl.constexpr,
     REACH: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, K: tl.constexpr, SUM_BFLOAT16: tl.constexpr,
-    PIXELS: tl.constexpr, BLOCK: tl.constexpr,
+    WINDOW: tl.constexpr, PIXELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """y and argmax (B, PH, PW, C) of x + bias; argmax: the place in its window, 3 row + column. outputs: B PH PW."""
+    """y and argmax (B, PH, PW, C) of x + bias; argmax: the place in its window, row by row. outputs: B PH PW."""
     pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    pooled_width, pooled_height = (WIDTH - 3) // 2 + 1, (HEIGHT - 3) // 2 + 1
+    pooled_width, pooled_height = (WIDTH - WINDOW) // 2 + 1, (HEIGHT - WINDOW) // 2 + 1
     column, row = pixel % pooled_width, pixel // pooled_width % pooled_height
     corner = (pixel // (pooled_width * pooled_height) * HEIGHT + 2 * row) * WIDTH + 2 * column
     inside = (pixel < outputs)[:, None] & (channel < CHANNELS)[None, :]
@@ -80,10 +85,13 @@ def pool_forward(
 
     best = tl.full((PIXELS, BLOCK), -float("inf"), tl.float32)
     argmax = tl.zeros((PIXELS, BLOCK), tl.int32)
-    for place in range(9):
-        at = (corner + place // 3 * WIDTH + place % 3)[:, None] * CHANNELS + channel[None, :]
+    for place in range(WINDOW * WINDOW):
+        row_in, column_in = place // WINDOW, place % WINDOW  # pyright: ignore[reportOperatorIssue]  # constants are ints
+        at = (corner + row_in * WIDTH + column_in)[:, None] * CHANNELS + channel[None, :]
         value = _activate(tl.load(x_ptr + at, inside, 0.0).to(tl.float32) + bias, BEFORE)
         if NORMALISE:
+            if BEFORE == LOGISTIC:
+                value = tl.where(inside, value, 0.0)
             scale = K + ALPHA * _window_sum(value * value, REACH, SUM_BFLOAT16)
             value = value * _inverse_powers(scale, BETA)[0]
         # Rounded first, so that ties are those of the type; the first of equals stays, and NaN wins: ATen's rules.
@@ -101,7 +109,7 @@ def pool_backward(
     grad_ptr, x_ptr, bias_ptr, y_ptr, argmax_ptr, x_grad_ptr, partial_ptr, inputs, HEIGHT, WIDTH, CHANNELS,
     BEFORE: tl.constexpr, AFTER: tl.constexpr, NORMALISE: tl.constexpr,
     REACH: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, K: tl.constexpr, SUM_BFLOAT16: tl.constexpr,
-    PIXELS: tl.constexpr, BLOCK: tl.constexpr,
+    WINDOW: tl.constexpr, PIXELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """x_grad (B, H, W, C), and the bias gradient's parts (programs, C) float32, from grad (B, PH, PW, C).
 
@@ -109,7 +117,7 @@ def pool_backward(
     """
     pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    pooled_width, pooled_height = (WIDTH - 3) // 2 + 1, (HEIGHT - 3) // 2 + 1
+    pooled_width, pooled_height = (WIDTH - WINDOW) // 2 + 1, (HEIGHT - WINDOW) // 2 + 1
     column, row = pixel % WIDTH, pixel // WIDTH % HEIGHT
     first_pooled = pixel // (WIDTH * HEIGHT) * pooled_height
     inside = (pixel < inputs)[:, None] & (channel < CHANNELS)[None, :]
@@ -117,9 +125,9 @@ def pool_backward(
     grad = tl.zeros((PIXELS, BLOCK), tl.float32)
     for window in range(4):
         pooled_row, pooled_column = row // 2 - window // 2, column // 2 - window % 2
-        place = (row - 2 * pooled_row) * 3 + column - 2 * pooled_column
-        there = (pooled_row >= 0) & (pooled_row < pooled_height) & (row - 2 * pooled_row < 3)
-        there = there & (pooled_column >= 0) & (pooled_column < pooled_width) & (column - 2 * pooled_column < 3)
+        place = (row - 2 * pooled_row) * WINDOW + column - 2 * pooled_column
+        there = (pooled_row >= 0) & (pooled_row < pooled_height) & (row - 2 * pooled_row < WINDOW)
+        there = there & (pooled_column >= 0) & (pooled_column < pooled_width) & (column - 2 * pooled_column < WINDOW)
         mask = inside & there[:, None]
         at = ((first_pooled + pooled_row) * pooled_width + pooled_column)[:, None] * CHANNELS + channel[None, :]
         part = tl.load(grad_ptr + at, mask, 0.0).to(tl.float32)
@@ -133,6 +141,8 @@ def pool_backward(
         bias = tl.load(bias_ptr + channel, channel < CHANNELS, 0.0).to(tl.float32)[None, :]
         value = _activate(tl.load(x_ptr + at, inside, 0.0).to(tl.float32) + bias, BEFORE)
         if NORMALISE:
+            if BEFORE == LOGISTIC:
+                value = tl.where(inside, value, 0.0)
             # d b_j / d a_i = [i = j] scale_j^-beta - 2 alpha beta a_i a_j scale_j^-(beta+1) for i in j's window
             power, inverse = _inverse_powers(K + ALPHA * _window_sum(value * value, REACH, SUM_BFLOAT16), BETA)
             spread = _window_sum(grad * value * power * inverse, REACH, SUM_BFLOAT16)

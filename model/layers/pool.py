@@ -1,4 +1,4 @@
-"""Overlapping max-pooling, section 3.4: 3 x 3 windows, two pixels apart, through ATen's own kernels.
+"""Max-pooling, section 3.4: windows of 3 x 3, which overlap, or of 2 x 2, two pixels apart, by ATen's own kernels.
 
 Registered as an operator that the compiler leaves alone: its own backward of overlapping windows scatters with atomic
 additions, slower than ATen's and in no fixed order (pytorch pull requests 167318, 195123).
@@ -7,48 +7,49 @@ additions, slower than ATen's and in no fixed order (pytorch pull requests 16731
 import torch
 from torch import Tensor
 
-SIZE, STRIDE = 3, 2
+STRIDE = 2
 
 # Defined piece by piece: an operator of `torch.library.custom_op` imports the compiler when it is first called, which
 # takes a process that compiles nothing a second. The tag says, as `custom_op` does, that the operator keeps the
 # compiler's rules.
-torch.library.define("alexnet::max_pool", "(Tensor x) -> (Tensor, Tensor)", tags=torch.Tag.pt2_compliant_tag)
+torch.library.define("alexnet::max_pool", "(Tensor x, int size) -> (Tensor, Tensor)", tags=torch.Tag.pt2_compliant_tag)
 torch.library.define(
     "alexnet::max_pool_backward",
-    "(Tensor grad, Tensor x, Tensor indices) -> Tensor",
+    "(Tensor grad, Tensor x, Tensor indices, int size) -> Tensor",
     tags=torch.Tag.pt2_compliant_tag,
 )
 
 
 @torch.library.impl("alexnet::max_pool", "CompositeExplicitAutograd")
 @torch.library.register_fake("alexnet::max_pool")
-def _(x: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.ops.aten.max_pool2d_with_indices(x, [SIZE, SIZE], [STRIDE, STRIDE])
+def _(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    return torch.ops.aten.max_pool2d_with_indices(x, [size, size], [STRIDE, STRIDE])
 
 
 @torch.library.impl("alexnet::max_pool_backward", "CompositeExplicitAutograd")
-def _(grad: Tensor, x: Tensor, indices: Tensor) -> Tensor:
+def _(grad: Tensor, x: Tensor, indices: Tensor, size: int) -> Tensor:
     return torch.ops.aten.max_pool2d_with_indices_backward(
-        grad, x, [SIZE, SIZE], [STRIDE, STRIDE], [0, 0], [1, 1], False, indices
+        grad, x, [size, size], [STRIDE, STRIDE], [0, 0], [1, 1], False, indices
     )
 
 
 @torch.library.register_fake("alexnet::max_pool_backward")
-def _(grad: Tensor, x: Tensor, indices: Tensor) -> Tensor:
+def _(grad: Tensor, x: Tensor, indices: Tensor, size: int) -> Tensor:
     return torch.empty_like(x)
 
 
 def _save(ctx, inputs, output) -> None:
-    ctx.save_for_backward(inputs[0], output[1])
+    x, ctx.size = inputs
+    ctx.save_for_backward(x, output[1])
 
 
 def _backward(ctx, grad, _):
-    return torch.ops.alexnet.max_pool_backward(grad, *ctx.saved_tensors)
+    return torch.ops.alexnet.max_pool_backward(grad, *ctx.saved_tensors, ctx.size), None
 
 
 torch.library.register_autograd("alexnet::max_pool", _backward, setup_context=_save)
 
 
-def max_pool(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C, (H - 3) // 2 + 1, (W - 3) // 2 + 1)."""
-    return torch.ops.alexnet.max_pool(x)[0]
+def max_pool(x: Tensor, size: int = 3) -> Tensor:
+    """(B, C, H, W) -> (B, C, (H - size) // 2 + 1, (W - size) // 2 + 1)."""
+    return torch.ops.alexnet.max_pool(x, size)[0]

@@ -23,9 +23,10 @@ JITTER_DRAWS: Final = 4  # brightness, contrast, saturation, hue
 class AugmentConfig:
     """How training pictures are varied; the defaults are the paper's text."""
 
-    crop: Literal["random", "resized"] = "random"
-    """random: a square of the crop's side anywhere in the picture, section 4.1; resized: a region of random area and
-    aspect ratio, scaled to the crop (Inception's; torchvision's RandomResizedCrop)."""
+    crop: Literal["random", "centre", "resized"] = "random"
+    """random: a square of the crop's side anywhere in the picture, section 4.1; centre: the one in the middle, as in
+    validation; resized: a region of random area and aspect ratio, scaled to the crop (Inception's; torchvision's
+    RandomResizedCrop)."""
     area: tuple[float, float] = (0.08, 1.0)
     """Of a resized crop's region: least and greatest share of the picture's area, uniform."""
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
@@ -94,6 +95,8 @@ def augment_parameters(
     """
     words = random_words(seed, AUGMENT, first, count, 8)  # two for the crop, one for the mirror, four for the colour
     crop = (uniform(words[:, 0:2]) * (crop_margin + 1)).astype(np.int64)
+    if config.crop == "centre":
+        crop = np.full_like(crop, crop_margin // 2)
     mirror = (words[:, 2] >> np.uint64(63)).astype(bool) & config.mirror
     epochs = np.arange(first, first + count) / samples
     until = np.inf if config.colour_epochs is None else config.colour_epochs

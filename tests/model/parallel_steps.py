@@ -1,13 +1,13 @@
 """Training steps and a validation step by one rank of several; what test_parallel.py starts with torchrun.
 
-    torchrun … parallel_steps.py OUT LAYOUT BACKEND-DTYPE …
+    torchrun … parallel_steps.py OUT LAYOUT BACKEND-DTYPE[-NETWORK] …
 
-Each rank writes OUT/rank-N.safetensors for each pair of a backend and a data type: one start of the processes serves
-several, because starting them takes longer than their steps. Alone it is the same steps in one process. A third word,
-`modern`, is for what a modern recipe adds to the update.
+Each rank writes OUT/RUN/rank-N.safetensors for each of these runs: one start of the processes serves
+several, because starting them takes longer than their steps. Alone it is the same steps in one process.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -38,6 +38,15 @@ BATCH, CLASSES, CROP = 10, 7, 67  # neither the batch nor the classes divide eve
 STEPS = {"float64": 6, "float32": 1}
 MODERN = OptimConfig(trust_ratio=0.01, label_smoothing=0.1, average_decay=0.9)
 ACT, END = 2, 4  # the step from which on rank 0 is told to act, for one step, and the last rank to end the run
+# With conv6 the towers talk once more; without, they do what they do here and no more.
+CONFIG = ModelConfig(fc_width=64, init="he", pixel_std=58.0, precision="float32", conv6=True)
+NETWORKS = {
+    "paper": CONFIG,
+    "silent": replace(CONFIG, talk=False),
+    "shallow": replace(CONFIG, conv6=False, without="conv3", pool_size=2, activation="logistic"),
+    "column": replace(CONFIG, columns=1),
+    "modern": CONFIG,  # by what a modern recipe adds to the update
+}
 FIRST = 2**33 - 5  # positions that need more than 32 bits
 
 
@@ -74,20 +83,19 @@ def freshly_compiled(backend: str) -> TrainStep:
     return compiled_train_step(backend)
 
 
-def steps(parallel: Parallel, backend: str, dtype: str, recipe: str = "paper") -> dict[str, Tensor]:
+def steps(parallel: Parallel, backend: str, dtype: str, network: str = "paper") -> dict[str, Tensor]:
     """What this rank finds: losses, gradients, weights, velocities, averages, counts."""
     numbers: torch.dtype = getattr(torch, dtype)
     model = AlexNet(
-        # With conv6 the towers talk once more; without, they do what they do here and no more.
-        ModelConfig(fc_width=64, init="he", pixel_std=58.0, precision="float32", conv6=True),
+        NETWORKS[network],
         classes=CLASSES,
         crop=CROP,
         seed=2**40 + 1,
         placement=parallel.placement,
     ).to(numbers)
-    optim = MODERN if recipe == "modern" else OptimConfig()
+    optim = MODERN if network == "modern" else OptimConfig()
     optimizer = MomentumSGD(optim, dict(model.named_parameters()))
-    rates = torch.tensor([1.0, 1.0, 0.3] if recipe == "modern" else [0.01, 0.01])
+    rates = torch.tensor([1.0, 1.0, 0.3] if network == "modern" else [0.01, 0.01])
     mean = torch.full((CROP, CROP, 3), 110.0, dtype=numbers)
     training = TrainingState(model, optimizer, mean, torch.tensor(True), parallel)
     batches = [examples(FIRST + step * BATCH, parallel.rank, parallel.world_size) for step in range(STEPS[dtype])]

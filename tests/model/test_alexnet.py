@@ -1,5 +1,7 @@
 """The network: its size, its shapes, its equality with the same network written plainly, and its initial weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from model.alexnet import AlexNet, ModelConfig, Placement, map_side
 from model.flop import training_flops_per_picture
 from model.layers.dropout import keep_mask
 from model.layers.first_conv import FirstConv
+from model.layers.fused import PoolSize
 from model.layers.lrn import LRNConfig
 from model.network import make_network
 
@@ -19,51 +22,66 @@ def small(config: ModelConfig, **options) -> AlexNet:
     return AlexNet(config, classes=10, crop=67, **options).double()
 
 
+ACTIVATIONS = {"relu": F.relu, "tanh": torch.tanh, "logistic": lambda x: 1 / (1 + torch.exp(-x))}
+
+
 def plain(weights: dict[str, Tensor], config: ModelConfig, x: Tensor, positions: Tensor | None, seed: int) -> Tensor:
-    """AlexNet without towers: grouped convolutions over joined weights, torch's own norm and pooling."""
+    """The paper's figure 2, tower by tower: torch's own norm and pooling, and no dropout but by masks."""
+    towers, act = range(config.columns), ACTIVATIONS[config.activation]
 
-    def joined(name: str) -> tuple[Tensor, Tensor]:
-        return tuple(torch.cat([weights[f"towers.{t}.{name}.{kind}"] for t in "01"]) for kind in ("weight", "bias"))  # type: ignore[return-value]
-
-    act = F.relu if config.activation == "relu" else torch.tanh
+    def of(tower: int, name: str) -> tuple[Tensor, Tensor]:
+        return weights[f"towers.{tower}.{name}.weight"], weights[f"towers.{tower}.{name}.bias"]
 
     def norm(x: Tensor) -> Tensor:
-        if not config.normalise:
-            return x
-        halves = x.chunk(2, 1)  # each tower's own channels
-        return torch.cat([F.local_response_norm(h, 5, config.lrn.alpha * 5, 0.75, 2.0) for h in halves], 1)
+        return F.local_response_norm(x, 5, config.lrn.alpha * 5, 0.75, 2.0) if config.normalise else x
 
     def pool(x: Tensor) -> Tensor:
-        return F.max_pool2d(x, 3, 2)
+        return F.max_pool2d(x, config.pool_size, 2)
 
-    def dropped(x: Tensor, layer: int) -> Tensor:
+    def heard(parts: list[Tensor]) -> list[Tensor]:
+        return [torch.cat(parts, 1)] * len(parts) if config.talk else parts
+
+    def dropped(x: Tensor, layer: int, tower: int) -> Tensor:
         if positions is None:
             return x
-        return x * keep_mask(seed, layer, positions, 0, x.shape[1], config.dropout) / (1 - config.dropout)
+        mask = keep_mask(seed, layer, positions, tower * x.shape[1], x.shape[1], config.dropout)
+        return x * mask / (1 - config.dropout)
 
+    first = [F.conv2d(x, *of(t, "conv1"), stride=4, padding=2) for t in towers]
     source = config.layer_order == "source"
-    x = F.conv2d(x, *joined("conv1"), stride=4, padding=2)
-    x = act(pool(norm(x))) if source else pool(norm(act(x)))
-    x = pool(norm(act(F.conv2d(x, *joined("conv2"), padding=2, groups=2))))
-    x = act(F.conv2d(x, *joined("conv3"), padding=1))
-    x = act(F.conv2d(x, *joined("conv4"), padding=1, groups=2))
-    x = F.conv2d(x, *joined("conv5"), padding=1, groups=2)
-    x = act(pool(x)) if source else pool(act(x))
+    maps = [act(pool(norm(each))) if source else pool(norm(act(each))) for each in first]
+    maps = heard([pool(norm(act(F.conv2d(maps[t], *of(t, "conv2"), padding=2)))) for t in towers])
+    for name in ("conv3", "conv4", "conv5"):
+        if name != config.without:
+            maps = [act(F.conv2d(maps[t], *of(t, name), padding=1)) for t in towers]
+    maps = [pool(each) for each in maps]
     if config.conv6:
-        x = act(F.conv2d(x, *joined("conv6"), padding=1))
-    x = x.flatten(1)
-    x = dropped(act(F.linear(x, *joined("fc6"))), 6)
-    x = dropped(act(F.linear(x, *joined("fc7"))), 7)
-    return F.linear(x, *joined("fc8"))
+        inputs = heard(maps)
+        maps = [act(F.conv2d(inputs[t], *of(t, "conv6"), padding=1)) for t in towers]
+    units = [each.flatten(1) for each in maps]
+    for layer in (6, 7):
+        inputs = heard(units)
+        units = [dropped(act(F.linear(inputs[t], *of(t, f"fc{layer}"))), layer, t) for t in towers]
+    return torch.cat([F.linear(torch.cat(units, 1), *of(t, "fc8")) for t in towers], 1)
 
 
+LEAST_CROPS: dict[PoolSize, int] = {3: 63, 2: 35}
+SMALL = ModelConfig(fc_width=64, init="he", precision="float32")
 CONFIGS = {
     "paper": ModelConfig(fc_width=64, init="he", precision="float32", pixel_std=50.0),
     "source": ModelConfig(fc_width=64, init="he", precision="float32", layer_order="source", lrn=LRNConfig(alpha=2e-5)),
     "tanh without norm": ModelConfig(
         fc_width=64, init="he", precision="float32", activation="tanh", normalise=False, dropout=0.2
     ),
-    "conv6": ModelConfig(fc_width=64, init="he", precision="float32", conv6=True),
+    "conv6": replace(SMALL, conv6=True),
+    "logistic": replace(SMALL, activation="logistic"),
+    "pooling without overlap": replace(SMALL, pool_size=2),
+    "one column": replace(SMALL, columns=1),
+    "no talk": replace(SMALL, talk=False),
+    "no talk, conv6": replace(SMALL, talk=False, conv6=True, layer_order="source"),
+    "without conv3": replace(SMALL, without="conv3"),
+    "without conv4": replace(SMALL, without="conv4", columns=1, pool_size=2),
+    "without conv5": replace(SMALL, without="conv5", conv6=True),
 }
 
 
@@ -130,12 +148,22 @@ def test_it_has_the_papers_60_965_224_parameters_and_659_272_neurons() -> None:
     assert sum(sizes) == 659_272
 
 
-def test_map_sides_are_those_of_the_convolutions() -> None:
+@pytest.mark.parametrize("size", [2, 3])
+def test_map_sides_are_those_of_the_convolutions(size: int) -> None:
     for crop in range(67, 300, 7):
         x = torch.zeros(1, 1, crop, crop)
-        x = F.max_pool2d(F.max_pool2d(F.conv2d(x, torch.zeros(1, 1, 11, 11), stride=4, padding=2), 3, 2), 3, 2)
-        assert map_side(crop) == F.max_pool2d(x, 3, 2).shape[-1]
-    assert map_side(224) == 6
+        x = F.max_pool2d(F.max_pool2d(F.conv2d(x, torch.zeros(1, 1, 11, 11), stride=4, padding=2), size, 2), size, 2)
+        assert map_side(crop, size) == F.max_pool2d(x, size, 2).shape[-1]
+    assert map_side(224, size) == 6
+
+
+def test_one_column_has_as_many_parameters_as_half_the_kernels_leave() -> None:
+    """Section 3.2: half the kernels, but of the last convolution all, so that fc6 keeps its inputs."""
+    convolutions = [(48, 3 * 121), (128, 48 * 25), (192, 128 * 9), (192, 192 * 9), (256, 192 * 9)]
+    connected = [(4096, 256 * 36), (4096, 4096), (1000, 4096)]
+    expected = sum(units * (inputs + 1) for units, inputs in (*convolutions, *connected))
+    assert sum(p.numel() for p in AlexNet(ModelConfig(columns=1)).parameters()) == expected
+    assert expected == pytest.approx(60_965_224, rel=0.02)  # "approximately the same"
 
 
 @pytest.mark.parametrize("crop", [67, 68, 69, 70])  # each remainder of the pixels that the last window leaves
@@ -164,8 +192,10 @@ def test_conv1_in_fours_is_the_convolution(crop: int) -> None:
         (ModelConfig(fc_width=64), 67, 7),
         (ModelConfig(fc_width=64, conv6=True), 112, 7),
         (ModelConfig(fc_width=64, layout="torchvision"), 112, 7),
+        (ModelConfig(fc_width=64, columns=1, without="conv4"), 112, 7),
+        (ModelConfig(fc_width=64, talk=False, pool_size=2, conv6=True, without="conv5"), 112, 7),
     ],
-    ids=["paper", "small", "conv6", "torchvision"],
+    ids=["paper", "small", "conv6", "torchvision", "one column", "no talk"],
 )
 def test_training_flop_are_those_that_torch_counts(config: ModelConfig, crop: int, classes: int) -> None:
     model = make_network(config, classes=classes, crop=crop, seed=0)
@@ -175,8 +205,10 @@ def test_training_flop_are_those_that_torch_counts(config: ModelConfig, crop: in
 
 
 def test_too_small_a_crop_is_refused() -> None:
-    with pytest.raises(ValueError, match="crop is 50 pixels"):
-        AlexNet(ModelConfig(), crop=50)
+    for size, least in LEAST_CROPS.items():
+        with pytest.raises(ValueError, match=f"crop is 20 pixels, expected at least {least}:"):
+            AlexNet(ModelConfig(pool_size=size, fc_width=2), crop=20)
+        assert AlexNet(ModelConfig(pool_size=size, fc_width=2), crop=least).held()[0].fc6.in_features == 256
 
 
 @pytest.mark.parametrize("classes", [2, 7, 10])
@@ -238,3 +270,17 @@ def test_wrong_options_say_what_is_expected() -> None:
         ModelConfig(dropout=1)
     with pytest.raises(ValueError, match="conv6 is set for layout torchvision"):
         ModelConfig(conv6=True, layout="torchvision")
+    with pytest.raises(ValueError, match="columns 1 is set for layout torchvision"):
+        ModelConfig(columns=1, layout="torchvision")
+    with pytest.raises(ValueError, match="one tower, expected parallel data"):
+        AlexNet(ModelConfig(columns=1), crop=67, placement=Placement((0,), (0,)))
+    with pytest.raises(ValueError, match="bias is nan"):
+        ModelConfig(bias=float("nan"))
+
+
+def test_biases_start_where_the_configuration_says() -> None:
+    for name, parameter in AlexNet(ModelConfig(bias=0.1, fc_width=8), crop=67).named_parameters():
+        layer, kind = name.split(".")[2:]
+        if kind == "bias":
+            expected = 0.1 if layer in {"conv2", "conv4", "conv5", "fc6", "fc7"} else 0.0
+            assert torch.equal(parameter, torch.full_like(parameter, expected))

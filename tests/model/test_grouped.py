@@ -15,6 +15,10 @@ CONFIGS = {
     "source": ModelConfig(fc_width=64, init="he", layer_order="source", lrn=LRNConfig(alpha=2e-5)),
     "other constants": ModelConfig(fc_width=64, init="he", lrn=LRNConfig(size=4, alpha=0.1, beta=0.5, k=1.0)),
     "tanh without norm": ModelConfig(fc_width=64, init="he", activation="tanh", normalise=False),
+    "logistic, pooling without overlap": ModelConfig(fc_width=64, init="he", activation="logistic", pool_size=2),
+    "one column": ModelConfig(fc_width=64, init="he", columns=1, without="conv5"),
+    "no talk": ModelConfig(fc_width=64, init="he", talk=False, conv6=True),
+    "without conv3": ModelConfig(fc_width=64, init="he", without="conv3"),
     "conv6": ModelConfig(fc_width=64, init="he", conv6=True, precision="mixed"),
 }
 

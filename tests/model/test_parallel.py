@@ -141,6 +141,24 @@ def test_the_compiled_step_is_one_graph_on_every_rank(found: Found) -> None:
             assert all(mine["graphs"].tolist() == [1, 0] for mine in ranks)  # and no break
 
 
+@pytest.mark.parametrize(
+    ("layout", "backend", "networks"),
+    [
+        ("tower", "eager", ("silent",)),
+        pytest.param("tower", "aot_eager", ("silent", "shallow"), marks=pytest.mark.slow),
+        pytest.param("2014", "aot_eager", ("silent", "shallow"), marks=pytest.mark.slow),
+        pytest.param("data", "aot_eager", ("silent", "column"), marks=pytest.mark.slow),
+    ],
+)
+def test_variants_of_the_network_are_the_same_on_two_ranks(
+    layout: str, backend: str, networks: tuple[str, ...], tmp_path: Path
+) -> None:
+    found = launched(tmp_path, layout, 2, tuple(f"{backend}-float64-{network}" for network in networks))
+    for network, ranks in zip(networks, found.runs.values(), strict=True):
+        assert_same(ranks, steps(Parallel(), "eager", "float64", network), FLOAT64, FLOAT64)
+        assert all(mine["graphs"].tolist() == [1, 0] for mine in ranks if "graphs" in mine)
+
+
 @pytest.mark.slow
 def test_generated_code_does_the_same_on_every_rank(alone: dict[str, dict[str, Tensor]], tmp_path: Path) -> None:
     found = launched(tmp_path, "tower", 2, ("inductor-float32",), 3 * PATIENCE)

@@ -58,6 +58,7 @@ if __name__ == "__main__":
                 (48, torch.float32, PAPER),
                 (128, torch.float32, SOURCE),
                 (128, torch.bfloat16, CONV5),
+                (48, torch.float32, Pooling(before="logistic", lrn=LRNConfig(), size=2)),
             ]:
                 usage = resource_usage(kernel, dtype, channels, pooling, capability)
                 found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage)

@@ -16,11 +16,13 @@ NORMALISED = [
     (5, 8, 8, Pooling(lrn=LRNConfig(), after="relu")),
     (20, 4, 9, Pooling(before="tanh", lrn=LRNConfig(size=3, alpha=0.1, beta=0.5, k=1.0))),
     (16, 3, 5, Pooling(lrn=LRNConfig(alpha=0.1), after="tanh")),
+    (5, 6, 7, Pooling(before="logistic", lrn=LRNConfig(alpha=0.1), size=2)),  # 0 does not stay 0, beyond its channels
 ]
 PLAIN = [
     (70, 7, 6, Pooling(after="relu")),
     (3, 8, 7, Pooling(before="tanh")),
     (64, 5, 5, Pooling(before="relu")),
+    (20, 7, 8, Pooling(after="logistic", size=2)),
 ]
 
 
@@ -49,7 +51,8 @@ def differs(found: Tensor, expected: Tensor) -> float:
 
 def check_float32(channels: int, height: int, width: int, pooling: Pooling) -> None:
     # A hyperbolic tangent of 10 is 1 in float32: a tie, which float64 has not.
-    x = random_map(channels, height, width, torch.float32, 1.0 if "tanh" in (pooling.before, pooling.after) else 10.0)
+    saturates = {"tanh", "logistic"} & {pooling.before, pooling.after}
+    x = random_map(channels, height, width, torch.float32, 1.0 if saturates else 10.0)
     bias = torch.randn(channels, generator=torch.Generator().manual_seed(2))
     y, _, grad, x_grad, bias_grad = run(x, bias, random_grad, pooling)
     exact_x, exact_bias = x.double().requires_grad_(), bias.double().requires_grad_()
@@ -132,6 +135,6 @@ if __name__ == "__main__":
     for each in (torch.float32, torch.bfloat16):
         check_bfloat16(each)
         check_ties(each)
-    for orders in (("relu", None), ("tanh", None), (None, "relu"), (None, "tanh")):
+    for orders in (("relu", None), ("tanh", None), (None, "relu"), (None, "tanh"), (None, "logistic")):
         check_nan(*orders)
     check_finite_differences()

@@ -85,6 +85,12 @@ def test_switches_change_nothing_else() -> None:
     assert not plain.mirror.any() and not plain.shift.any() and (plain.scale == 1).all()
 
 
+def test_centre_crops_change_nothing_else() -> None:
+    full, centre = drawn(), drawn(AugmentConfig(crop="centre"))
+    assert (centre.crop == 16).all()  # of 33 offsets
+    assert all(np.array_equal(*pair) for pair in zip(full[1:], centre[1:], strict=True))
+
+
 def test_wrong_options_say_what_is_expected() -> None:
     with pytest.raises(InputError, match=r"colour_std is -1.*expected at least 0"):
         replace(AugmentConfig(), colour_std=-1)

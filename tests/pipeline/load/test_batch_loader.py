@@ -136,6 +136,16 @@ def test_training_pictures_of_original_size_are_near_the_reference(original: Pat
         assert error.max() <= RESIZED and error.mean() <= 0.4
 
 
+@pytest.mark.parametrize("shards", ["square", "original"])
+def test_fixed_crops_are_those_of_validation(shards: str, request: pytest.FixtureRequest) -> None:
+    augment = AugmentConfig(crop="centre", mirror=False, colour="off")
+    loader = BatchLoader(DataConfig(shards=request.getfixturevalue(shards), augment=augment), seed=SEED)
+    count = loader.dataset.splits["train"].samples
+    trained = next(loader.train(count)).pictures
+    (in_order,) = (batch.pictures for batch in loader.pictures("train", range(count), count))
+    assert torch.equal(trained, in_order[epoch_order(SEED, 0, count).copy()])
+
+
 @pytest.mark.parametrize(("output", "tolerance"), [("uint8", EXACT), ("float32", FLOAT32), ("float16", FLOAT16)])
 def test_validation_is_the_centre_crop_of_every_picture_once(square: Path, output, tolerance: float) -> None:
     config = DataConfig(shards=square, output=output)
