@@ -1,4 +1,4 @@
-"""The paper's update rule and learning-rate schedules, section 5.
+"""The paper's update rule and learning-rate schedules, section 5; later schedules, layer-wise rates, averaged weights.
 
     v <- momentum * v - lr * (g + weight_decay * w);  w <- w + v
 
@@ -6,28 +6,37 @@ Unlike `torch.optim.SGD` the rate is inside the velocity, as the paper writes it
 the velocity that is already there.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
 
+FOLLOW_EPOCHS: Final = ("cosine", "one-cycle")  # schedules whose rates depend on how many epochs the run has
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Stochastic gradient descent and its schedule; the defaults are the paper's text."""
+    """What is minimised, by stochastic gradient descent, and its schedule; the defaults are the paper's text."""
 
     lr: float = 0.01
-    """Learning rate at the start."""
+    """Learning rate at the start, or at the end of warmup_epochs."""
     momentum: float = 0.9
     weight_decay: float = 0.0005
     bias_lr_factor: float = 1.0
     """Biases learn this many times as fast as weights; 2 in the 2012 source."""
     decay_biases: bool = True
     """Whether weight decay applies to biases; it does not in the 2012 source."""
-    schedule: Literal["plateau", "steps", "manual"] = "plateau"
-    """plateau: drop when validation top-1 error stops improving; steps: drop after drop_epochs; manual: lr as given."""
+    schedule: Literal["plateau", "steps", "manual", "cosine", "one-cycle"] = "plateau"
+    """plateau: drop when validation top-1 error stops improving; steps: drop after drop_epochs; manual: lr as given;
+    cosine: fall to final_lr at the end of the run's epochs along half a cosine (Loshchilov and Hutter 2017); one-cycle:
+    the same along a line (Smith 2018). With these two a resume may not change --epochs."""
+    warmup_epochs: float = 0.0
+    """The rate first rises from 0 along a line for so many epochs (Goyal et al. 2017), in any schedule."""
+    final_lr: float = 0.0
+    """Schedules cosine and one-cycle: the rate at the end."""
     drop_factor: float = 0.1
     """The rate is multiplied by this at a drop."""
     drop_epochs: tuple[float, ...] = ()
@@ -40,6 +49,14 @@ class OptimConfig:
     """Schedule plateau: at most this many drops; the paper has three."""
     conv1_lr: tuple[tuple[float, float], ...] = ()
     """(after epoch, rate) pairs that override conv1's rate: the 2012 source slows it at 68 and freezes it at 72."""
+    trust_ratio: float = 0.0
+    """Layer-wise rates (LARS, You et al. 2017) for large batches: a weight's rate is times this times
+    |w| / (|g| + weight_decay |w|), a bias's is not; 0: off, 0.001 is usual."""
+    label_smoothing: float = 0.0
+    """Training aims at this share of even odds and the rest of the label (Szegedy et al. 2016); the logged loss too."""
+    average_decay: float = 0.0
+    """Keep an exponential moving average (EMA) of the weights, which decays by this factor a step, less in the first
+    steps. Validation, evaluation, predictions and exports are the averaged network's. 0: off."""
 
     def __post_init__(self) -> None:
         if self.lr < 0 or not 0 <= self.momentum < 1 or self.weight_decay < 0:
@@ -47,6 +64,22 @@ class OptimConfig:
                 f"lr {self.lr}, momentum {self.momentum}, weight_decay {self.weight_decay}: "
                 "expected lr and weight_decay of at least 0 and a momentum in [0, 1)"
             )
+        if not 0 <= self.warmup_epochs < math.inf or not 0 <= self.final_lr < math.inf:
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs}, final_lr {self.final_lr}: expected numbers of at least 0"
+            )
+        if not 0 <= self.trust_ratio < math.inf:
+            raise ValueError(f"trust_ratio is {self.trust_ratio}, expected a number of at least 0, such as 0.001")
+        if not 0 <= self.label_smoothing <= 1 or not 0 <= self.average_decay < 1:
+            raise ValueError(
+                f"label_smoothing {self.label_smoothing}, average_decay {self.average_decay}: "
+                "expected a share in [0, 1] and a factor in [0, 1)"
+            )
+
+    @property
+    def follows_epochs(self) -> bool:
+        """Whether the rates depend on how many epochs the run has."""
+        return self.schedule in FOLLOW_EPOCHS
 
 
 @dataclass(frozen=True)
@@ -60,17 +93,45 @@ class LearningRates:
         return f"{self.base:g}" if self.conv1 == self.base else f"{self.base:g} (conv1 {self.conv1:g})"
 
 
-def rates_at(config: OptimConfig, epoch: float, errors: Sequence[float]) -> LearningRates:
-    """The rates after `epoch` epochs (fractional) and the validation top-1 errors (0..1) seen so far: pure."""
+def rates_at(config: OptimConfig, epoch: float, errors: Sequence[float], epochs: float) -> LearningRates:
+    """The rates after `epoch` of `epochs` epochs (fractional) and the validation top-1 errors (0..1) so far: pure.
+
+    epochs: the whole run's; only the schedules cosine and one-cycle go by it.
+    """
+    base = _scheduled_rate(config, epoch, errors, epochs)
+    if epoch < config.warmup_epochs:
+        base *= epoch / config.warmup_epochs
+    overrides = [rate for at, rate in config.conv1_lr if epoch >= at]
+    return LearningRates(base, overrides[-1] if overrides else base)
+
+
+def _scheduled_rate(config: OptimConfig, epoch: float, errors: Sequence[float], epochs: float) -> float:
+    """The base rate without its warm-up."""
+    if config.follows_epochs:
+        done = min(max((epoch - config.warmup_epochs) / (epochs - config.warmup_epochs), 0.0), 1.0)
+        left = (1 + math.cos(math.pi * done)) / 2 if config.schedule == "cosine" else 1 - done
+        return config.final_lr + (config.lr - config.final_lr) * left
     if config.schedule == "steps":
         drops = sum(epoch >= at for at in config.drop_epochs)
     elif config.schedule == "plateau":
         drops = plateau_drops(errors, config.patience, config.min_improvement, config.max_drops)
     else:
         drops = 0
-    base = config.lr * config.drop_factor**drops
-    overrides = [rate for at, rate in config.conv1_lr if epoch >= at]
-    return LearningRates(base, overrides[-1] if overrides else base)
+    return config.lr * config.drop_factor**drops
+
+
+def changes_each_step(config: OptimConfig, epoch: float) -> bool:
+    """Whether the schedule moves the rate a little with every step, after `epoch` epochs, instead of now and then."""
+    return config.follows_epochs or epoch < config.warmup_epochs
+
+
+def averaging_rate(config: OptimConfig, steps: int) -> float:
+    """By what share of its distance from the weights the next step moves the average, after so many steps: pure.
+
+    1 - decay, where the decay is average_decay, but at first (1 + steps) / (10 + steps), as TensorFlow's
+    ExponentialMovingAverage has it: the initial weights would else stay in the average for 1 / (1 - decay) steps.
+    """
+    return max(1 - config.average_decay, 9 / (10 + steps))
 
 
 def plateau_drops(errors: Sequence[float], patience: int, min_improvement: float, max_drops: int) -> int:
@@ -91,25 +152,42 @@ def is_conv1(name: str) -> bool:
     return ".conv1." in name or name.startswith("features.0.")
 
 
+def trust_ratio(w: Tensor, gradient: Tensor, coefficient: float, decay: float) -> Tensor:
+    """The factor of a weight's rate under LARS, a scalar: coefficient |w| / (|g| + decay |w|), of its own norms alone.
+
+    1 where either norm is 0: a weight of zeros could else never leave there.
+    """
+    w_norm, g_norm = torch.linalg.vector_norm(w), torch.linalg.vector_norm(gradient)
+    ratio = coefficient * w_norm / (g_norm + decay * w_norm)
+    return torch.where((w_norm > 0) & (g_norm > 0), ratio, 1.0)
+
+
 class MomentumSGD:
-    """Named parameters with their velocities, float32 tensors of the same shapes."""
+    """Named parameters with their velocities, float32 tensors of the same shapes, and their averages where kept."""
 
     def __init__(self, config: OptimConfig, parameters: dict[str, Tensor]):
         self.config = config
         self.parameters = parameters
         self.velocities = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        averaged = parameters if config.average_decay else {}
+        self.averages = {name: p.detach().clone() for name, p in averaged.items()}
 
     @torch.no_grad()
     def update(self, gradients: Sequence[Tensor], rates: Tensor, all_finite: Tensor) -> None:
         """Apply the update rule where `all_finite` (a bool scalar on the device), else keep everything as it was.
 
-        rates: (2,) tensor, the base rate and conv1's; a tensor, so that a new rate does not recompile the step.
+        rates: the base rate, conv1's and, where weights are averaged, the average's, see `averaging_rate`: a tensor,
+        (2,) or (3,), so that a new rate does not recompile the step.
         """
         config = self.config
         for gradient, (name, w) in zip(gradients, self.parameters.items(), strict=True):
             v, bias = self.velocities[name], name.endswith(".bias")
             lr = rates[1 if is_conv1(name) else 0] * (config.bias_lr_factor if bias else 1.0)
             decay = config.weight_decay if config.decay_biases or not bias else 0.0
+            if config.trust_ratio and not bias:
+                lr = lr * trust_ratio(w, gradient, config.trust_ratio, decay)
             new = config.momentum * v - lr * (gradient + decay * w)
             v.copy_(torch.where(all_finite, new, v))
             w.copy_(torch.where(all_finite, w + new, w))
+            if (average := self.averages.get(name)) is not None:
+                average.copy_(torch.where(all_finite, average + rates[2] * (w - average), average))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.func import functional_call
 
 from model.network import Network
 from model.optim import MomentumSGD
@@ -30,7 +31,7 @@ class StepInputs(NamedTuple):
 class StepControls(NamedTuple):
     """What the host passes to a step: tensors on the device, so that a new value does not recompile it."""
 
-    rates: Tensor  # (2,) float32: the base learning rate and conv1's
+    rates: Tensor  # (2,) float32: the base learning rate and conv1's; (3,) where weights are averaged: the average's
     # (n,) float32, 1 where this process says so: end the run; an operator's act waits; a save is due.
     local_flags: Tensor
 
@@ -90,19 +91,26 @@ def _row_scales(scale: Tensor, pixel_std: float | tuple[float, float, float], wi
 
 
 def local_logits(training: TrainingState, inputs: StepInputs, *, train: bool) -> Tensor:
-    """(B, classes) of the pictures that this rank brought; a pair of ranks works on both ranks' pictures."""
+    """(B, classes) of the pictures that this rank brought; a pair of ranks works on both ranks' pictures.
+
+    In training the weights' own; else the averaged weights', where there are averages.
+    """
     model, parallel = training.model, training.parallel
     pictures, offset, scale = parallel.gather_conv_inputs(inputs.pictures, inputs.offset, inputs.scale)
     x = normalise_pictures(
         inputs._replace(pictures=pictures, offset=offset, scale=scale), training.mean, model.config.channel_std
     )
-    return parallel.local_rows(model(x, parallel.gather_pair_rows(inputs.positions) if train else None))
+    if train:
+        return parallel.local_rows(model(x, parallel.gather_pair_rows(inputs.positions)))
+    averages = training.optimizer.averages
+    return parallel.local_rows(functional_call(model, averages, (x,)) if averages else model(x))
 
 
 def training_loss(training: TrainingState, inputs: StepInputs) -> Tensor:
-    """This rank's part of the batch's mean cross-entropy, dropout on."""
-    logits = local_logits(training, inputs, train=True)
-    return F.cross_entropy(logits, inputs.labels, reduction="none") @ inputs.weights.to(logits.dtype)
+    """This rank's part of the batch's mean cross-entropy, dropout on, labels smoothed."""
+    logits, smoothing = local_logits(training, inputs, train=True), training.optimizer.config.label_smoothing
+    losses = F.cross_entropy(logits, inputs.labels, reduction="none", label_smoothing=smoothing)
+    return losses @ inputs.weights.to(logits.dtype)
 
 
 def compute_gradients(loss: Tensor, training: TrainingState) -> dict[str, Tensor]:
@@ -127,7 +135,7 @@ def apply_gradients(
 
 
 def train_step(training: TrainingState, controls: StepControls, inputs: StepInputs) -> StepResult:
-    """Forward, backward and update in place; a non-finite loss or gradient leaves weights and velocities as they were.
+    """Forward, backward and update in place; a non-finite loss or gradient leaves all that is kept as it was.
 
     From then on `all_finite` is false, and every step leaves them so: the host may read it late, and no step waits.
     """
@@ -217,7 +225,10 @@ def compile_options(device_type: str, graphs: bool, exchanges: bool) -> dict[str
 def mark_static_addresses(training: TrainingState) -> None:
     """Tell the compiler that what a step changes, or always reads, stays where it is: a CUDA graph needs that."""
     optimizer = training.optimizer
-    for tensor in (*optimizer.parameters.values(), *optimizer.velocities.values(), training.all_finite, training.mean):
+    for kept in (optimizer.parameters, optimizer.velocities, optimizer.averages):
+        for tensor in kept.values():
+            torch._dynamo.mark_static_address(tensor)
+    for tensor in (training.all_finite, training.mean):
         torch._dynamo.mark_static_address(tensor)
 
 

@@ -60,7 +60,7 @@ def evaluate_finished(worker: Worker) -> None:
 def whole_network(worker: Worker) -> TrainedNetwork:
     """The network of the checkpoint that was just saved, on every rank, whatever the rank trained of it."""
     run, ranks, path = worker.run, worker.ranks, worker.writer.last_good
-    weights = read_weights(find_checkpoint(path)) if ranks.is_leader and path else {}
+    weights = read_weights(find_checkpoint(path).path) if ranks.is_leader and path else {}
     config = replace(run.model, precision="float32")
     tensors = dict(ranks.broadcast_tensors(weights))
     return assemble(run.out, "", config, run.data.crop, worker.preprocessing, tensors, worker.device)

@@ -58,7 +58,7 @@ def from_checkpoint(checkpoint: Checkpoint, device: torch.device) -> TrainedNetw
         config,
         crop,
         preprocessing,
-        read_weights(checkpoint),
+        read_weights(checkpoint.path),
         device,
         dataset_sha256=run.get("dataset_sha256", ""),
         step=checkpoint.state.step,

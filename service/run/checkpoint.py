@@ -31,7 +31,9 @@ LATEST: Final = "LATEST"
 SCHEMA_VERSION: Final = 1
 NETWORK_FILE: Final = "network.safetensors"
 _LEFT: Final = ("tmp", "replaced", "removed")  # with a dot before: what is no checkpoint yet, or no more
-MOMENTUM: Final = "momentum."  # before a velocity's name in a tower's file; weights have their plain names
+# Before a velocity's name in a tower's file, and before an averaged weight's; weights have their plain names.
+MOMENTUM: Final = "momentum."
+AVERAGE: Final = "average."
 
 Tensors = dict[str, dict[str, Tensor]]  # by file name, then by tensor name
 
@@ -62,7 +64,7 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """Where a run stands; with the weights and velocities, all that a resume needs (there is no random state)."""
+    """Where a run stands; with its tensors all that a resume needs (there is no random state)."""
 
     step: int = 0
     position: int = 0  # the next training position
@@ -82,7 +84,7 @@ class Checkpoint:
 
 
 def tower_file(tower: int | str) -> str:
-    """The file with a tower's weights and velocities."""
+    """The file with a tower's weights, velocities and averaged weights."""
     return f"towers-{tower}.safetensors"
 
 
@@ -93,17 +95,19 @@ def file_of(parameter: str) -> str:
 
 
 def state_tensors(model: Network, optimizer: MomentumSGD) -> Tensors:
-    """Each tower's weights and velocities themselves, which the next step changes."""
+    """Each tower's weights, velocities and, where kept, averaged weights themselves, which the next step changes."""
     files: Tensors = {}
     for name, weight in model.named_parameters():
         file = files.setdefault(file_of(name), {})
         file[name] = weight.detach()
         file[MOMENTUM + name] = optimizer.velocities[name]
+        if name in optimizer.averages:
+            file[AVERAGE + name] = optimizer.averages[name]
     return files
 
 
 def copy_tensors(model: Network, optimizer: MomentumSGD) -> Tensors:
-    """Copies on the host of each tower's weights and velocities."""
+    """Copies on the host of what `state_tensors` gives."""
     files = state_tensors(model, optimizer)
     return {file: {name: _host_copy(tensor) for name, tensor in found.items()} for file, found in files.items()}
 
@@ -113,7 +117,7 @@ def _host_copy(tensor: Tensor) -> Tensor:
 
 
 def read_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """A verified checkpoint's weights and velocities, of both towers."""
+    """A verified checkpoint's weights, velocities and averaged weights, of both towers."""
     return read_named(checkpoint.path, lambda name: True)
 
 
@@ -135,24 +139,32 @@ def read_tensor_file(path: Path, wanted: Callable[[str], bool]) -> dict[str, Ten
         return {name: tensor for name, tensor in deserialise(path.read_bytes()).items() if wanted(name)}
 
 
-def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """A verified checkpoint's weights alone."""
-    return read_named(checkpoint.path, lambda name: not name.startswith(MOMENTUM))
+def read_weights(checkpoint: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
+    """The weights with which a checkpoint's network is used, by name: the averaged ones where it has them."""
+    found = read_named(checkpoint, lambda name: not name.startswith(MOMENTUM) and wanted(name.removeprefix(AVERAGE)))
+    averages = {name.removeprefix(AVERAGE): each for name, each in found.items() if name.startswith(AVERAGE)}
+    return averages or found
 
 
 @torch.no_grad()
 def restore(
     tensors: Iterable[tuple[str, Tensor]], model: Network, optimizer: MomentumSGD, *, complete: bool = True
 ) -> None:
-    """Copy named weights and velocities into what this process holds of the network; the rest is skipped.
+    """Copy named tensors, as `state_tensors` names them, into what this process holds; the rest is skipped.
 
-    complete: all that it holds must be among them.
+    complete: all weights and velocities that it holds must be among them. An average that is not among them, as where
+    a fork begins to average, starts from its weight.
     """
     held: dict[str, Tensor] = dict(model.named_parameters())
     held |= {MOMENTUM + name: velocity for name, velocity in optimizer.velocities.items()}
+    averages = {AVERAGE + name: average for name, average in optimizer.averages.items()}
     for name, tensor in tensors:
         if name in held:
             held.pop(name).copy_(tensor)
+        elif name in averages:
+            averages.pop(name).copy_(tensor)
+    for name, average in averages.items():
+        average.copy_(optimizer.parameters[name.removeprefix(AVERAGE)])
     assert not (complete and held), f"a checkpoint of the same run lacks {sorted(held)}"
 
 

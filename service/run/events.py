@@ -115,10 +115,13 @@ def manual_base_rate(events: Iterable[Mapping[str, Any]]) -> float | None:
     return rates[-1] if rates else None
 
 
-def rates_of(config: OptimConfig, state: RunState, samples: int) -> LearningRates:
-    """The rates of the next step: the schedule's, until an operator has set one; conv1's overrides stay."""
+def rates_of(config: OptimConfig, state: RunState, samples: int, epochs: float) -> LearningRates:
+    """The rates of the next step: the schedule's, until an operator has set one; conv1's overrides stay.
+
+    samples: in an epoch; epochs: the whole run's.
+    """
     state = since_new_schedule(state)
-    scheduled = rates_at(config, state.position / samples, [entry.top1 for entry in state.history])
+    scheduled = rates_at(config, state.position / samples, [entry.top1 for entry in state.history], epochs)
     base = manual_base_rate(state.events)
     return scheduled if base is None else with_base(scheduled, base)
 

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from model.filters import filters_picture
 from pipeline.command import InputError
-from service.run.checkpoint import read_named
+from service.run.checkpoint import read_weights
 
 KERNELS: Final = ("towers.0.conv1.weight", "towers.1.conv1.weight", "features.0.weight")  # the last is torchvision's
 
 
 def read_kernels(checkpoint: Path) -> list[Tensor]:
     """conv1's kernels, (48, 3, 11, 11) of each tower, of a checkpoint's folder; torchvision's network is one tower."""
-    found = read_named(checkpoint, KERNELS.__contains__)
+    found = read_weights(checkpoint, KERNELS.__contains__)
     if not found:
         raise InputError(
             f"{checkpoint} holds none of {', '.join(KERNELS)}, expected conv1's; choose another checkpoint"

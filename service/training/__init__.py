@@ -8,7 +8,7 @@ ranks.py               torchrun's processes, and what travels between them
 rank_agreement.py      all ranks end, do an operator's act, or save, after the same step
 control_queue.py       operators' acts, waiting for the training loop
 graceful_stop.py       SIGTERM and SIGINT
-snapshot.py            weights and velocities as they are after a step, off a GPU beside the next ones
+snapshot.py            weights, velocities and averages as they are after a step, off a GPU beside the next ones
 checkpoint_writer.py   checkpoints by the clock, written in the background
 step_result.py         a step's result on its way from the device to the host
 """

@@ -30,7 +30,7 @@ class Start:
     """What a run starts from instead of initial weights."""
 
     state: RunState
-    tensors: dict[str, Tensor]  # weights by name, and velocities where they are kept
+    tensors: dict[str, Tensor]  # weights by name; where all is kept, velocities and averages too
     run: Mapping[str, Any]  # the parent's run.json; empty where only weights are kept
     event: Event  # that says so
     fresh: tuple[str, ...]  # parameters that keep their initial values
@@ -59,12 +59,13 @@ def _fork(parent: Path, run: Run, fields: Mapping[str, Any], dataset: Dataset, s
         raise InputError(f"{parent} has {done:.4g} epochs, expected fewer than the {run.epochs} to train; set --epochs")
     identity = {"path": str(checkpoint.path), "step": checkpoint.state.step, "sha256": identity_of(checkpoint.path)}
     ours = with_defaults(dict(fields))
-    new_schedule = any(theirs[name] != ours[name] for name in ours if name.startswith("optim."))
+    decisive = [name for name in ours if name.startswith("optim.") or (name == "epochs" and run.optim.follows_epochs)]
+    new_schedule = any(theirs[name] != ours[name] for name in decisive)
     state = replace(checkpoint.state, restarts=0, evaluation=None)
-    old = rates_of(OptimConfig(**checkpoint.run["optim"]), state, samples)
+    old = rates_of(OptimConfig(**checkpoint.run["optim"]), state, samples, checkpoint.run["epochs"])
     event = make_fork_event(state, samples, identity, "all", new_schedule)
     state = replace(state, events=(*state.events, event))
-    if (new := rates_of(run.optim, state, samples)) != old:
+    if (new := rates_of(run.optim, state, samples, run.epochs)) != old:
         state = replace(state, events=(*state.events, make_rate_event(state, samples, old, new, "command line")))
     return Start(state, read_tensors(checkpoint), checkpoint.run, event, ())
 

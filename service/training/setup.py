@@ -87,6 +87,11 @@ def set_up(run: Run, device: Device, ranks: Ranks, parallel: Parallel, say: Call
         tensors = ranks.broadcast_tensors(start.tensors if start else {})
         restore(tensors, training.model, training.optimizer, complete=run.keep == "all")
         say(describe_start(start) if start else "")
+    if run.optim.average_decay:
+        say(
+            f"weights are averaged (decay {run.optim.average_decay:g}): "
+            "validation, evaluation, predictions and exports are the averaged network's"
+        )
     if "val" not in splits:
         say(f"{run.data.shards} has no validation split: training without it; a plateau schedule keeps its rate")
     steps = -(-run.epochs * samples // run.batch_size)

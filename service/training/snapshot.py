@@ -1,4 +1,4 @@
-"""Weights and velocities as they are after a step, for a checkpoint: copied off a GPU beside the steps that follow."""
+"""What training has made of a network after a step, for a checkpoint: copied off a GPU beside the steps that follow."""
 
 from collections.abc import Callable, Iterator
 from typing import Final

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from model.flop import training_flops_per_picture
-from model.optim import LearningRates
+from model.optim import LearningRates, averaging_rate, changes_each_step
 from model.step import StepControls, StepInputs, compiled_train_step, train_step
 from pipeline.load.batch_loader import Batch
 from pipeline.load.order import rank_slice
@@ -97,7 +97,7 @@ class Worker:
         self.log = JsonLog.truncated_to(log, self.state.step, display.say)
         self.events = JsonLog.with_records(events, self.state.events, display.say)
         metrics.failed_writes |= {"log": lambda: self.log.failures, "events": lambda: self.events.failures}
-        self.rates_sent: tuple[LearningRates, Tensor] | None = None
+        self.rates_sent: tuple[list[float], Tensor] | None = None
         self.writer = CheckpointWriter(
             run.out,
             setup.fields,
@@ -113,7 +113,7 @@ class Worker:
         self.saved: RunState | None = self.state if setup.resumed_from else None
         self.pending: deque[PendingResult] = deque()
         self.speed, self.waited = Throughput(), 0.0
-        self.rates = rates_of(run.optim, self.state, self.samples)
+        self.rates = self.current_rates()
         self.latest: StepRecord | None = None
         logged = sample_steps(run.out / LOG_FILE) if ranks.is_leader else []
         self.curve = LossCurve.resumed([Point(each["step"], each["epoch"], each["loss"]) for each in logged])
@@ -172,12 +172,19 @@ class Worker:
         self.metrics.step_seconds.labels("compute").observe(now - start)
         self.heartbeat.beat("training")
 
+    def current_rates(self) -> LearningRates:
+        """The learning rates as the run stands."""
+        return rates_of(self.run.optim, self.state, self.samples, self.run.epochs)
+
     def next_rates(self) -> LearningRates:
-        """The learning rates of the next step; a change without an event, which the schedule made, gets one."""
-        rates = rates_of(self.run.optim, self.state, self.samples)
+        """The learning rates of the next step; a change without an event, which the schedule made, gets one.
+
+        But not where the schedule changes them with every step: those are in the log of steps.
+        """
+        rates = self.current_rates()
         changes = rate_changes(self.state.events)
         old = LearningRates(**changes[-1]["new"]) if changes else LearningRates(self.run.optim.lr, self.run.optim.lr)
-        if rates != old:
+        if rates != old and not changes_each_step(self.run.optim, self.state.position / self.samples):
             self.record_event(
                 make_rate_event(self.state, self.samples, old, rates, f"schedule {self.run.optim.schedule}")
             )
@@ -187,7 +194,7 @@ class Worker:
     def record_event(self, event: Event) -> None:
         """Add an event to the state, events.jsonl and the metrics, and print it."""
         self.state = replace(self.state, events=(*self.state.events, event))
-        self.rates = rates_of(self.run.optim, self.state, self.samples)
+        self.rates = self.current_rates()
         self.events.append(event)
         self.metrics.events.labels(event["kind"]).inc()
         self.update_run_metrics()
@@ -212,9 +219,13 @@ class Worker:
         self.metrics.drop_proposed.set(proposed_rate_drop(self.run.optim, self.state, self.rates.base) is not None)
 
     def rates_on_device(self, rates: LearningRates) -> Tensor:
-        """(2,) tensor of the rates; made anew only at a change, because the copy would wait for the device."""
-        if not self.rates_sent or self.rates_sent[0] != rates:
-            self.rates_sent = rates, torch.tensor([rates.base, rates.conv1], device=self.device)
+        """(2,) tensor of the rates, (3,) where weights are averaged; made anew only at a change."""
+        averaging = [averaging_rate(self.run.optim, self.state.step)] if self.run.optim.average_decay else []
+        values = [rates.base, rates.conv1, *averaging]
+        if not self.rates_sent or self.rates_sent[0] != values:
+            # To a GPU from pinned memory, because the copy would else wait for all steps that are under way.
+            host = torch.tensor(values, pin_memory=self.device.type == "cuda")
+            self.rates_sent = values, host.to(self.device, non_blocking=True)
         return self.rates_sent[1]
 
     def report_damage(self) -> None:

@@ -36,29 +36,43 @@ def counting(batch: StepInputs) -> StepInputs:
     return batch._replace(weights=torch.ones(len(batch.labels)))
 
 
-class Bench:
-    """A network, its velocities and the tensors around a step."""
+# All that a modern recipe adds to the update.
+MODERN = OptimConfig(
+    lr=3.0,
+    decay_biases=False,
+    schedule="cosine",
+    warmup_epochs=2,
+    trust_ratio=0.01,
+    label_smoothing=0.1,
+    average_decay=0.9,
+)
 
-    def __init__(self, config: ModelConfig = CONFIG) -> None:
+
+class Bench:
+    """A network, its velocities and averages, and the tensors around a step."""
+
+    def __init__(self, config: ModelConfig = CONFIG, optim: OptimConfig | None = None) -> None:
         self.model = AlexNet(config, classes=10, crop=CROP, seed=1)
-        self.optimizer = MomentumSGD(OptimConfig(), dict(self.model.named_parameters()))
+        self.optimizer = MomentumSGD(optim or OptimConfig(), dict(self.model.named_parameters()))
         self.mean = torch.full((CROP, CROP, 3), 110.0)
         self.training = TrainingState(self.model, self.optimizer, self.mean, torch.tensor(True))
 
-    def run(self, step, batch: StepInputs, lr: float = 0.01) -> StepResult:
-        return step(self.training, StepControls(torch.tensor([lr, lr]), TOLD), batch)
+    def run(self, step, batch: StepInputs, lr: float = 0.01, averaging: float = 0.1) -> StepResult:
+        rates = [lr, lr, averaging] if self.optimizer.averages else [lr, lr]
+        return step(self.training, StepControls(torch.tensor(rates), TOLD), batch)
 
     def tensors(self) -> list[Tensor]:
         return [t.detach().clone() for t in self._state()]
 
     @torch.no_grad()
     def become(self, other: "Bench") -> None:
-        """Take another one's weights and velocities."""
+        """Take another one's weights, velocities and averages."""
         for mine, theirs in zip(self._state(), other._state(), strict=True):
             mine.copy_(theirs)
 
     def _state(self) -> list[Tensor]:
-        return [*self.optimizer.parameters.values(), *self.optimizer.velocities.values()]
+        optimizer = self.optimizer
+        return [*optimizer.parameters.values(), *optimizer.velocities.values(), *optimizer.averages.values()]
 
 
 # Of a step from the same weights; after several, training has led rounding apart as far as there were steps. The order
@@ -69,16 +83,19 @@ LOSS = {"float32": 1e-5, "mixed": 0.02, "bfloat16": 0.02}
 GRADIENT = {"float32": 0.01, "mixed": 0.05, "bfloat16": 0.05}
 
 
-def assert_same_step(ours: Bench, theirs: Bench, step: TrainStep, batch: StepInputs, lr: float = 0.01) -> None:
+def assert_same_step(
+    ours: Bench, theirs: Bench, step: TrainStep, batch: StepInputs, lr: float = 0.01, averaging: float = 0.1
+) -> None:
     """`ours` takes the step that `theirs` takes eagerly from the same weights."""
     ours.become(theirs)
     before, precision = theirs.tensors(), theirs.model.config.precision
-    found, expected = ours.run(step, batch, lr), theirs.run(train_step, batch, lr)
+    found, expected = ours.run(step, batch, lr, averaging), theirs.run(train_step, batch, lr, averaging)
     torch.testing.assert_close(found.loss, expected.loss, rtol=LOSS[precision], atol=0)
     torch.testing.assert_close(found.grad_norm, expected.grad_norm, rtol=GRADIENT[precision], atol=0)
-    # What it has changed of all weights, and what it has of all velocities: the gradients, times the rate.
-    half = len(before) // 2
-    for part in (slice(half), slice(half, None)):
+    # What it has changed of all weights, of all velocities and of all averages: the gradients, times the rate.
+    count = len(theirs.optimizer.parameters)
+    for start in range(0, len(before), count):
+        part = slice(start, start + count)
         changes = [
             [new - old for new, old in zip(bench.tensors()[part], before[part], strict=True)]
             for bench in (ours, theirs)

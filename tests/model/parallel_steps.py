@@ -36,6 +36,7 @@ BATCH, CLASSES, CROP = 10, 7, 67  # neither the batch nor the classes divide eve
 # In float32 the first step alone: the others begin with weights that rounding has led apart, and training leads them
 # further, as far as there are steps. In float64 the same is too small to matter.
 STEPS = {"float64": 6, "float32": 1}
+MODERN = OptimConfig(trust_ratio=0.01, label_smoothing=0.1, average_decay=0.9)
 ACT, END = 2, 4  # the step from which on rank 0 is told to act, for one step, and the last rank to end the run
 # With conv6 the towers talk once more; without, they do what they do here and no more.
 CONFIG = ModelConfig(fc_width=64, init="he", pixel_std=58.0, precision="float32", conv6=True)
@@ -44,6 +45,7 @@ NETWORKS = {
     "silent": replace(CONFIG, talk=False),
     "shallow": replace(CONFIG, conv6=False, without="conv3", pool_size=2, activation="logistic"),
     "column": replace(CONFIG, columns=1),
+    "modern": CONFIG,  # by what a modern recipe adds to the update
 }
 FIRST = 2**33 - 5  # positions that need more than 32 bits
 
@@ -82,7 +84,7 @@ def freshly_compiled(backend: str) -> TrainStep:
 
 
 def steps(parallel: Parallel, backend: str, dtype: str, network: str = "paper") -> dict[str, Tensor]:
-    """What this rank finds: losses, gradients, weights, velocities, counts."""
+    """What this rank finds: losses, gradients, weights, velocities, averages, counts."""
     numbers: torch.dtype = getattr(torch, dtype)
     model = AlexNet(
         NETWORKS[network],
@@ -91,7 +93,9 @@ def steps(parallel: Parallel, backend: str, dtype: str, network: str = "paper") 
         seed=2**40 + 1,
         placement=parallel.placement,
     ).to(numbers)
-    optimizer = MomentumSGD(OptimConfig(), dict(model.named_parameters()))
+    optim = MODERN if network == "modern" else OptimConfig()
+    optimizer = MomentumSGD(optim, dict(model.named_parameters()))
+    rates = torch.tensor([1.0, 1.0, 0.3] if network == "modern" else [0.01, 0.01])
     mean = torch.full((CROP, CROP, 3), 110.0, dtype=numbers)
     training = TrainingState(model, optimizer, mean, torch.tensor(True), parallel)
     batches = [examples(FIRST + step * BATCH, parallel.rank, parallel.world_size) for step in range(STEPS[dtype])]
@@ -100,10 +104,11 @@ def steps(parallel: Parallel, backend: str, dtype: str, network: str = "paper") 
     results = []
     for number, batch in enumerate(batches):
         told = [parallel.rank == parallel.world_size - 1 and number >= END, parallel.rank == 0 and number == ACT]
-        results.append(step(training, StepControls(torch.tensor([0.01, 0.01]), torch.tensor(told).float()), batch))
+        results.append(step(training, StepControls(rates, torch.tensor(told).float()), batch))
     found |= {name: torch.stack([result[i] for result in results]) for i, name in enumerate(results[0]._fields)}
     found |= {f"weight.{name}": w.detach() for name, w in optimizer.parameters.items()}
     found |= {f"velocity.{name}": v for name, v in optimizer.velocities.items()}
+    found |= {f"average.{name}": a for name, a in optimizer.averages.items()}
     counting = batches[0]._replace(weights=batches[0].weights * BATCH)
     found["validation"] = eval_step(training, torch.tensor([float(parallel.rank == 0), 1.0]), counting)
     if backend != "eager":

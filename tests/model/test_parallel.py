@@ -22,9 +22,9 @@ PROGRAM = Path(__file__).with_name("parallel_steps.py")
 # graph of `tower+data` has all that one of `tower` or of `data` has.
 EAGER = ("eager-float64", "eager-float32")
 LAUNCHES = {
-    ("tower", 2): EAGER,
+    ("tower", 2): (*EAGER, "eager-float64-modern"),
     ("data", 2): EAGER,
-    ("data", 3): EAGER,
+    ("data", 3): (*EAGER, "eager-float64-modern"),
     ("tower+data", 4): (*EAGER, "aot_eager-float64"),
     ("2014", 2): (*EAGER, "aot_eager-float64"),
     ("2014", 4): EAGER,
@@ -69,7 +69,8 @@ def alone() -> dict[str, dict[str, Tensor]]:
     """One process, both towers, float64: by the data type that it is the reference of, because that has its steps."""
     whole = steps(Parallel(), "eager", "float64")
     with mock.patch.dict(STEPS, float64=STEPS["float32"]):
-        return {"float64": whole, "float32": steps(Parallel(), "eager", "float64")}
+        short = steps(Parallel(), "eager", "float64")
+    return {"float64": whole, "float32": short, "modern": steps(Parallel(), "eager", "float64", "modern")}
 
 
 # All of the norm of a tensor. Float64 errs by 2^-53 in each sum, of some thousand terms in each of eight layers: 1e-12
@@ -110,6 +111,14 @@ def test_loss_gradients_and_weights_are_those_of_one_process(found: Found, alone
     """In float64 only the order of sums differs: dropout, pictures and the uneven batch are the same."""
     for ranks in found.of("float64"):
         assert_same(ranks, alone["float64"], FLOAT64, FLOAT64)
+
+
+def test_layer_wise_rates_smoothed_labels_and_averages_are_those_of_one_process(
+    found: Found, alone: dict[str, dict[str, Tensor]]
+) -> None:
+    for ranks in found.of("modern"):
+        assert any(name.startswith("average.") for name in alone["modern"])
+        assert_same(ranks, alone["modern"], FLOAT64, FLOAT64)
 
 
 def test_a_step_in_float32_errs_by_its_own_rounding(found: Found, alone: dict[str, dict[str, Tensor]]) -> None:

@@ -1,21 +1,26 @@
 """The step: one graph, no recompiles, equal to eager; and a NaN that reaches nothing."""
 
+import numpy as np
 import pytest
 import torch
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor_config
 
 from model.alexnet import ModelConfig
+from model.optim import OptimConfig, averaging_rate, rates_at
 from model.step import (
     StepInputs,
     compile_options,
     compiled_train_step,
     eval_step,
+    local_logits,
     normalise_pictures,
     train_step,
+    training_loss,
     two_graphs,
 )
-from steps import CROP, TOLD, Bench, assert_same_step, counting, examples
+from service.training.validation import compiled_eval_step
+from steps import CROP, MODERN, TOLD, Bench, assert_same_step, counting, examples
 
 
 def test_prepare_is_the_formula_and_channels_last() -> None:
@@ -80,6 +85,50 @@ def poisoned(batch: StepInputs) -> StepInputs:
     return batch._replace(offset=offset)
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_modern_recipes_step_is_compiled_once_for_a_whole_schedule_and_is_safe_from_nan(backend: str) -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    compiled, eager = Bench(optim=MODERN), Bench(optim=MODERN)
+    step = compiled_train_step(backend)
+    for i in range(5):
+        rates, averaging = rates_at(MODERN, float(i), [], 5), averaging_rate(MODERN, i)
+        assert_same_step(compiled, eager, step, examples(first=8 * i), rates.base, averaging)
+    before = compiled.tensors()
+    assert not compiled.run(step, poisoned(examples(first=40)), lr=1.0).all_finite
+    assert not compiled.run(step, examples(first=48), lr=1.0).all_finite
+    assert all(torch.equal(a, b) for a, b in zip(before, compiled.tensors(), strict=True))
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+
+
+def test_the_training_loss_has_smoothed_labels() -> None:
+    """(1 - s) of the label's and s of the mean over classes, of -log p; validation does not smooth."""
+    bench, batch = Bench(optim=OptimConfig(label_smoothing=0.2)), examples()
+    with torch.no_grad():
+        logits = local_logits(bench.training, batch, train=True).double().numpy()
+        loss = training_loss(bench.training, batch).item()
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    of_label = log_p[np.arange(8), batch.labels.numpy()]
+    assert loss == pytest.approx(-(0.8 * of_label + 0.2 * log_p.mean(1)).mean(), rel=1e-5)  # of float32
+    assert torch.equal(*(eval_step(each.training, TOLD, counting(batch)) for each in (bench, Bench())))
+
+
+def test_validation_is_of_the_averaged_network() -> None:
+    bench, other, batch = Bench(optim=MODERN), Bench(), counting(examples(16))
+    for i in range(3):
+        bench.run(train_step, examples(first=8 * i), lr=1.0)
+    for averaged in (True, False):
+        with torch.no_grad():
+            for name, w in other.model.named_parameters():
+                w.copy_((bench.optimizer.averages if averaged else bench.optimizer.parameters)[name])
+        theirs = eval_step(other.training, TOLD, batch)
+        assert torch.equal(eval_step(bench.training, TOLD, batch), theirs) == averaged
+    torch._dynamo.reset()
+    compiled = compiled_eval_step("aot_eager")(bench.training, TOLD, batch)
+    torch.testing.assert_close(compiled, eval_step(bench.training, TOLD, batch), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("compile", [False, True])
 def test_nothing_not_finite_ever_reaches_the_weights(compile: bool) -> None:
     bench = Bench()
@@ -104,8 +153,9 @@ def test_an_infinite_gradient_under_a_finite_loss_is_caught() -> None:
 
 
 @pytest.mark.slow
-def test_two_graphs_do_what_the_eager_step_does() -> None:
-    two, eager = Bench(), Bench()
+@pytest.mark.parametrize("optim", [OptimConfig(), MODERN], ids=["paper", "modern"])
+def test_two_graphs_do_what_the_eager_step_does(optim: OptimConfig) -> None:
+    two, eager = Bench(optim=optim), Bench(optim=optim)
     apart = two_graphs("aot_eager")
     for i in range(2):
         assert_same_step(two, eager, apart, examples(first=8 * i))

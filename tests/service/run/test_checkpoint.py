@@ -28,6 +28,7 @@ from service.run.checkpoint import (
     prune_checkpoints,
     read_checkpoint,
     read_tensors,
+    read_weights,
     restore,
     save_checkpoint,
 )
@@ -35,9 +36,9 @@ from service.run.checkpoint import (
 RUN = {"recipe": "test"}
 
 
-def network(seed: int = 0) -> tuple[AlexNet, MomentumSGD]:
+def network(seed: int = 0, average_decay: float = 0.0) -> tuple[AlexNet, MomentumSGD]:
     model = AlexNet(ModelConfig(fc_width=16), classes=3, crop=67, seed=seed)
-    return model, MomentumSGD(OptimConfig(), dict(model.named_parameters()))
+    return model, MomentumSGD(OptimConfig(average_decay=average_decay), dict(model.named_parameters()))
 
 
 def history(*errors: float) -> tuple[Validation, ...]:
@@ -64,6 +65,36 @@ def test_what_is_saved_comes_back_exactly(tmp_path: Path) -> None:
     for (name, a), b in zip(model.named_parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b) and torch.equal(optimizer.velocities[name], others.velocities[name])
         assert b.stride() == a.stride()  # channels-last kernels stay so
+
+
+def test_averages_come_back_exactly_and_are_the_network_that_is_used(tmp_path: Path) -> None:
+    model, optimizer = network(seed=1, average_decay=0.9)
+    for average in optimizer.averages.values():
+        average.normal_()
+    path = save_checkpoint(tmp_path, RunState(step=1), copy_tensors(model, optimizer), RUN)
+    other, others = network(seed=2, average_decay=0.9)
+    restore(read_tensors(read_checkpoint(path)).items(), other, others)
+    used = read_weights(path)
+    assert used.keys() == optimizer.averages.keys() == dict(model.named_parameters()).keys()
+    for name, w in model.named_parameters():
+        assert torch.equal(w, others.parameters[name])
+        assert torch.equal(optimizer.averages[name], others.averages[name])
+        assert torch.equal(optimizer.averages[name], used[name])
+    (kernels,) = read_weights(path, lambda name: name == "towers.1.conv1.weight").values()
+    assert torch.equal(kernels, optimizer.averages["towers.1.conv1.weight"])
+
+
+def test_averages_that_a_checkpoint_lacks_start_from_its_weights_and_others_are_left_out(tmp_path: Path) -> None:
+    (old, old_optimizer), (new, new_optimizer) = network(seed=1), network(seed=2, average_decay=0.9)
+    path = save_checkpoint(tmp_path, RunState(step=1), copy_tensors(old, old_optimizer), RUN)
+    restore(read_tensors(read_checkpoint(path)).items(), new, new_optimizer)
+    for name, w in old.named_parameters():
+        assert torch.equal(new_optimizer.averages[name], w) and torch.equal(read_weights(path)[name], w)
+        new_optimizer.averages[name].zero_()
+    path = save_checkpoint(tmp_path, RunState(step=2), copy_tensors(new, new_optimizer), RUN)
+    without, optimizer = network(seed=3)
+    restore(read_tensors(read_checkpoint(path)).items(), without, optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(old.parameters(), without.parameters(), strict=True))
 
 
 def test_a_copy_does_not_see_the_next_step() -> None:

@@ -33,6 +33,31 @@ def test_the_recipe_is_paper_unless_named() -> None:
     assert parse_run(["source"]) == RECIPES["source"][1]
 
 
+def test_modern_is_the_papers_network_with_every_part_of_todays_training() -> None:
+    paper, modern = RECIPES["paper"][1], RECIPES["modern"][1]
+    assert replace(modern.model, init="paper", pixel_std=1.0) == paper.model
+    assert modern.data == replace(paper.data, augment=replace(paper.data.augment, crop="resized"))
+    optim = modern.optim
+    assert optim.schedule == "cosine" and optim.warmup_epochs and optim.label_smoothing and optim.average_decay
+
+
+def test_a_run_of_before_these_options_resumes() -> None:
+    theirs = run_fields(Run(), "hash")
+    for name in ("warmup_epochs", "final_lr", "trust_ratio", "label_smoothing", "average_decay"):
+        del theirs["optim"][name]
+    check_same_run(Path("run"), theirs, run_fields(Run(), "hash"))
+    with pytest.raises(InputError, match=r"optim\.average_decay 0\.0 there, 0\.9 here"):
+        check_same_run(Path("run"), theirs, run_fields(parse_run(["--optim.average-decay", "0.9"]), "hash"))
+
+
+def test_epochs_may_not_change_where_the_schedule_ends_with_them() -> None:
+    for schedule in ("cosine", "one-cycle"):
+        before, after = (parse_run(words(f"--optim.schedule {schedule} --epochs {epochs}")) for epochs in (90, 120))
+        with pytest.raises(InputError, match="epochs 90 there, 120 here"):
+            check_same_run(Path("run"), run_fields(before, "hash"), run_fields(after, "hash"))
+        check_same_run(Path("run"), run_fields(before, "hash"), run_fields(replace(before, max_steps=5), "hash"))
+
+
 def words(line: str) -> list[str]:
     return line.split()
 
@@ -54,6 +79,7 @@ def test_the_promised_flags_are_there() -> None:
         ("--epochs 0", "epochs is 0, expected at least 1"),
         ("--checkpoint-seconds -1", "checkpoint_seconds is -1.0, expected a number of at least 0"),
         ("--checkpoint-seconds inf", "checkpoint_seconds is inf"),
+        ("--epochs 5 --optim.warmup-epochs 5", "warmup_epochs is 5, expected fewer than the run's 5 epochs"),
         ("--keep-checkpoints 1", "keep_checkpoints is 1, expected at least 2"),
         ("--seed 18446744073709551616", "seed is 18446744073709551616, expected at most"),
         ("--port 70000", "port is 70000, expected at most 65535"),

@@ -19,6 +19,7 @@ from service.telemetry.loss_curve import LossCurve, Point
 from service.training.control_queue import MAX_PENDING, ControlQueue, Refused
 
 SAMPLES = 100
+EPOCHS = 90
 MANUAL = OptimConfig(schedule="manual", patience=3)
 
 
@@ -40,15 +41,15 @@ def act(**fields) -> Act:
 def test_a_rate_set_by_hand_holds_whatever_the_schedule_says() -> None:
     config = OptimConfig(schedule="steps", drop_epochs=(2,))
     before = RunState(position=SAMPLES)
-    assert rates_of(config, before, SAMPLES) == rates_at(config, 1, ()) == LearningRates(0.01, 0.01)
+    assert rates_of(config, before, SAMPLES, EPOCHS) == rates_at(config, 1, (), EPOCHS) == LearningRates(0.01, 0.01)
     event = make_act_event(act(rate=0.5, reason="why not"), before, SAMPLES, LearningRates(0.01, 0.01))
     assert (event["author"], event["reason"], event["manual"]) == ("alice", "why not", True)
     assert (event["old"]["base"], event["new"]["base"]) == (0.01, 0.5)
     later = replace(before, position=3 * SAMPLES, events=(event,))
-    assert rates_of(config, later, SAMPLES) == LearningRates(0.5, 0.5)
+    assert rates_of(config, later, SAMPLES, EPOCHS) == LearningRates(0.5, 0.5)
     # A schedule's own event does not take the rate out of its hands.
     own = make_rate_event(before, SAMPLES, LearningRates(0.01, 0.01), LearningRates(0.001, 0.001), "schedule steps")
-    assert rates_of(config, replace(later, events=(own,)), SAMPLES) == rates_at(config, 3, ())
+    assert rates_of(config, replace(later, events=(own,)), SAMPLES, EPOCHS) == rates_at(config, 3, (), EPOCHS)
 
 
 def test_a_factor_multiplies_the_current_rate_and_conv1_keeps_its_override() -> None:
@@ -56,8 +57,8 @@ def test_a_factor_multiplies_the_current_rate_and_conv1_keeps_its_override() -> 
     event = make_act_event(act(factor=0.1), state, SAMPLES, LearningRates(0.01, 1e-5))
     assert event["new"] == {"base": pytest.approx(0.001), "conv1": 1e-5}
     config = OptimConfig(schedule="steps", conv1_lr=((68, 1e-5), (72, 0.0)))
-    assert rates_of(config, replace(state, events=(event,)), SAMPLES).conv1 == 1e-5
-    assert rates_of(config, replace(state, position=72 * SAMPLES, events=(event,)), SAMPLES).conv1 == 0.0
+    assert rates_of(config, replace(state, events=(event,)), SAMPLES, EPOCHS).conv1 == 1e-5
+    assert rates_of(config, replace(state, position=72 * SAMPLES, events=(event,)), SAMPLES, EPOCHS).conv1 == 0.0
 
 
 def test_a_rate_beyond_all_use_and_a_pause_of_a_pause_are_refused() -> None:

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from model.network import make_network
-from model.optim import OptimConfig
+from model.optim import OptimConfig, rates_at
 from networks import saved_network, small_run
 from pictures import write_tree
 from pipeline.files import sha256_of
 from pipeline.shard import ShardOptions, shard
-from processes import command, losses, records, run, torchrun, weights, wrong_in_turn
+from processes import MODERN, command, losses, records, run, torchrun, weights, wrong_in_turn
 from service.network.read import load
 from service.run.checkpoint import RunState, Validation
 from service.run.events import proposed_rate_drop, rates_of
@@ -65,6 +65,29 @@ def test_a_fork_takes_its_parents_next_steps_bit_for_bit(shards: Path, parent: P
 
 
 @pytest.mark.slow
+def test_a_fork_of_a_run_that_averages_goes_on_bit_for_bit_and_may_have_other_epochs(
+    shards: Path, tmp_path: Path
+) -> None:
+    parent, same, longer = tmp_path / "parent", tmp_path / "same", tmp_path / "longer"
+    status, output = run(command(shards, parent, *MODERN, "--max-steps", "8", "--checkpoint-every", "4"))
+    assert status == 0, output
+    fork = ("--from", str(step(parent, 4)), "--max-steps", "8")
+    status, output = run(command(shards, same, *MODERN, *fork))
+    assert status == 0, output
+    ours, theirs = weights(same, 8), weights(parent, 8)
+    assert any(name.startswith("average.") for name in theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert [event["new_schedule"] for event in events(same)] == [False]
+    status, output = run(command(shards, longer, *MODERN, *fork, "--epochs", "9"))
+    assert status == 0, output
+    config = OptimConfig(lr=0.5, schedule="cosine", warmup_epochs=1)
+    expected = [rates_at(config, number / 3, [], 9).base for number in range(4, 8)]
+    assert [r["learning_rate"] for r in records(longer) if "gradient_norm" in r] == expected
+    started, change = events(longer)
+    assert started["new_schedule"] and change["new"]["base"] == expected[0]
+
+
+@pytest.mark.slow
 def test_a_fork_with_another_rate_trains_by_it(shards: Path, parent: Path, tmp_path: Path) -> None:
     """As run 145 of the 2012 log went on with its rate raised again."""
     options = ("--from", str(step(parent, 4)), "--max-steps", "6", "--optim.lr", "0.02")
@@ -85,7 +108,7 @@ def test_a_forks_own_schedule_counts_neither_rates_set_by_hand_nor_plateaus_befo
 
     def rate(*events: dict[str, Any], later: tuple[Validation, ...] = ()) -> float:
         state = RunState(step=130, position=1300, history=(*history, *later), events=events)
-        return rates_of(plateau, state, 100).base
+        return rates_of(plateau, state, 100, 90).base
 
     assert rate() == rate(kept) == pytest.approx(0.2 / 1000)
     assert rate(by_hand) == rate(by_hand, kept) == 0.05

@@ -12,7 +12,7 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from processes import command, losses, rank_pids, records, run, start, torchrun, wait_until, weights
+from processes import MODERN, command, losses, rank_pids, records, run, start, torchrun, wait_until, weights
 from service.run.checkpoint import FOLDER, newest_checkpoint
 from service.training.ranks import NCCL_ENVIRONMENT, set_nccl_environment
 
@@ -72,6 +72,23 @@ def test_a_run_goes_on_under_any_number_of_ranks_without_skipping_or_repeating_a
         assert f"done at step {steps}" in output
     assert positions_by_step(record) == {step: list(range(10 * step - 10, 10 * step)) for step in range(1, 13)}
     assert_near(out, reference, 12)
+    validation = [[r for r in records(folder) if "validation" in r] for folder in (out, reference)]
+    assert [r["top1"] for r in validation[0]] == [r["top1"] for r in validation[1]]
+
+
+@pytest.mark.slow
+def test_a_modern_run_and_its_averages_go_on_under_any_number_of_ranks(shards: Path, tmp_path: Path) -> None:
+    """A tower each, whose averages rank 0 collects; then a replica each, then alone."""
+    reference, out = tmp_path / "reference", tmp_path / "out"
+    status, output = run(in_float64(shards, reference, *MODERN), RECORD=str(tmp_path))
+    assert status == 0, output
+    for ranks, steps, layout in ((2, 5, "tower"), (3, 8, "data"), (1, 0, "auto")):
+        arguments = in_float64(shards, out, *MODERN, "--max-steps", str(steps), "--parallel", layout)
+        status, output = run(torchrun(arguments, ranks) if ranks > 1 else arguments, RECORD=str(tmp_path))
+        assert status == 0, output
+    assert_near(out, reference, 12)
+    names = weights(out, 12).keys()
+    assert {f"average.towers.{tower}.fc8.bias" for tower in (0, 1)} <= names
     validation = [[r for r in records(folder) if "validation" in r] for folder in (out, reference)]
     assert [r["top1"] for r in validation[0]] == [r["top1"] for r in validation[1]]
 

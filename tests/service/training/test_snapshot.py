@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from model.optim import OptimConfig
 from model.step import train_step
 from service.run.checkpoint import RunState, Tensors, copy_tensors, newest_checkpoint, read_tensors, save_checkpoint
 from service.training import snapshot
@@ -16,8 +17,8 @@ from steps import CONFIG, Bench, examples
 
 
 def trained(precision: Any = "float32") -> Bench:
-    """A network whose velocities are not zero, and whose kernels lie in channels-last order."""
-    bench = Bench(replace(CONFIG, precision=precision))
+    """A network with averages, whose velocities are not zero, and whose kernels lie in channels-last order."""
+    bench = Bench(replace(CONFIG, precision=precision), OptimConfig(average_decay=0.9))
     bench.run(train_step, examples())
     return bench
 

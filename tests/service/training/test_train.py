@@ -16,7 +16,21 @@ from safetensors.torch import load_file
 
 from model.alexnet import ModelConfig
 from model.flop import training_flops_per_picture
-from processes import command, losses, records, run, small_shards, start, torchrun, wait_until, weights, wrong_in_turn
+from model.optim import OptimConfig, rates_at
+from processes import (
+    MODERN,
+    command,
+    losses,
+    records,
+    run,
+    small_shards,
+    start,
+    torchrun,
+    wait_until,
+    weights,
+    wrong_in_turn,
+)
+from service.network.read import load
 from service.run.checkpoint import FOLDER, checkpoints, newest_checkpoint, save_checkpoint
 
 
@@ -58,6 +72,31 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(shards: Path, tmp_path: 
     assert [r["epoch"] for r in records(broken) if "validation" in r] == [step * 40 // 30 for step in range(1, 13)]
     validation = [r for r in records(whole) if "validation" in r]
     assert [r for r in records(broken) if "validation" in r] == validation
+
+
+@pytest.mark.parametrize("mode", ["--no-compile", pytest.param("--compile", marks=pytest.mark.slow)])
+def test_a_modern_run_resumes_bit_for_bit_and_its_averaged_network_is_what_it_measures(
+    shards: Path, tmp_path: Path, mode: str
+) -> None:
+    """12 steps of 10 over 30 pictures, the second time in two parts, which end in the middle of an epoch."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    status, output = run(command(shards, whole, *MODERN, mode))
+    assert status == 0 and "weights are averaged (decay 0.9)" in output, output
+    for steps in ("5", "0"):
+        status, output = run(command(shards, broken, *MODERN, mode, "--max-steps", steps))
+        assert status == 0, output
+    assert_same_end(broken, whole, 12)
+    measured = [[r for r in records(out) if "validation" in r or "evaluation" in r] for out in (whole, broken)]
+    assert measured[0] == measured[1] and len(measured[0]) == 5
+    end = weights(whole, 12)
+    averages = {name.removeprefix("average."): w for name, w in end.items() if name.startswith("average.")}
+    assert all(torch.equal(w, averages[name]) for name, w in load(whole, "cpu").model.named_parameters())
+    assert not any(torch.equal(w, end[name]) for name, w in averages.items())
+    # Every step has its rate in the log, and none of them is an event.
+    config = OptimConfig(lr=0.5, schedule="cosine", warmup_epochs=1)
+    expected = [rates_at(config, step / 3, [], 4).base for step in range(12)]
+    assert [r["learning_rate"] for r in records(whole) if "gradient_norm" in r] == expected
+    assert not (whole / "events.jsonl").read_text()
 
 
 def test_ctrl_c_saves_and_exits_130(shards: Path, tmp_path: Path) -> None:
