@@ -22,9 +22,6 @@ from model.layers.lrn import LRNConfig
 # Section 5: gives the ReLUs positive inputs early on. It has no conv6; the 2012 source starts that as it does conv5.
 LAYERS_WITH_BIAS_ONE = ("conv2", "conv4", "conv5", "conv6", "fc6", "fc7")
 TOWER_CHANNELS = (48, 128, 192, 192, 128)  # kernels of one tower, figure 2
-# Of the network of one column: half of each convolution's, but of the last as many as both towers have, because most
-# parameters are in fc6, which takes its maps (section 3.2, footnote).
-COLUMN_CHANNELS = (48, 128, 192, 192, 256)
 
 PICTURE_STD = 58.0  # of the RGB values of ImageNet's pictures about their mean, on 0..255
 # Mean and deviation of each channel on 0..255, as torchvision has them on 0..1 (transforms/_presets.py).
@@ -100,9 +97,12 @@ class ModelConfig:
         return activate(x, self.activation)
 
     @property
-    def channels(self) -> tuple[int, int, int, int, int]:
-        """Kernels of a tower's convolutions, conv1 to conv5."""
-        return TOWER_CHANNELS if self.columns == 2 else COLUMN_CHANNELS
+    def channels(self) -> tuple[int, ...]:
+        """Kernels of a tower's convolutions, conv1 to conv5, of which one may be left out."""
+        # One column's last has as many as both towers', because most parameters are in fc6, which takes its maps
+        # (section 3.2, footnote).
+        last = int(self.deeper[-1][-1]) - 1
+        return tuple(2 * n if self.columns == 1 and i == last else n for i, n in enumerate(TOWER_CHANNELS))
 
     @property
     def deeper(self) -> tuple[str, ...]:
@@ -282,9 +282,8 @@ class AlexNet(nn.Module):
         with autocast(pictures, self.config.precision == "bfloat16"):
             maps = {t: tower.conv1_and_2(pictures) for t, tower in towers.items()}  # (B, 128, 13, 13)
         if self.config.precision == "mixed":
-            maps = {
-                t: part.bfloat16() for t, part in maps.items()
-            }  # conv3 would too, but here it halves what is joined
+            # The next layer would cast too, but here it halves the bytes to join.
+            maps = {t: part.bfloat16() for t, part in maps.items()}
         with autocast(pictures, self.config.precision != "float32"):
             heard = self._heard(maps)  # (B, 256, 13, 13): the GPUs talk
             maps = {t: tower.conv3_to_5(heard[t]) for t, tower in towers.items()}  # (B, 128, 6, 6)

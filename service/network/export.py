@@ -68,8 +68,9 @@ class Difference(NamedTuple):
 def check_exportable(network: TrainedNetwork, format: Format) -> None:
     """InputError where a network cannot be had in a format."""
     if format == "torchvision" and network.config.layout != "torchvision":
+        what = "two towers" if network.config.columns == 2 else "the paper's one tower"
         raise InputError(
-            f"{network.path} has two towers, expected one: torchvision's AlexNet cannot hold it; "
+            f"{network.path} has {what}, expected torchvision's: its AlexNet cannot hold another; "
             "use --format safetensors, onnx or torch-export"
         )
     if format == "torchvision" and network.config.activation != "relu":
@@ -171,7 +172,7 @@ def _plain(model: Network) -> nn.Module:
 
 def plain_torchvision(model: TorchvisionAlexNet) -> nn.Sequential:
     """torchvision's network with its own weights; its pooling is this project's operator, which others do not have."""
-    activate = nn.ReLU if model.config.activation == "relu" else nn.Tanh
+    activate = {"relu": nn.ReLU, "tanh": nn.Tanh, "logistic": nn.Sigmoid}[model.config.activation]
     conv, connected = model.features, model.classifier
     layers = [conv["0"], activate(), _pool(), conv["3"], activate(), _pool(), conv["6"], activate(), conv["8"]]
     layers += [activate(), conv["10"], activate(), _pool()]

@@ -36,6 +36,7 @@ def run_facts(run: Run, world_size: int, layout: Layout | None, device: str) -> 
         "recipe": run.recipe,
         "out": str(run.out),
         **sizes,
+        "towers": 1 if run.model.layout == "torchvision" else run.model.columns,
         "layout": layout,
         "device": device,
         "versions": versions,

@@ -50,7 +50,15 @@ def training(**changes: Any) -> Json:
     ]
     kept = [{"step": s, "time": NOW - 240 - 790 * i, "bytes": 490_123_456} for i, s in enumerate((346000, 345000))]
     versions = {"torch": "2.13.0", "python": "3.11.7"}
-    run = {"recipe": "paper", "out": "/runs/paper", "batch_size": 128, "epochs": 90, "ranks": 2, "layout": "tower"}
+    run = {
+        "recipe": "paper",
+        "out": "/runs/paper",
+        "batch_size": 128,
+        "epochs": 90,
+        "ranks": 2,
+        "towers": 2,
+        "layout": "tower",
+    }
     speed = {"images_per_second": 1213.4, "data_wait_ratio": 0.0123, "mfu": 0.412}
     state = {"loss": 1.3956, "gradient_norm": 1.2345, "learning_rate": 0.0001}
     status = {

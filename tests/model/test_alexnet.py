@@ -163,7 +163,16 @@ def test_one_column_has_as_many_parameters_as_half_the_kernels_leave() -> None:
     connected = [(4096, 256 * 36), (4096, 4096), (1000, 4096)]
     expected = sum(units * (inputs + 1) for units, inputs in (*convolutions, *connected))
     assert sum(p.numel() for p in AlexNet(ModelConfig(columns=1)).parameters()) == expected
-    assert expected == pytest.approx(60_965_224, rel=0.02)  # "approximately the same"
+    assert expected == 59_798_312 == pytest.approx(60_965_224, rel=0.02)  # "approximately the same"
+
+
+def test_fc6_of_one_column_takes_as_many_maps_as_that_of_two_whatever_is_left_out() -> None:
+    for without in ("none", "conv3", "conv4", "conv5"):
+        one, two = (
+            AlexNet(ModelConfig(columns=columns, without=without, fc_width=2), crop=67).held()[0].fc6.in_features
+            for columns in (1, 2)
+        )
+        assert one == two
 
 
 @pytest.mark.parametrize("crop", [67, 68, 69, 70])  # each remainder of the pixels that the last window leaves

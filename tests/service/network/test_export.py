@@ -29,6 +29,7 @@ from service.network.read import MEAN, METADATA
 from service.network.trained import TrainedNetwork
 
 Call = Callable[..., int]
+SaveRun = Callable[..., Path]
 CROP = 67
 FACTS = {"model", "crop", "size", "quality", "classes", "dataset_sha256", "rgb_mean", "pixel_std", "step",
          "source_sha256"}  # fmt: skip
@@ -124,6 +125,38 @@ def test_torch_export_takes_pixels_in_torch_alone(run: str, request: pytest.Fixt
     for count in (1, 2, 9):
         found = program.module()(torch.from_numpy(pixels(photos(count))))
         assert is_near(found.numpy(), logits(network, photos(count)))
+
+
+SMALL: Any = {"fc_width": 64, "init": "he", "pixel_std": 58.0}
+# Together they have each way in which one network of the paper's differs from another.
+VARIANTS = {
+    "one column": ModelConfig(**SMALL, columns=1, without="conv4"),
+    "no talk": ModelConfig(**SMALL, talk=False, activation="logistic", pool_size=2),
+    "without": ModelConfig(**SMALL, without="conv5", conv6=True),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_of_the_network_are_written_and_read_as_they_are(
+    variant: str, save_run: SaveRun, tmp_path: Path, call: Call, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = save_run(tmp_path / "run", VARIANTS[variant]), tmp_path / "network.safetensors"
+    assert call(service.export.main, folder, "--format", "safetensors", "--out", out) == 0
+    assert capfd.readouterr().err.endswith("its logits of 100 made pictures are equal\n")
+    first, again = load(folder, "cpu"), load(out, "cpu")
+    assert again.config == first.config and again.config.columns == VARIANTS[variant].columns
+    assert np.array_equal(logits(first, photos(2)), logits(again, photos(2)))
+    assert call(service.export.main, folder, "--format", "torchvision", "--out", tmp_path / "a.pth") == 2
+    towers = "the paper's one tower" if first.config.columns == 1 else "two towers"
+    assert f"has {towers}, expected torchvision's" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_of_the_network_as_graphs_are_the_network(variant: str, save_run: SaveRun, tmp_path: Path) -> None:
+    network = load(save_run(tmp_path / "run", VARIANTS[variant]), "cpu")
+    assert export(network, "torch-export", tmp_path / "a.pt2").relative <= TOLERANCE
+    assert export(network, "onnx", tmp_path / "a.onnx").relative <= TOLERANCE
 
 
 def normalised(pictures: NDArray[np.uint8]) -> torch.Tensor:
@@ -244,7 +277,10 @@ def test_what_cannot_be_exported_is_one_line_and_no_file(
 ) -> None:
     (tmp_path / "folder.onnx").mkdir()
     wrong: dict[tuple[str, str], str] = {
-        ("torchvision", "a.pth"): "has two towers, expected one: torchvision's AlexNet cannot hold it; use --format",
+        (
+            "torchvision",
+            "a.pth",
+        ): "has two towers, expected torchvision's: its AlexNet cannot hold another; use",
         ("onnx", "a.pt2"): "expected a name that ends in .onnx for onnx; give another --out",
         ("torchvision", "a.pt2"): "expected a name that ends in .pth or .safetensors",
         ("onnx", "folder.onnx"): "expected a file",
@@ -280,7 +316,7 @@ def test_made_pictures_are_the_same_every_time_and_all_different() -> None:
     assert len({each.tobytes() for each in pictures}) == 100
 
 
-@pytest.mark.parametrize(("activation", "crop"), [("relu", 67), ("tanh", 127), ("relu", 224)])
+@pytest.mark.parametrize(("activation", "crop"), [("relu", 67), ("tanh", 127), ("logistic", 67), ("relu", 224)])
 def test_torchvisions_network_in_plain_operators_is_the_network(activation: Any, crop: int) -> None:
     config = ModelConfig(layout="torchvision", fc_width=64, init="he", activation=activation)
     model = TorchvisionAlexNet(config, classes=4, crop=crop).double()

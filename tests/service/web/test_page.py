@@ -99,6 +99,17 @@ def test_news_appear_without_a_reload(page: Page, server: PageServer) -> None:
     assert page.run("return window.here") == 1
 
 
+@pytest.mark.parametrize(("towers", "names"), [(2, ["Tower 0", "Tower 1"]), (1, [])])
+def test_filters_are_of_as_many_towers_as_there_are(
+    page: Page, server: PageServer, towers: int, names: list[str]
+) -> None:
+    server.status["run"] = server.status["run"] | {"towers": towers}
+    opened(page)
+    page.until(lambda: page.text("#filters-note") == "Step 346,000")
+    assert page.texts("#towers span") == names
+    assert ("tower 1" in (page.attribute("#filters", "alt") or "")) == (towers == 2)
+
+
 def test_what_is_not_known_yet_is_explained(page: Page, server: PageServer) -> None:
     server.status, server.curve, server.pictures = starting(), {}, {}  # which are asked for in vain
     opened(page)
