@@ -219,7 +219,11 @@ def compile_options(device_type: str, graphs: bool, exchanges: bool) -> dict[str
     """
     if device_type != "cuda":
         return None
-    return {**CUDA_OPTIONS, **(EXCHANGE_OPTIONS if exchanges else {}), "triton.cudagraphs": graphs}
+    from torch._inductor import config  # a second, which only who compiles should wait
+
+    options = {**CUDA_OPTIONS, **(EXCHANGE_OPTIONS if exchanges else {}), "triton.cudagraphs": graphs}
+    known = config.get_config_copy()  # torch refuses what its version does not know: 2.11 has not all of them
+    return {name: value for name, value in options.items() if name in known}
 
 
 def mark_static_addresses(training: TrainingState) -> None:

@@ -1,4 +1,4 @@
-"""Activation, normalisation and max-pooling of a convolution's output: on CUDA in one pass, elsewhere layer by layer.
+"""Activation, normalisation and max-pooling of a convolution's output: compiled for CUDA one pass, else by layers.
 
 Layer by layer the compiler moves about 30 maps between memory and processor, forward and backward; `fused_kernels.py`
 moves four: forward reads the convolution's output and writes the pooled map with a byte for the place of each maximum,
@@ -7,7 +7,7 @@ backward reads them and the pooled gradient and writes one gradient. It gathers,
 
 import importlib.util
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from model.layers.pool import STRIDE, max_pool
 Activation = Literal["relu", "tanh", "logistic"]
 PoolSize = Literal[2, 3]
 
+HAS_KERNELS: Final = bool(torch.version.cuda and importlib.util.find_spec("triton"))
 TILE = 2048  # numbers of a program's tile: 16 a thread, for which 128 registers are enough; with 32 float32 spills
 
 
@@ -46,8 +47,8 @@ def conv_pool(conv: nn.Conv2d, x: Tensor, pooling: Pooling) -> Tensor:
 
 
 def runs_fused(x: Tensor) -> bool:
-    """Whether the kernels take it."""
-    return x.is_cuda and x.dtype != torch.float64
+    """Whether the kernels take it: in compiled code, which has Triton's compiler and launches on the tensor's GPU."""
+    return x.is_cuda and x.dtype != torch.float64 and HAS_KERNELS and torch.compiler.is_compiling()
 
 
 def pool_by_layers(x: Tensor, pooling: Pooling) -> Tensor:
@@ -158,7 +159,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.save_for_backward(x, bias, *output)
 
 
-if torch.version.cuda and importlib.util.find_spec("triton"):  # without Triton torch warns of each
+if HAS_KERNELS:  # without Triton torch warns of each
     _norm_pool: Any = torch.library.triton_op("alexnet::norm_pool", forward_maps, mutates_args=())
     _norm_pool.register_autograd(_backward, setup_context=_save)
     torch.library.triton_op("alexnet::norm_pool_backward", backward_maps, mutates_args=())

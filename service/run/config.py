@@ -96,7 +96,7 @@ class Run:
     """Compile the step; without, the first step comes sooner and each one is slower."""
     deterministic: bool = False
     """On a GPU, take kernels that add in the same order in every process, so that a resume is bit for bit the same
-    there too, instead of the fastest; on a CPU it always is."""
+    there too, instead of the fastest; on a CPU it always is. Exchanges between ranks then wait for all of backward."""
     parallel: Literal["auto", "tower", "data", "tower+data", "2014"] = "auto"
     """How torchrun's processes share the work. tower: two, a tower each; data: each has both; tower+data: pairs;
     2014: pairs that share only fully connected layers. auto: two are the paper's GPUs, more are pairs where even."""

@@ -35,7 +35,11 @@ class Snapshots:
             copies = copy_tensors(self._model, self._optimizer)
             return lambda: copies
         assert self._clone is None, "the last snapshot was not fetched"
-        clone = pack(tensors)
+        try:
+            clone = pack(tensors)
+        except torch.OutOfMemoryError:  # on a device that has no room for a clone the loop waits for the host's copy
+            copies = copy_tensors(self._model, self._optimizer)
+            return lambda: copies
         cloned = torch.cuda.Event()
         cloned.record()
         self._clone = clone, cloned
@@ -62,8 +66,11 @@ def on_gpu(tensors: Tensors) -> bool:
 
 
 def pinned_like(tensor: Tensor) -> Tensor:
-    """Memory on the host for a tensor's numbers, which a GPU can write by itself."""
-    return torch.empty_like(tensor, device="cpu", pin_memory=True)
+    """Memory on the host for a tensor's numbers, which a GPU can write by itself; where so much cannot be pinned, any."""
+    try:
+        return torch.empty_like(tensor, device="cpu", pin_memory=True)
+    except RuntimeError:
+        return torch.empty_like(tensor, device="cpu")
 
 
 def pack(tensors: Tensors) -> Tensor:

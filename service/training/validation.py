@@ -66,10 +66,12 @@ class Validator:
             inputs = padded(StepInputs(*batch), self._rows)
             totals += self._eval_step(self._training, self._agreement.local_flags(), inputs)
             beat()
-            if self._several:
-                under_way.append(Copying.start(totals))
-                if len(under_way) > self._lag:
-                    self._agreement.update(under_way.popleft().read()[MEASURES:])
+            # Of one rank too: a GPU that is slower than its loader would else have all batches in its memory.
+            under_way.append(Copying.start(totals))
+            if len(under_way) > self._lag:
+                flags = under_way.popleft().read()[MEASURES:]
+                if self._several:
+                    self._agreement.update(flags)
             if self._agreement.should_end:
                 return None
         loss, top1, top5, *flags = (totals / self._samples).tolist()

@@ -9,6 +9,7 @@ from torch._inductor import config as inductor_config
 from model.alexnet import ModelConfig
 from model.optim import OptimConfig, averaging_rate, rates_at
 from model.step import (
+    CUDA_OPTIONS,
     StepInputs,
     compile_options,
     compiled_train_step,
@@ -71,6 +72,12 @@ def test_options_are_for_cuda_alone_and_inductor_knows_them() -> None:
     for graphs in (False, True):
         options = compile_options("cuda", graphs, exchanges=True)
         assert options and options["triton.cudagraphs"] == graphs and options.keys() <= known.keys()
+
+
+def test_options_that_a_version_of_torch_lacks_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CUDA_OPTIONS, "of_a_later_version", True)
+    options = compile_options("cuda", graphs=False, exchanges=False)
+    assert options and "combo_kernels" in options and "of_a_later_version" not in options
 
 
 def test_ten_steps_learn_ten_pictures() -> None:

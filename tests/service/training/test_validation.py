@@ -3,13 +3,15 @@
 from itertools import repeat
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest import mock
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from model.step import StepInputs, eval_step
-from service.training.validation import Validator, compiled_eval_step, padded
+from service.training.step_result import Copying
+from service.training.validation import LAG, Validator, compiled_eval_step, padded
 from steps import TOLD, Bench, counting, examples
 
 SIZES = (8, 8, 3)
@@ -72,6 +74,21 @@ def test_where_another_rank_is_told_to_end_all_end_after_the_same_batch(told: in
     agreement, beats = Agreement(told), []
     assert validator(Bench(), agreement, world_size=2).measure(lambda: beats.append(1)) is None
     assert len(beats) == told == len(agreement.updates)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_what_is_read_late_is_read_and_no_batch_is_further_ahead(world_size: int) -> None:
+    """As on a GPU: results of a batch are read while the second after it is under way."""
+    asked: list[int] = []
+    read: list[int] = []
+    agreement = Agreement(told=1)
+    late = validator(Bench(), agreement, world_size=world_size)
+    late._lag = LAG
+    copying = Copying.read
+    with mock.patch.object(Copying, "read", lambda self: read.append(len(asked)) or copying(self)):
+        measured = late.measure(lambda: asked.append(1))
+    assert len(asked) == len(SIZES) and read == [LAG + 1]  # the first batch's, after the third
+    assert (measured is None) == agreement.should_end and (world_size == 1 or agreement.updates[0][0] == 1)
 
 
 def test_rows_added_count_for_nothing() -> None:
