@@ -20,9 +20,9 @@ from service.ablation.experiments import EXPERIMENTS, IMAGENETTE, Experiment
 from service.ablation.measures import history_of, is_finished, variants_of
 from service.ablation.plan import PlannedRun, plan
 from service.ablation.report import LEFT, as_json, document, headings, picture, remarks, rows_of
-from service.ablation.timing import speed_here
+from service.ablation.timing import file_of, speed_here
 from service.ablation.training import Work, train
-from service.ablation.training_error import file_of, measure_training_errors
+from service.ablation.training_error import measure_training_errors, read_training_errors
 from service.results.table import print_table
 
 
@@ -104,7 +104,7 @@ def train_all(planned: dict[str, list[PlannedRun]], options: AblateOptions) -> l
     with progress(sum(run.steps(work.samples) for run in runs), "steps") as advance:
         faults = train(runs, work, advance)
     for run in runs:
-        if run.every_epoch and is_finished(history_of(run), run.epochs) and not file_of(run).exists():
+        if run.every_epoch and is_finished(history_of(run), run.epochs) and not read_training_errors(run):
             with spinner(f"training error of {run.name}, epoch by epoch"):
                 measure_training_errors(run, shards, choose_device(options.device))
     return faults
@@ -170,10 +170,10 @@ def print_list(options: AblateOptions) -> None:
     if shards:
         dataset = dataset_of(shards)
         seconds = speed_here(IMAGENETTE, work_on(shards, options), options.out).seconds(dataset, options.epochs)
-        said = (
-            f"{shards}: {dataset.splits['train'].samples:,} training pictures; a run takes about {seconds / 60:.0f} min"
+        say(
+            f"{shards}: {dataset.splits['train'].samples:,} training pictures; a run takes {seconds / 60:.0f} min alone"
         )
-        say(f"{said} alone on this machine")
+        say(f"measured: {file_of(IMAGENETTE, options.out)}; remove it to measure again")
     rows = []
     for name, experiment in EXPERIMENTS.items():
         runs = len(plan_of(experiment, options))

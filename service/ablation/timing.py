@@ -38,9 +38,14 @@ class Speed:
         return self.start_seconds + pictures / self.images_per_second
 
 
+def file_of(base: Base, out: Path) -> Path:
+    """Where the trial is kept."""
+    return out / f"speed-{base.name}.json"
+
+
 def speed_here(base: Base, work: Work, out: Path) -> Speed:
     """Of this machine; the trial is kept in `out` for the next time on a machine of this kind."""
-    kept = out / f"speed-{base.name}.json"
+    kept = file_of(base, out)
     here = {"machine": asdict(this_machine()), "options": list(work.options)}
     try:
         known = json.loads(kept.read_bytes())

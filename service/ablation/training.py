@@ -19,7 +19,7 @@ from service.run.log import LOG_FILE
 
 LOOK_SECONDS: Final = 1.0  # between looks at what the workers have logged
 LAST_BYTES: Final = 4096  # of a log: some lines
-FRAME: Final = " │╭╮╰╯─"
+FRAME: Final = " │╭╮╰╯─"  # about what tyro says of a wrong option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +96,8 @@ def output_of(run: PlannedRun) -> Path:
 
 def last_line(run: PlannedRun) -> str:
     """Of what the worker said, without a frame about it; the file's name where it said nothing."""
-    lines = (
-        line.strip(FRAME) for line in reversed(output_of(run).read_text(encoding="utf-8", errors="replace").split("\n"))
-    )
+    said = output_of(run).read_text(encoding="utf-8", errors="replace")
+    lines = (line.strip(FRAME) for line in reversed(said.split("\n")))
     return next((line for line in lines if line), str(output_of(run)))
 
 
