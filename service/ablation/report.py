@@ -71,7 +71,8 @@ def remarks(experiment: Experiment, epochs: int, variants: Sequence[Variant]) ->
             lines.append(f"{variant.name}: {missing} of {variant.planned} runs not finished")
         if experiment.measure == "training":
             if short := variant.finished - len(variant.by_seed):
-                lines.append(f"{variant.name}: {short} of {variant.finished} runs not there in {epochs} epochs")
+                never = f"runs never came to {TRAINING_ERROR:.0%} in {epochs} epochs"
+                lines.append(f"{variant.name}: {short} of {variant.finished} {never}")
             elif variant is not base and variant.by_seed and base.by_seed:
                 lines.append(f"{variant.name}: {variant.mean / base.mean:.1f} times the epochs of {BASE_LABEL}")
     return lines

@@ -188,7 +188,7 @@ def test_a_variant_that_never_comes_to_the_training_error_is_said_to(tmp_path: P
     assert base.by_seed == {0: pytest.approx(1 + 5 / 6), 1: pytest.approx(1 + 5 / 6)}
     assert variant.by_seed == {0: pytest.approx(2 + 2 * 5 / 6)} and variant.finished == 2
     assert variant.difference is None
-    assert remarks(LEARNING, 4, [base, variant]) == ["windows of 2: 1 of 2 runs not there in 4 epochs"]
+    assert remarks(LEARNING, 4, [base, variant]) == ["windows of 2: 1 of 2 runs never came to 25% in 4 epochs"]
     both = replace(variant, by_seed={0: 11 / 3, 1: 11 / 3})
     assert remarks(LEARNING, 4, [base, both]) == ["windows of 2: 2.0 times the epochs of base"]
     with Image.open(io.BytesIO(picture(LEARNING, runs, [base, variant]))) as image:
