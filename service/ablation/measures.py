@@ -1,4 +1,4 @@
-"""What runs have come to: the error of each, and how variants differ from the base, seed by seed."""
+"""What runs have come to: a number for each, and how variants differ from the base, seed by seed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,38 +7,20 @@ from typing import Final
 import numpy as np
 from scipy import stats
 
-from pipeline.command import InputError
+from service.ablation.experiments import BASE_LABEL, Measure
 from service.ablation.plan import PlannedRun
+from service.ablation.training_error import epochs_until, read_training_errors
 from service.results.history import RunHistory, read_history
 from service.run.log import LOG_FILE
 
 LEVEL: Final = 0.95  # of intervals
-TEN_VIEWS: Final = "ten views"  # the measurement that an experiment of views has beside the base's
-
-
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    """A variant's errors, top-1 in percent by seed, and its paired difference from the base's."""
-
-    name: str
-    errors: Mapping[int, float]
-    planned: int  # runs
-    difference: "Difference | None"  # None for the base, and with fewer than two pairs
-
-    @property
-    def mean(self) -> float:
-        """Of the seeds that are done; NaN where none is."""
-        return float(np.mean(list(self.errors.values()))) if self.errors else float("nan")
-
-    @property
-    def spread(self) -> float:
-        """Standard deviation over seeds; NaN for fewer than two."""
-        return float(np.std(list(self.errors.values()), ddof=1)) if len(self.errors) > 1 else float("nan")
+TEN_VIEWS: Final = "ten views"  # beside the base, where views are measured
+TRAINING_ERROR: Final = 0.25  # figure 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Mean of the differences of pairs that share a seed, and its interval by Student's t, in points."""
+    """Mean of the differences of pairs that share a seed, and its interval by Student's t; points or epochs."""
 
     mean: float
     low: float
@@ -51,49 +33,68 @@ class Difference:
         return self.low <= 0 <= self.high
 
 
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A variant's numbers by seed, top-1 errors in percent or epochs, and its paired difference from the base's."""
+
+    name: str
+    by_seed: Mapping[int, float]
+    finished: int  # runs; more than the numbers where some never came to the training error
+    planned: int
+    difference: Difference | None  # None for the base, and with fewer than two pairs
+
+    @property
+    def mean(self) -> float:
+        """Of the seeds that have a number; NaN where none has."""
+        return float(np.mean(list(self.by_seed.values()))) if self.by_seed else float("nan")
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over seeds; NaN for fewer than two."""
+        return float(np.std(list(self.by_seed.values()), ddof=1)) if len(self.by_seed) > 1 else float("nan")
+
+
 def history_of(run: PlannedRun) -> RunHistory | None:
-    """What the run has logged; None where it has not begun."""
-    if not (run.folder / LOG_FILE).is_file():
-        return None
-    try:
-        return read_history(run.folder, f"{run.variant}, seed {run.seed}")
-    except InputError:  # no step yet
-        return None
+    """What the run has logged; None where it has no step yet. InputError where its log is damaged."""
+    log = run.folder / LOG_FILE
+    return read_history(run.folder, run.name) if log.is_file() and b'"loss"' in log.read_bytes() else None
 
 
-def is_finished(run: PlannedRun, epochs: int) -> bool:
-    """Whether the run has trained all its epochs and has been measured."""
-    history = history_of(run)
+def is_finished(history: RunHistory | None, epochs: int) -> bool:
+    """Whether a run has trained all its epochs and has been measured, which it does last."""
     return history is not None and history.epoch >= epochs and history.final_error is not None
 
 
-def variants_of(runs: Sequence[PlannedRun], epochs: int, *, views: bool) -> list[Variant]:
-    """The variants in their order, of the runs that are finished: validation error after the last epoch, centre crop.
-
-    views: the base's error on ten views as one more.
-    """
+def variants_of(runs: Sequence[PlannedRun], measure: Measure) -> list[Variant]:
+    """The variants in their order, with the numbers of the runs that are finished."""
     finished: dict[str, dict[int, RunHistory]] = {run.variant: {} for run in runs}
+    numbers: dict[str, dict[int, float]] = {run.variant: {} for run in runs}
     for run in runs:
-        if is_finished(run, epochs) and (history := history_of(run)):
+        if (history := history_of(run)) and is_finished(history, run.epochs):
             finished[run.variant][run.seed] = history
-    errors = {
-        name: {seed: 100 * history.validations[-1].top1 for seed, history in by_seed.items()}
-        for name, by_seed in finished.items()
-    }
-    base = next(iter(errors))
-    if views:
-        finals = {seed: history.final_error for seed, history in finished[base].items()}
-        errors[TEN_VIEWS] = {seed: 100 * error for seed, error in finals.items() if error is not None}
-    planned = len({run.seed for run in runs})
+            if (number := _number(run, history, measure)) is not None:
+                numbers[run.variant][run.seed] = number
+    if measure == "views":
+        finished[TEN_VIEWS] = finished[BASE_LABEL]
+        finals = {seed: history.final_error for seed, history in finished[BASE_LABEL].items()}
+        numbers[TEN_VIEWS] = {seed: 100 * error for seed, error in finals.items() if error is not None}
     return [
         Variant(
             name=name,
-            errors=by_seed,
-            planned=planned,
-            difference=None if name == base else paired_difference(errors[base], by_seed),
+            by_seed=by_seed,
+            finished=len(finished[name]),
+            planned=len({run.seed for run in runs}),
+            difference=None if name == BASE_LABEL else paired_difference(numbers[BASE_LABEL], by_seed),
         )
-        for name, by_seed in errors.items()
+        for name, by_seed in numbers.items()
     ]
+
+
+def _number(run: PlannedRun, history: RunHistory, measure: Measure) -> float | None:
+    """A finished run's; None where it never came to the training error, or has not been measured on that."""
+    if measure == "training":
+        return epochs_until(TRAINING_ERROR, read_training_errors(run))
+    return 100 * history.validations[-1].top1
 
 
 def paired_difference(base: Mapping[int, float], variant: Mapping[int, float]) -> Difference | None:

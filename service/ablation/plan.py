@@ -1,44 +1,65 @@
-"""An experiment's runs as command lines of service.train: pure functions."""
+"""An experiment's runs, each with the command line of its worker: pure functions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.ablation.experiments import BASE_NAME, Base, Changes, Experiment
+from service.ablation.experiments import BASE_LABEL, Changes, Experiment
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PlannedRun:
     """A variant with a seed, and where its run is."""
 
     variant: str
     seed: int
     folder: Path
-    arguments: tuple[str, ...]  # of service.train
+    recipe: str
+    changes: Changes  # of the recipe
+    every_epoch: bool  # whether the checkpoints of all epochs are kept, to be measured
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return f"{self.variant}, seed {self.seed}"
+
+    @property
+    def epochs(self) -> int:
+        """That it trains."""
+        return self.changes["epochs"]
+
+    def steps(self, samples: int) -> int:
+        """That it takes on so many training pictures."""
+        return -(-self.epochs * samples // self.changes["batch_size"])
+
+    def arguments(self, shards: str | Path) -> list[str]:
+        """Of service.train."""
+        place = ["--data.shards", str(shards), "--out", str(self.folder), "--seed", str(self.seed), "--port", "0"]
+        # Checkpoints by the clock would count among those kept.
+        kept = ["--checkpoint-seconds", "0", "--keep-checkpoints", str(self.epochs + 2)] if self.every_epoch else []
+        return [self.recipe, *place, *kept, *options(self.changes)]
 
 
-def plan(
-    experiment: Experiment, base: Base, *, shards: str, out: Path, seeds: Sequence[int], epochs: int
-) -> list[PlannedRun]:
+def plan(experiment: Experiment, *, out: Path, seeds: Sequence[int], epochs: int) -> list[PlannedRun]:
     """The runs, seed by seed, so that an experiment that is cut short has whole pairs; the base's come first.
 
-    Experiments of the same base and epochs share its runs: the folder's name says all that distinguishes one.
+    Experiments of the same base and epochs share its runs: a folder's name says all that distinguishes one.
     """
-    common = base.of_epochs(epochs)
+    base = experiment.base
+    common = {**base.of_epochs(epochs), **experiment.changes}
+    own = f"{experiment.name} " if experiment.changes else ""
     return [
         PlannedRun(
             variant=variant,
             seed=seed,
-            folder=(folder := out / f"{base.name}-{epochs}-epochs" / f"{slug(variant)}-{seed}"),
-            arguments=(
-                base.recipe,
-                *("--data.shards", shards, "--out", str(folder), "--seed", str(seed), "--port", "0"),
-                *options({**common, **changes}),
-            ),
+            folder=out / f"{base.name}-{epochs}-epochs" / f"{slug(own + variant)}-{seed}",
+            recipe=base.recipe,
+            changes={**common, **changes},
+            every_epoch=experiment.measure == "training",
         )
         for seed in seeds
-        for variant, changes in {BASE_NAME: {}, **experiment.variants}.items()
+        for variant, changes in {BASE_LABEL: {}, **experiment.variants}.items()
     ]
 
 

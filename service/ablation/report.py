@@ -1,26 +1,38 @@
-"""An experiment's outcome as a table, a picture and JSON."""
+"""An experiment's outcome as a table, remarks, a picture and JSON."""
 
 import io
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from service.ablation.experiments import Base, Experiment
-from service.ablation.measures import Variant, history_of
+from service.ablation.experiments import BASE_LABEL, Experiment, Measure
+from service.ablation.measures import TRAINING_ERROR, Variant, history_of
 from service.ablation.plan import PlannedRun
+from service.ablation.training_error import read_training_errors
 from service.results.curves import COLOURS
 from service.results.table import MISSING, markdown
 
-HEADINGS: Final = ("variant", "says", "runs", "top-1 error", "spread", "against base", "95% interval")
-LEFT: Final = 2  # of them are words
+MEASURES: Final[dict[Measure, str]] = {
+    "validation": "top-1 error, %",
+    "views": "top-1 error, %",
+    "training": f"epochs to {TRAINING_ERROR:.0%} training error",
+}
+LEFT: Final = 2  # columns of words
+
+
+def headings(measure: Measure) -> tuple[str, ...]:
+    """Of the table's columns."""
+    return ("variant", "against base", "runs", MEASURES[measure], "spread", "difference", "95% interval")
 
 
 def rows_of(variants: Sequence[Variant]) -> list[tuple[str, ...]]:
-    """A row for each variant, a text for each of HEADINGS; errors in percent, differences in points."""
+    """A row for each variant, a text for each of `headings`."""
     return [_row(variant) for variant in variants]
 
 
@@ -29,9 +41,9 @@ def _row(variant: Variant) -> tuple[str, ...]:
     return (
         variant.name,
         verdict(variant),
-        f"{len(variant.errors)} of {variant.planned}",
-        _number(variant.mean, ".2f", "%"),
-        _number(variant.spread, ".2f"),
+        f"{variant.finished} of {variant.planned}",
+        _number(variant.mean),
+        _number(variant.spread),
         f"{found.mean:+.2f}" if found else MISSING,
         f"{found.low:+.2f} to {found.high:+.2f}" if found else MISSING,
     )
@@ -46,80 +58,125 @@ def verdict(variant: Variant) -> str:
     return "worse" if variant.difference.mean > 0 else "better"
 
 
-def _number(value: float, form: str, unit: str = "") -> str:
-    return MISSING if math.isnan(value) else f"{value:{form}}{unit}"
+def _number(value: float) -> str:
+    return MISSING if math.isnan(value) else f"{value:.2f}"
 
 
-def document(name: str, experiment: Experiment, base: Base, epochs: int, variants: Sequence[Variant]) -> str:
+def remarks(experiment: Experiment, epochs: int, variants: Sequence[Variant]) -> list[str]:
+    """What the table alone does not say: what is missing, and how many times as long a variant takes."""
+    lines = []
+    (base,) = (variant for variant in variants if variant.name == BASE_LABEL)
+    for variant in variants:
+        if missing := variant.planned - variant.finished:
+            lines.append(f"{variant.name}: {missing} of {variant.planned} runs not finished")
+        if experiment.measure == "training":
+            if short := variant.finished - len(variant.by_seed):
+                never = f"runs never came to {TRAINING_ERROR:.0%} in {epochs} epochs"
+                lines.append(f"{variant.name}: {short} of {variant.finished} {never}")
+            elif variant is not base and variant.by_seed and base.by_seed:
+                lines.append(f"{variant.name}: {variant.mean / base.mean:.1f} times the epochs of {BASE_LABEL}")
+    return lines
+
+
+def document(experiment: Experiment, epochs: int, variants: Sequence[Variant]) -> str:
     """The table as Markdown, with what it answers and what the paper found."""
+    base, columns = experiment.base, headings(experiment.measure)
+    notes = "".join(f"- {line}\n" for line in remarks(experiment, epochs, variants))
     return (
-        f"### {name}\n\n{experiment.question} (section {experiment.section})\n\n"
-        f"The paper: {experiment.paper}. Here: {base.what}; {epochs} epochs of the recipe `{base.recipe}`, top-1 error "
-        "on the validation pictures in percent, centre crop; runs of one seed see the same crops.\n\n"
-        f"{markdown(HEADINGS, rows_of(variants), LEFT)}"
+        f"### {experiment.name}\n\n{experiment.question} (section {experiment.section})\n\n"
+        f"The paper: {experiment.paper}.\n\nHere: {base.what}; {epochs} epochs of the recipe `{base.recipe}`. Runs of "
+        "one seed see the same crops. Differences are variant less base, paired by seed; spread is the standard "
+        f"deviation over seeds.\n\n{markdown(columns, rows_of(variants), LEFT)}" + (f"\n{notes}" if notes else "")
     )
 
 
-def as_json(name: str, experiment: Experiment, base: Base, epochs: int, variants: Sequence[Variant]) -> dict[str, Any]:
-    """Everything, as plain values; errors in percent."""
+def as_json(experiment: Experiment, epochs: int, variants: Sequence[Variant]) -> dict[str, Any]:
+    """Everything, as plain values: errors in percent, differences in points; or epochs."""
     return {
-        "experiment": name,
+        "experiment": experiment.name,
         "section": experiment.section,
-        "base": base.name,
+        "paper": experiment.paper,
+        "data": experiment.base.name,
+        "recipe": experiment.base.recipe,
+        "base": {**experiment.base.of_epochs(epochs), **experiment.changes},
         "epochs": epochs,
+        "measure": MEASURES[experiment.measure],
         "variants": [
             {
                 "name": variant.name,
                 "changes": dict(experiment.variants.get(variant.name, {})),
-                "top1_by_seed": dict(variant.errors),
+                "planned": variant.planned,
+                "finished": variant.finished,
+                "by_seed": dict(variant.by_seed),
+                "mean": None if math.isnan(variant.mean) else variant.mean,
+                "spread": None if math.isnan(variant.spread) else variant.spread,
                 "difference": asdict(variant.difference) if variant.difference else None,
+                "within_noise": variant.difference.within_noise if variant.difference else None,
             }
             for variant in variants
         ],
+        "remarks": remarks(experiment, epochs, variants),
     }
 
 
-def picture(name: str, experiment: Experiment, runs: Sequence[PlannedRun], variants: Sequence[Variant]) -> bytes:
-    """PNG: validation error over epochs, each run and each variant's mean; and the differences with intervals."""
+def picture(experiment: Experiment, runs: Sequence[PlannedRun], variants: Sequence[Variant]) -> bytes:
+    """PNG: errors over epochs, of each run and as means of all seeds; and the differences with their intervals."""
     figure = Figure(figsize=(11, 4.5), dpi=120, layout="constrained")
     curves, differences = figure.subplots(1, 2, width_ratios=(3, 2))
-    figure.suptitle(f"{name}: {experiment.question}")
+    figure.suptitle(f"{experiment.name}: {experiment.question}")
     for number, variant in enumerate(variants):
-        _draw_curves(curves, [run for run in runs if run.variant == variant.name], COLOURS[number % len(COLOURS)])
-    curves.set(xlabel="epoch", ylabel="top-1 error, validation, %")
-    curves.grid(alpha=0.3)
+        of_variant = [run for run in runs if run.variant == variant.name]
+        _draw_curves(curves, of_variant, experiment.measure, COLOURS[number % len(COLOURS)])
+    split = "training" if experiment.measure == "training" else "validation"
+    curves.set(xlabel="epochs", ylabel=f"{split} error, top-1, %", ylim=(0, None if curves.lines else 100))
+    curves.xaxis.set_major_locator(MaxNLocator(integer=True))
+    curves.grid(alpha=0.25)
+    if experiment.measure == "training":
+        curves.axhline(100 * TRAINING_ERROR, color="grey", linestyle=":", linewidth=1)
     if curves.get_legend_handles_labels()[0]:
         curves.legend()
-    _draw_differences(differences, variants)
+    _draw_differences(differences, variants, "epochs" if experiment.measure == "training" else "points")
     stream = io.BytesIO()
     figure.savefig(stream, format="png")
     return stream.getvalue()
 
 
-def _draw_curves(axes: Axes, runs: Sequence[PlannedRun], colour: str) -> None:
-    by_epoch: dict[int, list[float]] = {}
+def curve_of(run: PlannedRun, measure: Measure) -> dict[int, float]:
+    """A run's errors by epoch, percent: what it has so far."""
+    if measure == "training":
+        return {epoch: 100 * error for epoch, error in read_training_errors(run).items()}
+    history = history_of(run)
+    return {each.epoch: 100 * each.top1 for each in history.validations} if history else {}
+
+
+def _draw_curves(axes: Axes, runs: Sequence[PlannedRun], measure: Measure, colour: str) -> None:
+    by_epoch = defaultdict[int, list[float]](list)
     for run in runs:
-        validations = history.validations if (history := history_of(run)) else ()
-        axes.plot(
-            [each.epoch for each in validations], [100 * each.top1 for each in validations], color=colour, alpha=0.3
-        )
-        for each in validations:
-            by_epoch.setdefault(each.epoch, []).append(100 * each.top1)
+        points = curve_of(run, measure)
+        axes.plot(list(points), list(points.values()), color=colour, alpha=0.35, linewidth=0.8)
+        for epoch, error in points.items():
+            by_epoch[epoch].append(error)
+    # Only where all runs have a number: a mean of fewer would jump where one ends.
     means = {epoch: sum(errors) / len(errors) for epoch, errors in by_epoch.items() if len(errors) == len(runs)}
-    if means:
-        axes.plot(list(means), list(means.values()), color=colour, linewidth=2, label=runs[0].variant)
+    if by_epoch:
+        axes.plot(list(means), list(means.values()), color=colour, linewidth=2, marker=".", label=runs[0].variant)
 
 
-def _draw_differences(axes: Axes, variants: Sequence[Variant]) -> None:
-    found = [(number, each) for number, each in enumerate(variants) if each.difference]
+def _draw_differences(axes: Axes, variants: Sequence[Variant], unit: str) -> None:
+    found = [(number, variant) for number, variant in enumerate(variants) if variant.difference]
+    if not found:
+        axes.set_axis_off()
+        text = "no two pairs of runs to compare"
+        axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", color="grey")
+        return
     for place, (number, variant) in enumerate(found):
         assert variant.difference
         mean, low, high = variant.difference.mean, variant.difference.low, variant.difference.high
-        axes.errorbar(
-            mean, place, xerr=[[mean - low], [high - mean]], fmt="o", capsize=4, color=COLOURS[number % len(COLOURS)]
-        )
+        colour = COLOURS[number % len(COLOURS)]
+        axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", capsize=4, color=colour)
+        axes.annotate(verdict(variant), (mean, place), (0, 8), textcoords="offset points", fontsize=8, ha="center")
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(found)), [variant.name for _, variant in found])
-    axes.set_ylim(max(len(found), 1) - 0.5, -0.5)
-    axes.set_xlabel("difference from the base, points (95%)")
-    axes.grid(alpha=0.3, axis="x")
+    axes.set_ylim(len(found) - 0.5, -0.5)
+    axes.set_xlabel(f"difference from the base, {unit}, 95% interval")
+    axes.grid(alpha=0.25, axis="x")

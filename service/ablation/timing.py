@@ -3,7 +3,7 @@
 import json
 import tempfile
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -12,53 +12,67 @@ import numpy as np
 from pipeline.command import InputError
 from pipeline.files import write_output
 from pipeline.host.machine import this_machine
-from pipeline.manifest import load_dataset
+from pipeline.manifest import Dataset
 from pipeline.progress import spinner
-from pipeline.reading.place import open_place
 from service.ablation.experiments import Base, Experiment
 from service.ablation.measures import history_of
 from service.ablation.plan import plan
-from service.ablation.training import last_line, start
+from service.ablation.training import Work, last_line, start
 
 STEPS: Final = 60  # of the trial
 PASS: Final = 1 / 3  # of a training step's time, for a picture that only goes forward
 VIEWS: Final = 10  # on which a finished run is measured
 
 
-def expected_seconds(base: Base, shards: Path, out: Path, epochs: int) -> float:
-    """Of one run of so many epochs, alone on this machine, its start and its measurements included.
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Of a base's runs, alone on a machine."""
 
-    The trial is kept in `out` for the next time on a machine of this kind.
-    """
-    splits = load_dataset(open_place(shards)).splits
-    kept, machine = out / f"speed-{base.name}.json", asdict(this_machine())
-    known = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
-    if known.get("machine") != machine:
-        start_seconds, images_per_second = trial(base, shards)
-        known = {"machine": machine, "start_seconds": start_seconds, "images_per_second": images_per_second}
-        write_output(kept, (json.dumps(known, indent=1) + "\n").encode(), "--out")
-    validation = splits["val"].samples if "val" in splits else 0
-    pictures = epochs * (splits["train"].samples + PASS * validation) + VIEWS * PASS * validation
-    return known["start_seconds"] + pictures / known["images_per_second"]
+    start_seconds: float  # that a run takes besides its steps: imports, compiling
+    images_per_second: float  # of training
+
+    def seconds(self, dataset: Dataset, epochs: int) -> float:
+        """Of one run, its start and its measurements included."""
+        validation = dataset.splits["val"].samples
+        pictures = epochs * (dataset.splits["train"].samples + PASS * validation) + VIEWS * PASS * validation
+        return self.start_seconds + pictures / self.images_per_second
 
 
-def trial(base: Base, shards: Path) -> tuple[float, float]:
-    """Seconds that a run takes besides its steps, and the median speed of the last half of STEPS steps, images/s."""
-    nothing, begun = Experiment(section="", question="", paper=""), time.monotonic()
-    what = f"{STEPS} steps of a run, to see how long one takes"
-    with tempfile.TemporaryDirectory() as folder, spinner(what):
-        (run,) = plan(nothing, base, shards=str(shards), out=Path(folder), seeds=[0], epochs=base.epochs)
-        run = replace(run, arguments=(*run.arguments, "--max-steps", str(STEPS)))
-        worker = start(run, jobs=1)
+def file_of(base: Base, out: Path) -> Path:
+    """Where the trial is kept."""
+    return out / f"speed-{base.name}.json"
+
+
+def speed_here(base: Base, work: Work, out: Path) -> Speed:
+    """Of this machine; the trial is kept in `out` for the next time on a machine of this kind."""
+    kept = file_of(base, out)
+    here = {"machine": asdict(this_machine()), "options": list(work.options)}
+    try:
+        known = json.loads(kept.read_bytes())
+        if {name: known[name] for name in here} == here:
+            return Speed(**known["speed"])
+    except (OSError, ValueError, KeyError, TypeError):  # none, or of another version
+        pass
+    speed = trial(base, work)
+    out.mkdir(parents=True, exist_ok=True)
+    write_output(kept, (json.dumps({**here, "speed": asdict(speed)}, indent=1) + "\n").encode(), "--out")
+    return speed
+
+
+def trial(base: Base, work: Work) -> Speed:
+    """STEPS steps of a run: the median speed of their last half, and what else the run took."""
+    nothing, begun = Experiment(name="", section="", question="", paper="", base=base), time.monotonic()
+    with tempfile.TemporaryDirectory() as folder, spinner(f"{STEPS} steps of a run, to see how long one takes"):
+        (run,) = plan(nothing, out=Path(folder), seeds=[0], epochs=base.epochs)
+        options = (*work.options, "--max-steps", str(STEPS))
+        worker = start(run, Work(shards=work.shards, samples=work.samples, options=options))
         try:
             status = worker.wait()
         finally:
             worker.terminate()
             worker.wait()
-        history = history_of(run)
+        took, history = time.monotonic() - begun, history_of(run)
         if status or not history:
             raise InputError(f"a trial of {STEPS} steps ended with status {status}: {last_line(run)}")
-    speed = float(np.median(history.images_per_second[STEPS // 2 :]))
-    samples = load_dataset(open_place(shards)).splits["train"].samples
-    steps_seconds = history.epoch * samples / speed
-    return max(0.0, time.monotonic() - begun - steps_seconds), speed
+    speed = float(np.median(history.images_per_second[history.step // 2 :]))
+    return Speed(start_seconds=max(0.0, took - history.epoch * work.samples / speed), images_per_second=speed)

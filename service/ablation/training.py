@@ -7,47 +7,62 @@ import sys
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from pipeline.host.cpus import usable_cores
 from pipeline.progress import Advance
-from service.ablation.measures import is_finished
+from service.ablation.measures import history_of, is_finished
 from service.ablation.plan import PlannedRun
 from service.run.log import LOG_FILE
 
 LOOK_SECONDS: Final = 1.0  # between looks at what the workers have logged
 LAST_BYTES: Final = 4096  # of a log: some lines
-FRAME: Final = " │╭╮╰╯─"
+FRAME: Final = " │╭╮╰╯─"  # about what tyro says of a wrong option
 
 
-def train(runs: Sequence[PlannedRun], *, jobs: int, epochs: int, advance: Advance) -> list[str]:
-    """Train what is not finished, `jobs` runs at a time; returns a line for each run that ended with a fault.
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """How runs are trained, whichever they are."""
 
-    advance: told of each epoch that is done. Where this ends early, so do the workers, saved.
+    shards: str | Path
+    samples: int  # training pictures in them
+    jobs: int = 1  # runs at a time
+    options: tuple[str, ...] = ()  # of service.train, that change no result: --device, --no-compile
+
+
+def train(runs: Sequence[PlannedRun], work: Work, advance: Advance) -> list[str]:
+    """Train what is not finished; returns a line for each run that ended with a fault, which ends no other.
+
+    advance: told of steps as they are done. Where this ends early, so do the workers, saved.
     """
     waiting, faults = deque[PlannedRun](), []
-    done = dict.fromkeys(runs, 0)
+    done: dict[PlannedRun, int] = {}
     for run in runs:
-        done[run] = min(int(epochs_of(run.folder)), epochs)
+        finished = is_finished(history_of(run), run.epochs)
+        done[run] = run.steps(work.samples) if finished else _last(run)[0]
         advance(done[run], before=True)
-        if not is_finished(run, epochs):
+        if not finished:
             waiting.append(run)
     workers: dict[PlannedRun, subprocess.Popen[bytes]] = {}
     try:
         while waiting or workers:
-            while waiting and len(workers) < jobs:
+            while waiting and len(workers) < work.jobs:
                 run = waiting.popleft()
-                workers[run] = start(run, jobs)
+                workers[run] = start(run, work)
             _wait(next(iter(workers.values())))
+            more, remarks = 0, []
             for run, worker in list(workers.items()):
-                status, now = worker.poll(), min(int(epochs_of(run.folder)), epochs)
-                advance(now - done[run], name_of(run))
-                done[run] = now
+                status, (step, epoch) = worker.poll(), _last(run)
+                # A resume does again what came after its checkpoint, which the bar has counted already.
+                more, done[run] = more + max(0, step - done[run]), max(step, done[run])
+                remarks.append(f"{run.name}, epoch {epoch:.1f} of {run.epochs}")
                 if status is not None:
                     del workers[run]
                     if status:
-                        faults.append(f"{name_of(run)} ended with status {status}: {last_line(run)} ({output_of(run)})")
+                        faults.append(f"{run.folder} ended with status {status}: {last_line(run)} ({output_of(run)})")
+            advance(more, "; ".join(remarks))
     finally:
         for worker in workers.values():
             worker.terminate()
@@ -56,23 +71,22 @@ def train(runs: Sequence[PlannedRun], *, jobs: int, epochs: int, advance: Advanc
     return faults
 
 
-def start(run: PlannedRun, jobs: int) -> subprocess.Popen[bytes]:
+def start(run: PlannedRun, work: Work) -> subprocess.Popen[bytes]:
     """The run's worker; what it says goes into a file beside its folder."""
     output_of(run).parent.mkdir(parents=True, exist_ok=True)
-    threads = {} if jobs == 1 else {"OMP_NUM_THREADS": str(max(1, usable_cores() // jobs))}
     with output_of(run).open("wb") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "service.train", *run.arguments],
+            [sys.executable, "-m", "service.train", *run.arguments(work.shards), *work.options],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**threads, **os.environ},
+            env=os.environ | threads_of(work.jobs),
         )
 
 
-def name_of(run: PlannedRun) -> str:
-    """For people."""
-    return f"{run.variant}, seed {run.seed}"
+def threads_of(jobs: int) -> dict[str, str]:
+    """The variables by which so many workers share the cores; a single one takes what it finds."""
+    return {} if jobs == 1 else {"OMP_NUM_THREADS": str(max(1, usable_cores() // jobs))}
 
 
 def output_of(run: PlannedRun) -> Path:
@@ -82,20 +96,20 @@ def output_of(run: PlannedRun) -> Path:
 
 def last_line(run: PlannedRun) -> str:
     """Of what the worker said, without a frame about it; the file's name where it said nothing."""
-    lines = (
-        line.strip(FRAME) for line in reversed(output_of(run).read_text(encoding="utf-8", errors="replace").split("\n"))
-    )
+    said = output_of(run).read_text(encoding="utf-8", errors="replace")
+    lines = (line.strip(FRAME) for line in reversed(said.split("\n")))
     return next((line for line in lines if line), str(output_of(run)))
 
 
-def epochs_of(folder: Path) -> float:
-    """Epochs that a run has logged, read from the end of its log; 0 before its first step."""
-    with suppress(OSError), (folder / LOG_FILE).open("rb") as log:
+def _last(run: PlannedRun) -> tuple[int, float]:
+    """The last step that a run has logged, and the epochs done after it; zeros before its first step."""
+    with suppress(OSError), (run.folder / LOG_FILE).open("rb") as log:
         log.seek(max(0, os.fstat(log.fileno()).st_size - LAST_BYTES))
         for line in reversed(log.read().splitlines()):
-            with suppress(ValueError, KeyError, TypeError):  # the first is cut off, and not all are of steps
-                return float(json.loads(line)["epoch"])
-    return 0.0
+            with suppress(ValueError, KeyError, TypeError):  # the first is cut off, the last may be under way
+                record = json.loads(line)
+                return int(record["step"]), float(record["epoch"])
+    return 0, 0.0
 
 
 def _wait(worker: subprocess.Popen[bytes]) -> None:

@@ -17,6 +17,8 @@ from service.run.checkpoint import RunState, copy_tensors, save_checkpoint
 from service.run.config import RECIPES, Run, run_fields
 from service.run.preprocessing import preprocessing_of
 
+STATE = RunState(step=3, position=24)
+
 
 def small_run(shards: Path, **changes: Any) -> Run:
     """The run that `processes.command` starts; changes: of its model, but for seed and crop."""
@@ -26,7 +28,7 @@ def small_run(shards: Path, **changes: Any) -> Run:
     return replace(demo, data=DataConfig(shards=shards, crop=crop), model=model, batch_size=8, seed=seed)
 
 
-def saved_network(folder: Path, shards: Path, **changes: Any) -> Path:
+def saved_network(folder: Path, shards: Path, state: RunState = STATE, **changes: Any) -> Path:
     """A checkpoint in a run's folder; its weights are large enough that outputs differ between pictures."""
     run, dataset = small_run(shards, **changes), load_dataset(shards)
     model = make_network(run.model, classes=len(dataset.classes), crop=run.data.crop, seed=run.seed)
@@ -36,7 +38,7 @@ def saved_network(folder: Path, shards: Path, **changes: Any) -> Path:
     files = preprocessing_of(dataset, shards).files()
     fields = run_fields(run, pictures_sha256(dataset))
     tensors = copy_tensors(model, MomentumSGD(OptimConfig(), dict(model.named_parameters())))
-    return save_checkpoint(folder, RunState(step=3, position=24), tensors, fields, files)
+    return save_checkpoint(folder, state, tensors, fields, files)
 
 
 def stored_pictures(shards: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
