@@ -251,6 +251,8 @@ class AlexNet(nn.Module):
         check_options(config, crop)
         if classes < config.columns:
             raise ValueError(f"classes is {classes}, expected at least {config.columns}: each tower holds some of them")
+        if config.columns == 1 and not config.talk:
+            raise ValueError("talk is off and columns is 1, which has nobody to talk to; expected columns 2 or talk")
         if config.columns == 1 and not placement.whole:
             raise ValueError("columns is 1, so there is one tower, expected parallel data; set --parallel data")
         self.config, self.classes, self.crop, self.seed, self.placement = config, classes, crop, seed, placement

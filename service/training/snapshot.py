@@ -66,7 +66,7 @@ def on_gpu(tensors: Tensors) -> bool:
 
 
 def pinned_like(tensor: Tensor) -> Tensor:
-    """Memory on the host for a tensor's numbers, which a GPU can write by itself; where so much cannot be pinned, any."""
+    """Memory on the host for a tensor's numbers, which a GPU can write by itself, or any where none can be pinned."""
     try:
         return torch.empty_like(tensor, device="cpu", pin_memory=True)
     except RuntimeError:

@@ -283,6 +283,8 @@ def test_wrong_options_say_what_is_expected() -> None:
         ModelConfig(columns=1, layout="torchvision")
     with pytest.raises(ValueError, match="one tower, expected parallel data"):
         AlexNet(ModelConfig(columns=1), crop=67, placement=Placement((0,), (0,)))
+    with pytest.raises(ValueError, match="talk is off and columns is 1"):
+        AlexNet(ModelConfig(columns=1, talk=False), crop=67)
     with pytest.raises(ValueError, match="bias is nan"):
         ModelConfig(bias=float("nan"))
 

@@ -341,7 +341,7 @@ def test_wrong_calls_are_a_line(shards: Path, tmp_path: Path) -> None:
         ("lrn", "--data", "a", "--shards", "b"): "--data and --shards are both given, expected one of them",
         ("--list", "--report-only"): "--report-only and --list are both given, expected one of them",
         ("lrn", "--shards", str(tmp_path / "none")): str(tmp_path / "none"),
-        ("lrn", "--shards", str(shards)): "has pictures of 72 pixels, expected at least 112; shard with --size 128",
+        ("lrn", "--shards", str(shards)): "has pictures of 72 pixels, expected at least 96; shard with --size 128",
         ("lrn", "--report-only", "--out", str(tmp_path / "none")): "is not there, expected runs to report",
     }
     for call, line in zip(calls, wrong_in_turn(*([*ABLATE, *call] for call in calls)), strict=True):
