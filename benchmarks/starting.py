@@ -25,6 +25,7 @@ from model.network import Network
 from model.parallel import Parallel
 from model.step import StepControls, StepInputs, TrainingState, local_logits, train_step, training_loss
 from pipeline.command import EXIT_DONE, InputError, run_command
+from service.results.table import markdown
 from service.run.config import RECIPES, Run
 from service.run.preprocessing import preprocessing_of
 from service.training.rank_agreement import FLAGS
@@ -152,12 +153,12 @@ def named_layers(model: Network) -> dict[str, Any]:
 
 def table(layers: list[Layer]) -> str:
     """Markdown."""
+    headings = ("layer", "mean", "signal", "weights change by", "biases by")
     rows = [
-        f"| {each.name} | {each.mean:.3g} | {each.signal:.3g} | {each.gradient:.2g} | {each.offset:.2g} |"
+        (each.name, f"{each.mean:.3g}", f"{each.signal:.3g}", f"{each.gradient:.2g}", f"{each.offset:.2g}")
         for each in layers
     ]
-    head = "| layer | mean | signal | weights change by | biases by |\n| --- | ---: | ---: | ---: | ---: |"
-    return "\n".join([head, *rows])
+    return markdown(headings, rows, 1)
 
 
 def draw(found: dict[str, dict[int, tuple[float, list[Layer]]]]) -> Figure:

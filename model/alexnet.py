@@ -97,22 +97,15 @@ class ModelConfig:
         return activate(x, self.activation)
 
     @property
-    def channels(self) -> tuple[int, ...]:
-        """Kernels of a tower's convolutions, conv1 to conv5, of which one may be left out."""
-        # One column's last has as many as both towers', because most parameters are in fc6, which takes its maps
-        # (section 3.2, footnote).
-        last = int(self.deeper[-1][-1]) - 1
-        return tuple(2 * n if self.columns == 1 and i == last else n for i, n in enumerate(TOWER_CHANNELS))
-
-    @property
-    def deeper(self) -> tuple[str, ...]:
-        """The convolutions between conv2 and the last pooling, in order."""
-        return tuple(name for name in ("conv3", "conv4", "conv5") if name != self.without)
-
-    @property
-    def pooled_channels(self) -> int:
-        """Of a tower's maps after the last pooling."""
-        return self.channels[int(self.deeper[-1][-1]) - 1]
+    def deeper(self) -> dict[str, int]:
+        """The convolutions between conv2 and the last pooling, in order, and how many kernels a tower has in each."""
+        named = zip(("conv3", "conv4", "conv5"), TOWER_CHANNELS[2:], strict=True)
+        kernels = {name: count for name, count in named if name != self.without}
+        if self.columns == 1:
+            # The last has as many as both towers', because most parameters are in fc6, which takes its maps (section
+            # 3.2, footnote).
+            kernels[list(kernels)[-1]] *= 2
+        return kernels
 
     @property
     def heard(self) -> int:
@@ -184,12 +177,11 @@ class Tower(nn.Module):
         """connected: False leaves out the fully connected layers."""
         super().__init__()
         self.config, self.connected = config, connected
-        c1, c2, *_ = config.channels
+        c1, c2, *_ = TOWER_CHANNELS
         self.conv1 = FirstConv(c1)
         self.conv2 = nn.Conv2d(c1, c2, 5, padding=2)
         channels = config.heard * c2  # the first of the next takes them from all towers
-        for name in config.deeper:
-            kernels = config.channels[int(name[-1]) - 1]
+        for name, kernels in config.deeper.items():
             self.add_module(name, nn.Conv2d(channels, kernels, 3, padding=1))
             channels = kernels
         if config.conv6:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from model.alexnet import ModelConfig, map_sides
+from model.alexnet import TOWER_CHANNELS, ModelConfig, map_sides
 from model.torchvision import FC_SIDE, TORCHVISION_CHANNELS
 
 
@@ -24,13 +24,12 @@ def training_flops_per_picture(config: ModelConfig, classes: int, crop: int) -> 
 
 
 def _towers(config: ModelConfig, classes: int, crop: int) -> Products:
-    c1, c2, *_ = config.channels
+    c1, c2, *_ = TOWER_CHANNELS
     side1, side2, side3, side5 = map_sides(crop, config.pool_size)
     conv1 = 11**2 * 3 * c1 * side1**2  # of one tower, as the other convolutions
     conv2 = 5**2 * c1 * c2 * side2**2
     inputs, deeper = config.heard * c2, 0
-    for name in config.deeper:
-        kernels = config.channels[int(name[-1]) - 1]
+    for kernels in config.deeper.values():
         deeper, inputs = deeper + 3**2 * inputs * kernels * side3**2, kernels
     conv6 = 3**2 * config.heard * inputs * inputs * side5**2 if config.conv6 else 0
     share = config.columns // config.heard  # each of that many parts takes its part of a layer's inputs

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.alexnet import AlexNet, ModelConfig, map_side
+from model.alexnet import TOWER_CHANNELS, AlexNet, ModelConfig, map_side
 from model.layers.lrn import LRNConfig
 
 
@@ -18,14 +18,13 @@ class GroupedAlexNet(nn.Module):
     def __init__(self, config: ModelConfig, *, classes: int = 1000, crop: int = 224):
         super().__init__()
         self.config = config
-        kernels = [config.columns * each for each in config.channels]
-        c1, c2, *_ = kernels
+        c1, c2 = (config.columns * kernels for kernels in TOWER_CHANNELS[:2])
         alone, meeting = config.columns, config.columns // config.heard  # groups
         self.conv1 = nn.Conv2d(3, c1, 11, stride=4, padding=2)
         self.conv2 = nn.Conv2d(c1, c2, 5, padding=2, groups=alone)
         channels, groups = c2, meeting
-        for name in config.deeper:
-            out = kernels[int(name[-1]) - 1]
+        for name, kernels in config.deeper.items():
+            out = config.columns * kernels
             self.add_module(name, nn.Conv2d(channels, out, 3, padding=1, groups=groups))
             channels, groups = out, alone
         self.conv6 = nn.Conv2d(channels, channels, 3, padding=1, groups=meeting) if config.conv6 else None

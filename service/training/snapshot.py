@@ -32,18 +32,20 @@ class Snapshots:
         """
         tensors = state_tensors(self._model, self._optimizer)
         if not on_gpu(tensors):
-            copies = copy_tensors(self._model, self._optimizer)
-            return lambda: copies
+            return self._copied()
         assert self._clone is None, "the last snapshot was not fetched"
         try:
             clone = pack(tensors)
         except torch.OutOfMemoryError:  # on a device that has no room for a clone the loop waits for the host's copy
-            copies = copy_tensors(self._model, self._optimizer)
-            return lambda: copies
+            return self._copied()
         cloned = torch.cuda.Event()
         cloned.record()
         self._clone = clone, cloned
         return self._fetch
+
+    def _copied(self) -> Callable[[], Tensors]:
+        copies = copy_tensors(self._model, self._optimizer)
+        return lambda: copies
 
     def _fetch(self) -> Tensors:
         """The clone on the host; the device's memory is free when this returns."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from model.optim import LearningRates
 from model.step import StepResult
+from service.training.snapshot import pinned_like
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Copying:
         """Of the values as torch's current stream makes them; later changes do not show."""
         if not values.is_cuda:
             return cls(values.clone(), None)
-        host = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
+        host = pinned_like(values).copy_(values, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record()
         return cls(host, arrived)

@@ -42,13 +42,12 @@ class Validator:
 
         beat: called after each batch.
         """
+        measured = None
         try:
             measured = self._measure(beat)
-        except BaseException:
-            self.close()
-            raise
-        if measured is None:
-            self.close()
+        finally:
+            if measured is None:  # cut short, within the split
+                self.close()
         return measured
 
     def close(self) -> None:
