@@ -258,6 +258,7 @@ class AlexNet(nn.Module):
         if config.columns == 1 and not placement.whole:
             raise ValueError("columns is 1, so there is one tower, expected parallel data; set --parallel data")
         self.config, self.classes, self.crop, self.seed, self.placement = config, classes, crop, seed, placement
+        self.hidden_width = config.fc_width
         # Tower 0 takes the odd class.
         share = {t: (classes + 1 - t) // 2 if config.columns == 2 else classes for t in range(config.columns)}
         self.towers = nn.ModuleDict(

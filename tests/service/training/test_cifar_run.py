@@ -1,0 +1,84 @@
+"""A worker on CIFAR-10's own pictures: killed, resumed, evaluated, drawn."""
+
+import json
+import shutil
+import signal
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from paths import CIFAR_10
+from pipeline.shard import ShardOptions, shard
+from processes import losses, run, start, wait_until, weights
+from service import load
+from service.run.checkpoint import FOLDER
+
+CLASSES = ("airplane", "automobile", "bird")
+
+
+@pytest.fixture(scope="module")
+def cifar_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first pictures of the archive that are of three classes, pixels of 32 x 32."""
+    if not CIFAR_10.exists():
+        pytest.skip(f"{CIFAR_10} is not there")
+    folder = tmp_path_factory.mktemp("cifar")
+    wanted = {f"{split}/{name}": count for split, count in (("train", 40), ("val", 10)) for name in CLASSES}
+    with tarfile.open(CIFAR_10) as tar:
+        for member in tar:
+            place = member.name.removeprefix("./").rpartition("/")[0]
+            if member.isfile() and wanted.get(place):
+                wanted[place] -= 1
+                tar.extract(member, folder / "source", filter="data")
+            if not any(wanted.values()):
+                break
+    options = ShardOptions(source=folder / "source", out=str(folder / "shards"), size=32, store="raw", workers=1)
+    assert shard(options) == 0
+    return folder / "shards"
+
+
+def command(shards: Path, out: Path, *options: str) -> list[str]:
+    """A run of 12 steps, eager, whose every third has a checkpoint."""
+    base = ["cifar", "--data.shards", str(shards), "--out", str(out), "--no-compile", "--port", "0"]
+    base += ["--batch-size", "16", "--max-steps", "12", "--checkpoint-every", "3", "--optim.lr", "0.01"]
+    return [sys.executable, "-m", "service.train", *base, "--model.precision", "float32", *options]
+
+
+def test_a_killed_run_ends_as_an_uninterrupted_one_and_its_network_is_of_use(
+    cifar_shards: Path, tmp_path: Path
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    status, output = run(command(cifar_shards, whole))
+    assert status == 0, output
+    worker = start(command(cifar_shards, broken))
+    wait_until(lambda: (broken / FOLDER / "step-00000006").exists(), worker)
+    worker.kill()
+    worker.communicate()
+    if worker.returncode == -signal.SIGKILL:
+        shutil.rmtree(broken / FOLDER / "step-00000012", ignore_errors=True)  # should it have ended meanwhile
+    status, output = run(command(cifar_shards, broken))
+    assert status == 0 and "restart 1" in output, output
+    ours, theirs = weights(broken, 12), weights(whole, 12)
+    assert ours.keys() == theirs.keys() and {"local3.weight", "momentum.fc10.bias"} <= ours.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert losses(broken) == losses(whole) and list(losses(whole)) == list(range(1, 13))
+
+    network = load(whole, "cpu")
+    picture = next((cifar_shards.parent / "source/val").glob("*/*.jpg"))
+    (answer,) = network.predict([picture], views=10)
+    assert {each.id for each in answer.likeliest} <= set(CLASSES)
+    report = tmp_path / "report.json"
+    evaluate = [sys.executable, "-m", "service.evaluate", str(whole), "--shards", str(cifar_shards)]
+    status, output = run([*evaluate, "--views", "10", "--device", "cpu", "--json", str(report)])
+    assert status == 0 and json.loads(report.read_text()), output
+
+
+def test_two_towers_are_refused_in_a_line(cifar_shards: Path, tmp_path: Path) -> None:
+    for options, words in (
+        (("--data.crop", "5"), "crop is 5 pixels, expected at least 6"),
+        (("--optim.layer-decay", "fc8", "0.1"), "layer_decay names fc8, expected one of conv1"),
+    ):
+        status, output = run(command(cifar_shards, tmp_path / "run", *options))
+        assert status == 2 and words in output and "Traceback" not in output, output
