@@ -138,9 +138,9 @@ class Run:
 
 # The 2012 code's networks for CIFAR-10 (cuda-convnet, example-layers): rates, decay, initial weights and normalisation
 # are its parameter files'. These train on 40,000 pictures for 350 epochs, on all 50,000 for 150 more, then for 10 each
-# at a tenth and a hundredth of the rate (11%; for 13%, whose file names no epochs, 100 and 40 in a later training script
-# of that network). The same numbers of steps on all pictures from the start are 280 + 150 and 80 + 40 epochs; validation
-# pictures are here the test set. Pictures are less the mean picture and not divided; a batch has 128.
+# at a tenth and a hundredth of the rate (11%; the file of 13% names no epochs, a later script for that network 100 and
+# 40). The same numbers of steps on all pictures from the start are 280 + 150 and 80 + 40 epochs; validation pictures
+# are here the test set. Pictures are less the mean picture and not divided.
 CIFAR_DATA: Final = DataConfig(crop=24, augment=AugmentConfig(colour="off"))
 WHOLE_CIFAR: Final = DataConfig(crop=32, augment=AugmentConfig(colour="off", mirror=False))
 CIFAR_OPTIM: Final = OptimConfig(lr=0.001, bias_lr_factor=2.0, decay_biases=False, schedule="steps")

@@ -1,4 +1,4 @@
-"""The networks for CIFAR-10 against plain formulas in float64, loops for what torch has not; and in the training step."""
+"""The networks for CIFAR-10 against plain formulas in float64, with loops for what torch lacks; their training step."""
 
 from dataclasses import replace
 
