@@ -115,7 +115,8 @@ def test_onnx_takes_pixels_in_onnxruntime(
 
 
 @pytest.mark.parametrize(
-    "run", [pytest.param("towers", marks=pytest.mark.slow), "one_tower", "cifar", "cifar_averaged"]
+    "run",
+    [*(pytest.param(run, marks=pytest.mark.slow) for run in ("towers", "cifar", "cifar_averaged")), "one_tower"],
 )
 def test_torch_export_takes_pixels_in_torch_alone(run: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     network, out = load(request.getfixturevalue(run), "cpu"), tmp_path / "network.pt2"
