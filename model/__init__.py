@@ -2,7 +2,8 @@
 
 alexnet.py      Tower, AlexNet, initial weights; ModelConfig
 torchvision.py  torchvision's AlexNet, with our dropout
-network.py      make_network: the one or the other, as ModelConfig says
+cifar.py        the 2012 code's networks for CIFAR-10
+network.py      make_network: the one that ModelConfig asks for
 grouped.py      the two towers as one module of plain operators, for export
 step.py         the training step, compiled as one graph (two where torch cannot trace it as one); the validation step
 optim.py        SGD with momentum, the paper's update rule; learning-rate schedules; OptimConfig

@@ -36,10 +36,15 @@ PrecisionOption = Precision | Literal["auto"]
 class ModelConfig:
     """What distinguishes one AlexNet from another; the defaults are the paper's text."""
 
-    layout: Literal["towers", "torchvision"] = "towers"
+    layout: Literal["towers", "torchvision", "cifar"] = "towers"
     """towers: the paper's; torchvision: torchvision's AlexNet, one tower of 64, 192, 384, 256, 256 kernels without
     normalisation, its own mean and deviations; layer_order, normalise, lrn and pixel_std have no meaning there, and
-    pool_size, columns, talk, without and conv6 are refused."""
+    pool_size, columns, talk, without and conv6 are refused; cifar: the 2012 code's networks for pictures of 32 pixels;
+    layer_order, fc_width and bias (all are 0) have no meaning there, and the same are refused."""
+    cifar: Literal["18pct", "13pct", "11pct"] = "11pct"
+    """Layout cifar: which of the 2012 code's networks, by the name of its file and its test error. 18pct: three
+    convolutions of 32, 32, 64 kernels; 13pct and 11pct: two of 64, then two locally connected layers of 32, 32 or 64,
+    32. normalise and lrn are as given, not as in the file: within maps in 18pct, else across channels."""
     activation: Activation = "relu"
     """Nonlinearity, section 3.1; logistic is 1 / (1 + exp(-x))."""
     layer_order: Literal["paper", "source"] = "paper"
@@ -63,9 +68,10 @@ class ModelConfig:
     fc_width: int = 4096
     """Units of fc6 and of fc7, both towers together."""
     dropout: float = 0.5
-    """Probability that a unit of fc6 or fc7 is dropped, section 4.2."""
+    """Probability that a unit of fc6 or fc7, or an input of layout cifar's last layer, is dropped, section 4.2."""
     init: Literal["paper", "source", "he"] = "paper"
-    """paper: std 0.01, biases 1 where section 5 says; source: 0.03 in conv3 to conv5; he: He's, biases 0."""
+    """paper: std 0.01, biases 1 where section 5 says; source: 0.03 in conv3 to conv5; he: He's, biases 0. Of layout
+    cifar the first two are those of its files, biases 0."""
     bias: float = 1.0
     """Of `init` paper and source, where section 5 says 1. Caffe's reference network has 0.1."""
     pixel_std: float = 1.0
@@ -81,7 +87,7 @@ class ModelConfig:
             raise ValueError(f"bias is {self.bias}, expected a finite number, such as 0.1")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}, expected a probability below 1")
-        if self.layout == "torchvision":
+        if self.layout != "towers":
             asked = {
                 "conv6": self.conv6,
                 f"pool_size {self.pool_size}": self.pool_size != 3,
@@ -90,7 +96,9 @@ class ModelConfig:
                 f"without {self.without}": self.without != "none",
             }
             if wrong := [name for name, is_set in asked.items() if is_set]:
-                raise ValueError(f"{wrong[0]} is set for layout torchvision, which has no such thing; expected towers")
+                raise ValueError(
+                    f"{wrong[0]} is set for layout {self.layout}, which has no such thing; expected towers"
+                )
 
     def activate(self, x: Tensor) -> Tensor:
         """The nonlinearity."""
@@ -248,6 +256,7 @@ class AlexNet(nn.Module):
         if config.columns == 1 and not placement.whole:
             raise ValueError("columns is 1, so there is one tower, expected parallel data; set --parallel data")
         self.config, self.classes, self.crop, self.seed, self.placement = config, classes, crop, seed, placement
+        self.hidden_width = config.fc_width
         # Tower 0 takes the odd class.
         share = {t: (classes + 1 - t) // 2 if config.columns == 2 else classes for t in range(config.columns)}
         self.towers = nn.ModuleDict(
@@ -325,6 +334,11 @@ def check_options(config: ModelConfig, crop: int) -> None:
     if map_side(crop, config.pool_size) < 1:
         least = next(least for least in range(crop, crop + 100) if map_side(least, config.pool_size) >= 1)
         raise ValueError(f"crop is {crop} pixels, expected at least {least}: three poolings leave nothing of less")
+    check_precision(config)
+
+
+def check_precision(config: ModelConfig) -> None:
+    """ValueError where the precision is still to be chosen."""
     if config.precision == "auto":
         raise ValueError("precision is auto, expected float32, mixed or bfloat16; choose_precision says which")
 
@@ -352,16 +366,27 @@ def initialise(model: nn.Module, config: ModelConfig, seed: int, layers: Mapping
         if kind == "bias":
             parameter.fill_(config.bias if config.init != "he" and layer in LAYERS_WITH_BIAS_ONE else 0.0)
         else:
-            # Hashed together: torch's CPU generator ignores all but 32 bits of its seed.
-            generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * _weight_std(config, layer, parameter))
-            if parameter.dim() == 4:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+            draw_weights(name, parameter, seed, _weight_std(config, layer, parameter))
+
+
+@torch.no_grad()
+def draw_weights(name: str, weight: Tensor, seed: int, std: float) -> None:
+    """Draw a parameter from its own generator; kernels become channels-last."""
+    # Hashed together: torch's CPU generator ignores all but 32 bits of its seed.
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+    weight.copy_(torch.randn(weight.shape, generator=generator) * std)
+    if weight.dim() == 4:
+        weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
 
 def _weight_std(config: ModelConfig, layer: str, weight: Tensor) -> float:
     if config.init == "he":
-        # Green's deviation: the others' are the same, or within a fiftieth.
-        input_std = PICTURE_STD / config.channel_std[1] if layer == "conv1" else 1.0
-        return (2 / weight[0].numel()) ** 0.5 / input_std
+        return he_std(config, layer, weight[0].numel())
     return 0.03 if config.init == "source" and layer in ("conv3", "conv4", "conv5", "conv6") else 0.01
+
+
+def he_std(config: ModelConfig, layer: str, inputs: int) -> float:
+    """He's deviation of the weights of a layer whose units take so many inputs."""
+    # Green's deviation: the others' are the same, or within a fiftieth.
+    input_std = PICTURE_STD / config.channel_std[1] if layer == "conv1" else 1.0
+    return (2 / inputs) ** 0.5 / input_std

@@ -1,4 +1,4 @@
-"""The towers as one module of torch's plain operators, which other programs can take: for export.
+"""Networks as one module of torch's plain operators, which other programs can take: for export.
 
 What a tower keeps to itself is a convolution in two groups; what both share is a plain one. A fully connected layer
 that each tower keeps to itself has zeros for the other's units.
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.alexnet import TOWER_CHANNELS, AlexNet, ModelConfig, map_side
+from model.cifar import CifarNetwork, average_pool
 from model.layers.lrn import LRNConfig
 
 
@@ -66,6 +67,36 @@ def _response_norm(x: Tensor, config: LRNConfig) -> Tensor:
     for first in range(1, 2 * reach + 1):
         total = total + squares[:, first : first + channels]
     return x / (config.k + config.alpha * total) ** config.beta
+
+
+class PlainCifar(nn.Module):
+    """A network for CIFAR-10 with its own weights; computes in their type, dropout off."""
+
+    def __init__(self, model: CifarNetwork):
+        super().__init__()
+        self.layers, self.config = nn.ModuleDict(dict(model.named_children())), model.config
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Logits (B, classes) of (B, 3, crop, crop) pictures."""
+        layers, activate, norm = self.layers, self.config.activate, self._normalise
+        x = norm(F.max_pool2d(activate(layers["conv1"](pictures)), 3, 2, ceil_mode=True))
+        if self.config.cifar == "18pct":
+            x = norm(average_pool(activate(layers["conv2"](x))))
+            x = average_pool(activate(layers["conv3"](x))).permute(0, 2, 3, 1)
+        else:
+            x = F.max_pool2d(norm(activate(layers["conv2"](x))), 3, 2, ceil_mode=True).permute(2, 3, 0, 1)
+            x = activate(layers["local4"](activate(layers["local3"](x)))).permute(2, 0, 1, 3)
+        return layers["fc10"](x.flatten(1))
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        config = self.config.lrn
+        if not self.config.normalise:
+            return x
+        if self.config.cifar != "18pct":
+            return _response_norm(x, config)
+        # The average's zeros outside count, so that it is the sum divided by size * size.
+        total = F.avg_pool2d(x * x, config.size, 1, config.size // 2) * config.size**2
+        return x / (config.k + config.alpha * total) ** config.beta
 
 
 def grouped(model: AlexNet) -> GroupedAlexNet:

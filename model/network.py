@@ -1,9 +1,10 @@
-"""Which network a configuration asks for: the paper's, or torchvision's."""
+"""Which network a configuration asks for: the paper's, torchvision's, or one for CIFAR-10."""
 
 from model.alexnet import WHOLE_NETWORK, AlexNet, ModelConfig, Placement
+from model.cifar import CifarNetwork
 from model.torchvision import TorchvisionAlexNet
 
-Network = AlexNet | TorchvisionAlexNet
+Network = AlexNet | TorchvisionAlexNet | CifarNetwork
 
 
 def make_network(
@@ -13,5 +14,6 @@ def make_network(
     if config.layout == "towers":
         return AlexNet(config, classes=classes, crop=crop, seed=seed, placement=placement)
     if not placement.whole:
-        raise ValueError("layout torchvision is one tower, expected parallel data; set --parallel data")
-    return TorchvisionAlexNet(config, classes=classes, crop=crop, seed=seed)
+        raise ValueError(f"layout {config.layout} is one tower, expected parallel data; set --parallel data")
+    network = TorchvisionAlexNet if config.layout == "torchvision" else CifarNetwork
+    return network(config, classes=classes, crop=crop, seed=seed)

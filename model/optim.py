@@ -29,6 +29,9 @@ class OptimConfig:
     """Biases learn this many times as fast as weights; 2 in the 2012 source."""
     decay_biases: bool = True
     """Whether weight decay applies to biases; it does not in the 2012 source."""
+    layer_decay: tuple[tuple[str, float], ...] = ()
+    """(layer, weight decay) pairs, such as fc10 0.01, for layers whose decay is not weight_decay: the 2012 source's
+    networks for CIFAR-10 decay their last layer more than the others, and some not at all."""
     schedule: Literal["plateau", "steps", "manual", "cosine", "one-cycle"] = "plateau"
     """plateau: drop when validation top-1 error stops improving; steps: drop after drop_epochs; manual: lr as given;
     cosine: fall to final_lr at the end of the run's epochs along half a cosine (Loshchilov and Hutter 2017); one-cycle:
@@ -148,8 +151,20 @@ def plateau_drops(errors: Sequence[float], patience: int, min_improvement: float
 
 
 def is_conv1(name: str) -> bool:
-    """Whether a parameter is the first convolution's, as the towers name it or as torchvision does."""
-    return ".conv1." in name or name.startswith("features.0.")
+    """Whether a parameter is the first convolution's, as the towers name it, torchvision, or the CIFAR networks."""
+    return ".conv1." in name or name.startswith(("conv1.", "features.0."))
+
+
+def layer_of(name: str) -> str:
+    """The layer of a parameter: fc8 of towers.0.fc8.weight, features.3 of torchvision's features.3.weight."""
+    return name.removeprefix("towers.0.").removeprefix("towers.1.").rpartition(".")[0]
+
+
+def decay_of(config: OptimConfig, name: str) -> float:
+    """The weight decay of a parameter."""
+    if name.endswith(".bias") and not config.decay_biases:
+        return 0.0
+    return dict(config.layer_decay).get(layer_of(name), config.weight_decay)
 
 
 def trust_ratio(w: Tensor, gradient: Tensor, coefficient: float, decay: float) -> Tensor:
@@ -166,6 +181,10 @@ class MomentumSGD:
     """Named parameters with their velocities, float32 tensors of the same shapes, and their averages where kept."""
 
     def __init__(self, config: OptimConfig, parameters: dict[str, Tensor]):
+        """ValueError where `layer_decay` names a layer that there is not."""
+        layers = {layer_of(name) for name in parameters}
+        if unknown := [layer for layer, _ in config.layer_decay if layer not in layers]:
+            raise ValueError(f"layer_decay names {unknown[0]}, expected one of {', '.join(sorted(layers))}; name that")
         self.config = config
         self.parameters = parameters
         self.velocities = {name: torch.zeros_like(p) for name, p in parameters.items()}
@@ -183,7 +202,7 @@ class MomentumSGD:
         for gradient, (name, w) in zip(gradients, self.parameters.items(), strict=True):
             v, bias = self.velocities[name], name.endswith(".bias")
             lr = rates[1 if is_conv1(name) else 0] * (config.bias_lr_factor if bias else 1.0)
-            decay = config.weight_decay if config.decay_biases or not bias else 0.0
+            decay = decay_of(config, name)
             if config.trust_ratio and not bias:
                 lr = lr * trust_ratio(w, gradient, config.trust_ratio, decay)
             new = config.momentum * v - lr * (gradient + decay * w)

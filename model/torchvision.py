@@ -37,6 +37,7 @@ class TorchvisionAlexNet(nn.Module):
         assert config.layout == "torchvision", "make_network makes the other layout"
         check_options(config, crop)
         self.config, self.classes, self.crop, self.seed = config, classes, crop, seed
+        self.hidden_width = config.fc_width
         c1, c2, c3, c4, c5 = TORCHVISION_CHANNELS
         convolutions = {
             "0": FirstConv(c1),

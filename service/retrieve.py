@@ -134,7 +134,7 @@ def index_facts(network: TrainedNetwork, loader: BatchLoader, split: str) -> Ind
     return IndexFacts(
         split=split,
         samples=dataset.splits[split].samples,
-        width=network.config.fc_width,
+        width=network.model.hidden_width,
         shards=str(shards if is_url(shards) else Path(shards).absolute()),
         samples_sha256=dataset.files[f"{split}/{SAMPLES_FILE}"],
         dataset_sha256=pictures_sha256(dataset),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -40,6 +41,14 @@ def _window_sum(x: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     return total.to(dtype).permute(0, 3, 1, 2)
 
 
+def _map_window_sum(x: Tensor, size: int) -> Tensor:
+    """Sum over size x size pixels of the same map, each pixel in the middle, (B, C, H, W)."""
+    height, width = x.shape[2:]
+    x = F.pad(_accurate(x), [size // 2] * 4)
+    x = sum((x[:, :, top : top + height] for top in range(1, size)), start=x[:, :, :height])
+    return sum((x[..., left : left + width] for left in range(1, size)), start=x[..., :width])
+
+
 def _accurate(x: Tensor) -> Tensor:
     """At least float32: bfloat16 holds the window sum well enough, but not k + alpha * sum."""
     return x if x.dtype == torch.float64 else x.float()
@@ -55,27 +64,28 @@ def _inverse_powers(scale: Tensor, beta: float) -> tuple[Tensor, Tensor]:
 
 class _LRN(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, config: LRNConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        total = _window_sum(x * x, config.size, dtype)
+    def forward(x: Tensor, config: LRNConfig, dtype: torch.dtype, in_maps: bool) -> tuple[Tensor, Tensor]:
+        total = _map_window_sum(x * x, config.size) if in_maps else _window_sum(x * x, config.size, dtype)
         scale = config.k + config.alpha * _accurate(total)
         return (x * _inverse_powers(scale, config.beta)[0]).to(x.dtype), total
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, ctx.config, ctx.dtype = inputs
+        x, ctx.config, ctx.dtype, ctx.in_maps = inputs
         ctx.save_for_backward(x, output[1])
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         grad = grads[0]
         x, total = ctx.saved_tensors
         config: LRNConfig = ctx.config
         scale = config.k + config.alpha * _accurate(total)
         power, inverse = _inverse_powers(scale, config.beta)
         # d b_j / d a_i = [i = j] scale_j^-beta - 2 alpha beta a_i a_j scale_j^-(beta+1) for i in j's window
-        spread = _window_sum(grad * x * power * inverse, config.size, ctx.dtype)
-        return (grad * power - 2 * config.alpha * config.beta * x * spread).to(x.dtype), None, None
+        part = grad * x * power * inverse
+        spread = _map_window_sum(part, config.size) if ctx.in_maps else _window_sum(part, config.size, ctx.dtype)
+        return (grad * power - 2 * config.alpha * config.beta * x * spread).to(x.dtype), None, None, None
 
 
 def local_response_norm(x: Tensor, config: LRNConfig, sum_dtype: torch.dtype | None = None) -> Tensor:
@@ -84,4 +94,12 @@ def local_response_norm(x: Tensor, config: LRNConfig, sum_dtype: torch.dtype | N
     The squares may be summed in a lower precision than x has, `sum_dtype`: alpha makes the sum a small part of the
     scale, so that rounding it to bfloat16 changes b by 0.6% at most, and far less where the sum is small beside k.
     """
-    return _LRN.apply(x, config, sum_dtype or x.dtype)[0]
+    return _LRN.apply(x, config, sum_dtype or x.dtype, False)[0]
+
+
+def response_norm_in_maps(x: Tensor, config: LRNConfig) -> Tensor:
+    """Normalise (B, C, H, W) by size x size neighbours in the same map, in place of neighbouring channels.
+
+    It is the older of the 2012 code's two normalisations (rnorm; the paper's is cmrnorm).
+    """
+    return _LRN.apply(x, config, x.dtype, True)[0]

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model.alexnet import AlexNet, map_side
-from model.grouped import grouped
+from model.cifar import CifarNetwork
+from model.grouped import PlainCifar, grouped
 from model.network import Network
 from model.torchvision import FC_SIDE, TorchvisionAlexNet
 from pipeline.command import InputError
@@ -68,9 +69,8 @@ class Difference(NamedTuple):
 def check_exportable(network: TrainedNetwork, format: Format) -> None:
     """InputError where a network cannot be had in a format."""
     if format == "torchvision" and network.config.layout != "torchvision":
-        what = "two towers" if network.config.columns == 2 else "the paper's one tower"
         raise InputError(
-            f"{network.path} has {what}, expected torchvision's: its AlexNet cannot hold another; "
+            f"{network.path} has layout {network.config.layout}, expected torchvision: its AlexNet cannot hold it; "
             "use --format safetensors, onnx or torch-export"
         )
     if format == "torchvision" and network.config.activation != "relu":
@@ -164,7 +164,7 @@ class FromPixels(nn.Module):
 def _plain(model: Network) -> nn.Module:
     if isinstance(model, AlexNet):
         return grouped(model)
-    layers = deepcopy(plain_torchvision(model))
+    layers = deepcopy(PlainCifar(model) if isinstance(model, CifarNetwork) else plain_torchvision(model))
     for weight in layers.parameters():
         weight.data = weight.contiguous()  # kernels are channels-last, of which torch.export warns
     return layers

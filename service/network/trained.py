@@ -91,7 +91,7 @@ class TrainedNetwork:
         return self._by_chunks(squares, views, self._probabilities)
 
     def features(self, squares: Tensor | NDArray[np.uint8]) -> Tensor:
-        """(B, fc_width) float32: the last hidden layer's activations on the centre of (B, side, side, 3) pictures."""
+        """(B, hidden_width) float32: the last hidden layer, on the centre of (B, side, side, 3) pictures."""
         return self._by_chunks(squares, 1, self._features)
 
     def predict(self, pictures: Iterable[Source], views: Views = 1) -> "list[Predicted[Source]]":

@@ -1,7 +1,7 @@
 """Configuration of a run: its options, the recipes, and `run.json`, which a resume must agree with."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -140,6 +140,21 @@ class Run:
                 raise InputError(f"{name} is {value}, expected at most {most}; set --{name}")
 
 
+# The 2012 code's networks for CIFAR-10 (cuda-convnet, example-layers): rates, decay, initial weights and normalisation
+# are its parameter files'. These train on 40,000 pictures for 350 epochs, on all 50,000 for 150 more, then for 10 each
+# at a tenth and a hundredth of the rate (11%; the file of 13% names no epochs, a later script for that network 100 and
+# 40). The same numbers of steps on all pictures from the start are 280 + 150 and 80 + 40 epochs; validation pictures
+# are here the test set. Pictures are less the mean picture and not divided.
+CIFAR_DATA: Final = DataConfig(crop=24, augment=AugmentConfig(colour="off"))
+WHOLE_CIFAR: Final = DataConfig(crop=32, augment=AugmentConfig(colour="off", mirror=False))
+CIFAR_OPTIM: Final = OptimConfig(lr=0.001, bias_lr_factor=2.0, decay_biases=False, schedule="steps")
+
+
+def cifar_model(name: Literal["18pct", "13pct", "11pct"], lrn: LRNConfig) -> ModelConfig:
+    """A network of the 2012 code for CIFAR-10, with its normalisation; it has no dropout."""
+    return ModelConfig(layout="cifar", cifar=name, init="source", dropout=0.0, lrn=lrn, precision="auto")
+
+
 RECIPES: Final[dict[str, tuple[str, Run]]] = {
     "paper": ("The paper's text.", Run()),
     "source": (
@@ -172,6 +187,56 @@ RECIPES: Final[dict[str, tuple[str, Run]]] = {
                 label_smoothing=0.1,  # Szegedy et al. 2016
                 average_decay=0.9999,  # ImageNet has 10,010 batches of 128: about an epoch
             ),
+        ),
+    ),
+    "cifar": (
+        "CIFAR-10, 11% test error in the 2012 code: its network, initial weights, rates and decay by layer.",
+        Run(
+            recipe="cifar",
+            data=CIFAR_DATA,
+            model=cifar_model("11pct", LRNConfig(size=9, alpha=0.001 / 9, k=1.0)),
+            optim=replace(
+                CIFAR_OPTIM,
+                weight_decay=0.0,
+                layer_decay=(("local3", 0.004), ("local4", 0.004), ("fc10", 0.01)),
+                drop_epochs=(430.0, 440.0),
+            ),
+            epochs=450,
+        ),
+    ),
+    "cifar-13pct": (
+        "CIFAR-10, 13% in the 2012 code: without normalisation and with fewer kernels than recipe cifar.",
+        Run(
+            recipe="cifar-13pct",
+            data=CIFAR_DATA,
+            model=replace(cifar_model("13pct", LRNConfig(size=9, alpha=0.001 / 9, k=1.0)), normalise=False),
+            optim=replace(
+                CIFAR_OPTIM,
+                weight_decay=0.0,
+                layer_decay=(("local3", 0.004), ("local4", 0.004), ("fc10", 0.004)),
+                drop_epochs=(120.0, 130.0),
+            ),
+            epochs=140,
+        ),
+    ),
+    "cifar-18pct": (
+        "CIFAR-10, 18% in the 2012 code: three convolutions, whole pictures, never mirrored.",
+        Run(
+            recipe="cifar-18pct",
+            data=WHOLE_CIFAR,
+            model=cifar_model("18pct", LRNConfig(size=3, alpha=0.00005 / 9, k=1.0)),
+            optim=replace(CIFAR_OPTIM, weight_decay=0.004, layer_decay=(("fc10", 1.0),), drop_epochs=(120.0, 130.0)),
+            epochs=140,
+        ),
+    ),
+    "figure1": (
+        "Figure 1: the four layers of recipe cifar-18pct without normalisation or any regularisation; try rates.",
+        Run(
+            recipe="figure1",
+            data=WHOLE_CIFAR,
+            model=replace(cifar_model("18pct", LRNConfig(size=3, alpha=0.00005 / 9, k=1.0)), normalise=False),
+            optim=replace(CIFAR_OPTIM, weight_decay=0.0, schedule="manual"),
+            epochs=40,
         ),
     ),
     "demo": (

@@ -11,11 +11,12 @@ from model.filters import filters_picture
 from pipeline.command import InputError
 from service.run.checkpoint import read_weights
 
-KERNELS: Final = ("towers.0.conv1.weight", "towers.1.conv1.weight", "features.0.weight")  # the last is torchvision's
+# Of the towers, of torchvision's network, and of those for CIFAR-10.
+KERNELS: Final = ("towers.0.conv1.weight", "towers.1.conv1.weight", "features.0.weight", "conv1.weight")
 
 
 def read_kernels(checkpoint: Path) -> list[Tensor]:
-    """conv1's kernels, (48, 3, 11, 11) of each tower, of a checkpoint's folder; torchvision's network is one tower."""
+    """conv1's kernels, (48, 3, 11, 11) of each tower, of a checkpoint's folder; the other layouts are one tower."""
     found = read_weights(checkpoint, KERNELS.__contains__)
     if not found:
         raise InputError(

@@ -37,7 +37,7 @@ class Preprocessing:
         """Side of the square that crops are taken from, pixels."""
         return square_side(self.size)
 
-    def mean_crop(self, crop: int, layout: Literal["towers", "torchvision"]) -> NDArray[np.float32]:
+    def mean_crop(self, crop: int, layout: Literal["towers", "torchvision", "cifar"]) -> NDArray[np.float32]:
         """(crop, crop, 3): what a network takes off a crop: the middle of the mean picture, or torchvision's colour."""
         if layout == "torchvision":
             return np.broadcast_to(np.array(TORCHVISION_MEAN, np.float32), (crop, crop, 3)).copy()

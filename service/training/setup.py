@@ -149,11 +149,10 @@ def build_training(
             crop=run.data.crop,
             seed=run.seed,
             placement=parallel.placement,
-        )
+        ).to(device)
+        optimizer = MomentumSGD(run.optim, dict(model.named_parameters()))
     except ValueError as error:
         raise InputError(str(error)) from error
-    model.to(device)
-    optimizer = MomentumSGD(run.optim, dict(model.named_parameters()))
     mean = torch.from_numpy(preprocessing.mean_crop(run.data.crop, run.model.layout)).to(device)
     return TrainingState(model, optimizer, mean, torch.tensor(True, device=device), parallel)
 

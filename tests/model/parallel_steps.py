@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.alexnet import AlexNet, ModelConfig
+from model.alexnet import ModelConfig
+from model.network import make_network
 from model.optim import MomentumSGD, OptimConfig
 from model.parallel import Layout, Parallel, choose_layout, make_parallel
 from model.step import (
@@ -46,6 +47,7 @@ NETWORKS = {
     "shallow": replace(CONFIG, conv6=False, without="conv3", pool_size=2, activation="logistic"),
     "column": replace(CONFIG, columns=1),
     "modern": CONFIG,  # by what a modern recipe adds to the update
+    "cifar": ModelConfig(layout="cifar", cifar="13pct", init="he", pixel_std=58.0),
 }
 FIRST = 2**33 - 5  # positions that need more than 32 bits
 
@@ -86,7 +88,7 @@ def freshly_compiled(backend: str) -> TrainStep:
 def steps(parallel: Parallel, backend: str, dtype: str, network: str = "paper") -> dict[str, Tensor]:
     """What this rank finds: losses, gradients, weights, velocities, averages, counts."""
     numbers: torch.dtype = getattr(torch, dtype)
-    model = AlexNet(
+    model = make_network(
         NETWORKS[network],
         classes=CLASSES,
         crop=CROP,

@@ -145,6 +145,7 @@ def test_the_compiled_step_is_one_graph_on_every_rank(found: Found) -> None:
     ("layout", "backend", "networks"),
     [
         ("tower", "eager", ("silent",)),
+        pytest.param("data", "eager", ("cifar",), marks=pytest.mark.slow),
         pytest.param("tower", "aot_eager", ("silent", "shallow"), marks=pytest.mark.slow),
         pytest.param("2014", "aot_eager", ("silent", "shallow"), marks=pytest.mark.slow),
         pytest.param("data", "aot_eager", ("silent", "column"), marks=pytest.mark.slow),

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from model.alexnet import ModelConfig
+from model.layers.lrn import LRNConfig
 from model.network import make_network
 from model.optim import MomentumSGD, OptimConfig
 from pipeline.command import run_command
@@ -40,7 +41,7 @@ def save_run(shards: Path) -> SaveRun:
 
 def last_bias(config: ModelConfig) -> str:
     """A weight whose change shows in the logits of every picture."""
-    return "towers.0.fc8.bias" if config.layout == "towers" else "classifier.6.bias"
+    return {"towers": "towers.0.fc8.bias", "torchvision": "classifier.6.bias", "cifar": "fc10.bias"}[config.layout]
 
 
 TOWERS = ModelConfig(fc_width=64, init="he", pixel_std=58.0, precision="mixed")
@@ -57,6 +58,22 @@ def one_tower(save_run: SaveRun, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """A run of torchvision's network; nobody writes to it."""
     config = ModelConfig(layout="torchvision", fc_width=64, init="he")
     return save_run(tmp_path_factory.mktemp("one_tower") / "run", config)
+
+
+@pytest.fixture(scope="session")
+def cifar(save_run: SaveRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a network for CIFAR-10 with all that there is in one; nobody writes to it."""
+    lrn = LRNConfig(size=9, alpha=0.001, k=1.0)
+    config = ModelConfig(layout="cifar", cifar="11pct", lrn=lrn, init="he", pixel_std=58.0)
+    return save_run(tmp_path_factory.mktemp("cifar") / "run", config)
+
+
+@pytest.fixture(scope="session")
+def cifar_averaged(save_run: SaveRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of its convolutions alone, which normalise within maps and average."""
+    lrn = LRNConfig(size=3, alpha=0.001, k=1.0)
+    config = ModelConfig(layout="cifar", cifar="18pct", lrn=lrn, init="he", pixel_std=58.0)
+    return save_run(tmp_path_factory.mktemp("cifar_averaged") / "run", config)
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def check_facts(facts: dict[str, Any], network: TrainedNetwork, *more: str) -> N
     assert facts["pixel_std"] == list(network.config.channel_std)
 
 
-@pytest.mark.parametrize("run", ["towers", "one_tower"])
+@pytest.mark.parametrize("run", ["towers", "one_tower", "cifar"])
 def test_safetensors_are_the_network_bit_for_bit(
     run: str, request: pytest.FixtureRequest, tmp_path: Path, call: Call, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,7 +92,9 @@ def test_safetensors_are_the_network_bit_for_bit(
     assert list(tmp_path.iterdir()) == [out]
 
 
-@pytest.mark.parametrize("run", [pytest.param("towers", marks=pytest.mark.slow), "one_tower"])
+@pytest.mark.parametrize(
+    "run", [*(pytest.param(run, marks=pytest.mark.slow) for run in ("towers", "cifar", "cifar_averaged")), "one_tower"]
+)
 def test_onnx_takes_pixels_in_onnxruntime(
     run: str, request: pytest.FixtureRequest, tmp_path: Path, call: Call, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,7 +115,10 @@ def test_onnx_takes_pixels_in_onnxruntime(
         assert found.shape == (count, 3) and is_near(found, logits(network, photos(count)))
 
 
-@pytest.mark.parametrize("run", [pytest.param("towers", marks=pytest.mark.slow), "one_tower"])
+@pytest.mark.parametrize(
+    "run",
+    [*(pytest.param(run, marks=pytest.mark.slow) for run in ("towers", "cifar", "cifar_averaged")), "one_tower"],
+)
 def test_torch_export_takes_pixels_in_torch_alone(run: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     network, out = load(request.getfixturevalue(run), "cpu"), tmp_path / "network.pt2"
     assert export(network, "torch-export", out).relative <= TOLERANCE
@@ -277,10 +282,7 @@ def test_what_cannot_be_exported_is_one_line_and_no_file(
 ) -> None:
     (tmp_path / "folder.onnx").mkdir()
     wrong: dict[tuple[str, str], str] = {
-        (
-            "torchvision",
-            "a.pth",
-        ): "has two towers, expected torchvision's: its AlexNet cannot hold another; use",
+        ("torchvision", "a.pth"): "has layout towers, expected torchvision: its AlexNet cannot hold it; use --format",
         ("onnx", "a.pt2"): "expected a name that ends in .onnx for onnx; give another --out",
         ("torchvision", "a.pt2"): "expected a name that ends in .pth or .safetensors",
         ("onnx", "folder.onnx"): "expected a file",

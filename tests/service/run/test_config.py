@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from model.network import make_network
+from model.optim import decay_of
 from pipeline.command import InputError
 from service.run.config import RECIPES, Run, check_same_call, check_same_run, parse_run, run_fields
 
@@ -25,6 +27,29 @@ def test_the_paper_and_the_source_are_what_the_papers_text_and_run_145_say() -> 
     assert source.model.lrn.alpha == pytest.approx(2e-5)
     assert (source.data.augment.colour, source.data.augment.colour_epochs) == ("deviations", 67)
     assert all(run.recipe == name for name, (_, run) in RECIPES.items())
+
+
+def test_recipes_for_cifar_are_the_parameter_files_of_the_2012_code() -> None:
+    decay = {  # wc of each layer, of layer-params-*.cfg
+        "cifar": {"conv1": 0, "conv2": 0, "local3": 0.004, "local4": 0.004, "fc10": 0.01},
+        "cifar-13pct": {"conv1": 0, "conv2": 0, "local3": 0.004, "local4": 0.004, "fc10": 0.004},
+        "cifar-18pct": {"conv1": 0.004, "conv2": 0.004, "conv3": 0.004, "fc10": 1},
+        "figure1": {"conv1": 0, "conv2": 0, "conv3": 0, "fc10": 0},
+    }
+    for name, expected in decay.items():
+        run = RECIPES[name][1]
+        model = make_network(replace(run.model, precision="float32"), classes=10, crop=run.data.crop, seed=0)
+        for parameter in dict(model.named_parameters()):
+            layer, _, kind = parameter.partition(".")
+            assert decay_of(run.optim, parameter) == (0 if kind == "bias" else expected[layer])
+        assert (run.batch_size, run.optim.lr, run.optim.momentum, run.optim.bias_lr_factor) == (128, 0.001, 0.9, 2)
+        assert (run.model.dropout, run.model.pixel_std, run.data.augment.colour) == (0, 1, "off")
+        assert run.data.augment.mirror == (run.data.crop == 24) == (run.model.cifar != "18pct")
+    normalised = {name: RECIPES[name][1].model for name in ("cifar", "cifar-18pct")}
+    assert [(m.normalise, m.lrn.size, m.lrn.k, m.lrn.beta) for m in normalised.values()] == [
+        (True, 9, 1, 0.75), (True, 3, 1, 0.75)
+    ]  # fmt: skip
+    assert [m.lrn.alpha for m in normalised.values()] == pytest.approx([0.001 / 9, 0.00005 / 9])  # scale / (n or n * n)
 
 
 def test_the_recipe_is_paper_unless_named() -> None:
