@@ -129,8 +129,8 @@ def look(training: TrainingState, inputs: StepInputs, rate: float) -> tuple[floa
         local_logits(training, inputs, train=False)
     for hook in hooks:
         hook.remove()
-    loss = training_loss(training, inputs)
-    parameters = [p for module in modules.values() for p in (module.weight, module.bias)]
+    loss, _ = training_loss(training, inputs)
+    parameters = [p for module in modules.values() for p in (module.weight, module.bias) if p is not None]
     gradients = dict(zip(map(id, parameters), torch.autograd.grad(loss, parameters), strict=True))
 
     def change(parameter: Tensor) -> float:

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.layers.batch_norm import BatchNorm, BatchPass
 from model.layers.dropout import drop_units
 from model.layers.first_conv import FirstConv
-from model.layers.fused import Activation, Pooling, PoolSize, activate, conv_pool
+from model.layers.fused import Activation, Pooling, PoolSize, activate, conv_pool, pool_by_layers
 from model.layers.lrn import LRNConfig
 
 # Section 5: gives the ReLUs positive inputs early on. It has no conv6; the 2012 source starts that as it does conv5.
@@ -39,8 +40,8 @@ class ModelConfig:
     layout: Literal["towers", "torchvision", "cifar"] = "towers"
     """towers: the paper's; torchvision: torchvision's AlexNet, one tower of 64, 192, 384, 256, 256 kernels without
     normalisation, its own mean and deviations; layer_order, normalise, lrn and pixel_std have no meaning there, and
-    pool_size, columns, talk, without and conv6 are refused; cifar: the 2012 code's networks for pictures of 32 pixels;
-    layer_order, fc_width and bias (all are 0) have no meaning there, and the same are refused."""
+    pool_size, columns, talk, without, conv6 and batch_norm are refused; cifar: the 2012 code's networks for pictures of
+    32 pixels; layer_order, fc_width and bias (all are 0) have no meaning there, and the same are refused."""
     cifar: Literal["18pct", "13pct", "11pct"] = "11pct"
     """Layout cifar: which of the 2012 code's networks, by the name of its file and its test error. 18pct: three
     convolutions of 32, 32, 64 kernels; 13pct and 11pct: two of 64, then two locally connected layers of 32, 32 or 64,
@@ -53,6 +54,9 @@ class ModelConfig:
     """Local response normalisation after conv1 and conv2, section 3.3."""
     lrn: LRNConfig = field(default_factory=LRNConfig)
     """Its constants."""
+    batch_norm: bool = False
+    """Batch normalisation (Ioffe and Szegedy 2015) of what each layer but the last makes, before its nonlinearity, in
+    place of response normalisation; these layers have no biases of their own. Statistics are of the whole batch."""
     pool_size: PoolSize = 3
     """Side of the pooling windows, two pixels apart, section 3.4: of 3 they overlap, of 2 they do not."""
     columns: Literal[1, 2] = 2
@@ -90,6 +94,7 @@ class ModelConfig:
         if self.layout != "towers":
             asked = {
                 "conv6": self.conv6,
+                "batch_norm": self.batch_norm,
                 f"pool_size {self.pool_size}": self.pool_size != 3,
                 f"columns {self.columns}": self.columns != 2,
                 "no talk": not self.talk,
@@ -103,6 +108,11 @@ class ModelConfig:
     def activate(self, x: Tensor) -> Tensor:
         """The nonlinearity."""
         return activate(x, self.activation)
+
+    @property
+    def response_norm(self) -> LRNConfig | None:
+        """The constants of response normalisation; None where there is none."""
+        return self.lrn if self.normalise and not self.batch_norm else None
 
     @property
     def deeper(self) -> dict[str, int]:
@@ -177,61 +187,82 @@ class Tower(nn.Module):
     With `conv6` there are 128 kernels more, over both towers' pooled maps (the 2012 source has conv6 so).
     """
 
+    conv1: FirstConv
+    conv2: nn.Conv2d
     conv3: nn.Conv2d
     conv4: nn.Conv2d
     conv5: nn.Conv2d
+    conv6: nn.Conv2d
+    fc6: nn.Linear
+    fc7: nn.Linear
 
-    def __init__(self, config: ModelConfig, classes: int, crop: int, connected: bool = True):
-        """connected: False leaves out the fully connected layers."""
+    def __init__(self, config: ModelConfig, classes: int, crop: int, connected: bool = True, *, name: str):
+        """connected: False leaves out the fully connected layers. name: of this module in the network."""
         super().__init__()
-        self.config, self.connected = config, connected
+        self.config, self.connected, self.name = config, connected, name
         c1, c2, *_ = TOWER_CHANNELS
-        self.conv1 = FirstConv(c1)
-        self.conv2 = nn.Conv2d(c1, c2, 5, padding=2)
+        bias = not config.batch_norm  # which has its own
+        self._add("conv1", FirstConv(c1, bias=bias))
+        self._add("conv2", nn.Conv2d(c1, c2, 5, padding=2, bias=bias))
         channels = config.heard * c2  # the first of the next takes them from all towers
-        for name, kernels in config.deeper.items():
-            self.add_module(name, nn.Conv2d(channels, kernels, 3, padding=1))
+        for layer, kernels in config.deeper.items():
+            self._add(layer, nn.Conv2d(channels, kernels, 3, padding=1, bias=bias))
             channels = kernels
         if config.conv6:
-            self.conv6 = nn.Conv2d(config.heard * channels, channels, 3, padding=1)
+            self._add("conv6", nn.Conv2d(config.heard * channels, channels, 3, padding=1, bias=bias))
         if not connected:
             return
         units = config.fc_width // config.columns
-        self.fc6 = nn.Linear(config.heard * channels * map_side(crop, config.pool_size) ** 2, units)
-        self.fc7 = nn.Linear(config.heard * units, units)
+        inputs = config.heard * channels * map_side(crop, config.pool_size) ** 2
+        self._add("fc6", nn.Linear(inputs, units, bias=bias))
+        self._add("fc7", nn.Linear(config.heard * units, units, bias=bias))
         self.fc8 = nn.Linear(config.columns * units, classes)
 
-    def conv1_and_2(self, x: Tensor) -> Tensor:
-        """(B, 3, 224, 224) -> (B, 128, 13, 13)."""
-        x = conv_pool(self.conv1, x, self.pooling(self.config.layer_order))  # (B, 48, 55, 55) -> (B, 48, 27, 27)
-        return conv_pool(self.conv2, x, self.pooling("paper"))  # (B, 128, 27, 27) -> (B, 128, 13, 13)
+    def _add(self, layer: str, module: nn.Conv2d | nn.Linear) -> None:
+        """A layer, and its batch normalisation where there is one."""
+        self.add_module(layer, module)
+        if self.config.batch_norm:
+            norm = BatchNorm(len(module.weight), f"{self.name}.{layer}_norm", connected=isinstance(module, nn.Linear))
+            self.add_module(f"{layer}_norm", norm)
 
-    def conv3_to_5(self, x: Tensor) -> Tensor:
+    def conv1_and_2(self, x: Tensor, batch: BatchPass | None = None) -> Tensor:
+        """(B, 3, 224, 224) -> (B, 128, 13, 13)."""
+        x = self._pooled("conv1", x, self.pooling(self.config.layer_order), batch)  # (B, 48, 27, 27)
+        return self._pooled("conv2", x, self.pooling("paper"), batch)  # (B, 128, 13, 13)
+
+    def conv3_to_5(self, x: Tensor, batch: BatchPass | None = None) -> Tensor:
         """(B, 256, 13, 13) -> (B, 128, 6, 6)."""
-        *inner, last = (cast(nn.Conv2d, getattr(self, name)) for name in self.config.deeper)
-        for conv in inner:
-            x = self.activate(conv(x))  # (B, 192, 13, 13)
+        *inner, last = self.config.deeper
+        for layer in inner:
+            x = self.active(layer, x, batch)  # (B, 192, 13, 13)
         # The paper activates, then pools: the result is the same, but this way there are fewer values to activate.
         pooling = Pooling(after=self.config.activation, size=self.config.pool_size)
-        return conv_pool(last, x, pooling)  # (B, 128, 13, 13) -> (B, 128, 6, 6)
+        return self._pooled(last, x, pooling, batch)  # (B, 128, 13, 13) -> (B, 128, 6, 6)
 
-    def conv6_maps(self, both: Tensor) -> Tensor:
-        """(B, 256, 6, 6) -> (B, 128, 6, 6)."""
-        return self.activate(self.conv6(both))
+    def active(self, layer: str, x: Tensor, batch: BatchPass | None = None) -> Tensor:
+        """A layer's activations: of conv6 (B, 256, 6, 6) -> (B, 128, 6, 6), of fc6 (B, 9216) -> (B, 2048)."""
+        return self.config.activate(self._output(layer, x, batch))
 
     def pooling(self, order: Literal["paper", "source"]) -> Pooling:
         """What follows conv1 and conv2."""
         config = self.config
         return Pooling(
             before=config.activation if order == "paper" else None,
-            lrn=config.lrn if config.normalise else None,
+            lrn=config.response_norm,
             sum_dtype=None if config.precision == "float32" else torch.bfloat16,
             after=config.activation if order == "source" else None,
             size=config.pool_size,
         )
 
-    def activate(self, x: Tensor) -> Tensor:
-        return self.config.activate(x)
+    def _output(self, layer: str, x: Tensor, batch: BatchPass | None) -> Tensor:
+        """What a layer makes, before its nonlinearity."""
+        x = getattr(self, layer)(x)
+        return getattr(self, f"{layer}_norm")(x, batch) if self.config.batch_norm else x
+
+    def _pooled(self, layer: str, x: Tensor, pooling: Pooling, batch: BatchPass | None) -> Tensor:
+        if self.config.batch_norm:
+            return pool_by_layers(self._output(layer, x, batch), pooling)
+        return conv_pool(getattr(self, layer), x, pooling)
 
 
 class AlexNet(nn.Module):
@@ -260,16 +291,24 @@ class AlexNet(nn.Module):
         # Tower 0 takes the odd class.
         share = {t: (classes + 1 - t) // 2 if config.columns == 2 else classes for t in range(config.columns)}
         self.towers = nn.ModuleDict(
-            {str(t): Tower(config, share[t], crop, t in placement.connected) for t in placement.towers if t in share}
+            {
+                str(t): Tower(config, share[t], crop, t in placement.connected, name=f"towers.{t}")
+                for t in placement.towers
+                if t in share
+            }
         )
         initialise(self, config, seed)
 
-    def forward(self, pictures: Tensor, positions: Tensor | None = None) -> Tensor:
+    def forward(self, pictures: Tensor, positions: Tensor | None = None, batch: BatchPass | None = None) -> Tensor:
         """Logits (B, classes), float32 or better, of (B, 3, crop, crop) pictures.
 
         With the pictures' training positions (B,) int64 this is a training pass: dropout is on. Without, it is off.
+        batch: of a training pass with batch normalisation, whose statistics it takes; by default no other rank shares
+        it, and no picture is padding.
         """
-        x = self._last_hidden(pictures, positions)
+        if positions is not None and batch is None:
+            batch = BatchPass.of(len(pictures), pictures.device)
+        x = self._last_hidden(pictures, positions, batch)
         with autocast(pictures, self.config.precision != "float32"):
             parts = [self._padded(tower.fc8(x)) for tower in self.held().values() if tower.connected]
             logits = self.placement.gather_channels(parts)[:, : self.classes]
@@ -277,28 +316,28 @@ class AlexNet(nn.Module):
 
     def hidden(self, pictures: Tensor) -> Tensor:
         """(B, fc_width), float32 or better: fc7's activations, dropout off, the feature vectors of figure 4."""
-        return at_least_float32(self._last_hidden(pictures, None))
+        return at_least_float32(self._last_hidden(pictures, None, None))
 
-    def _last_hidden(self, pictures: Tensor, positions: Tensor | None) -> Tensor:
+    def _last_hidden(self, pictures: Tensor, positions: Tensor | None, batch: BatchPass | None) -> Tensor:
         """(B, fc_width): what fc8 takes."""
         towers = self.held()
         with autocast(pictures, self.config.precision == "bfloat16"):
-            maps = {t: tower.conv1_and_2(pictures) for t, tower in towers.items()}  # (B, 128, 13, 13)
+            maps = {t: tower.conv1_and_2(pictures, batch) for t, tower in towers.items()}  # (B, 128, 13, 13)
         if self.config.precision == "mixed":
             # The next layer would cast too, but here it halves the bytes to join.
             maps = {t: part.bfloat16() for t, part in maps.items()}
         with autocast(pictures, self.config.precision != "float32"):
             heard = self._heard(maps)  # (B, 256, 13, 13): the GPUs talk
-            maps = {t: tower.conv3_to_5(heard[t]) for t, tower in towers.items()}  # (B, 128, 6, 6)
+            maps = {t: tower.conv3_to_5(heard[t], batch) for t, tower in towers.items()}  # (B, 128, 6, 6)
             if self.config.conv6:
                 heard = self._heard(maps)  # (B, 256, 6, 6)
-                maps = {t: tower.conv6_maps(heard[t]) for t, tower in towers.items()}
+                maps = {t: tower.active("conv6", heard[t], batch) for t, tower in towers.items()}
             heard = self._fc_inputs({t: part.flatten(1) for t, part in maps.items()})  # (B, 9216)
             towers = {t: tower for t, tower in towers.items() if tower.connected}
-            units = {t: self._drop(t, 6, tower.activate(tower.fc6(heard[t])), positions) for t, tower in towers.items()}
-            heard = self._heard(units)  # (B, 4096)
-            units = {t: self._drop(t, 7, tower.activate(tower.fc7(heard[t])), positions) for t, tower in towers.items()}
-            return self._joined(units)
+            units = {t: tower.active("fc6", heard[t], batch) for t, tower in towers.items()}
+            heard = self._heard({t: self._drop(t, 6, x, positions) for t, x in units.items()})  # (B, 4096)
+            units = {t: tower.active("fc7", heard[t], batch) for t, tower in towers.items()}
+            return self._joined({t: self._drop(t, 7, x, positions) for t, x in units.items()})
 
     def _heard(self, outputs: dict[int, Tensor]) -> dict[int, Tensor]:
         """What each tower takes of all towers' outputs: all of them, or its own where towers do not talk."""
@@ -363,6 +402,8 @@ def initialise(model: nn.Module, config: ModelConfig, seed: int, layers: Mapping
     for name, parameter in model.named_parameters():
         module, _, kind = name.rpartition(".")
         layer = layers[module] if layers else module.rpartition(".")[2]
+        if layer.endswith("_norm"):
+            continue  # starts as batch normalisation does
         if kind == "bias":
             parameter.fill_(config.bias if config.init != "he" and layer in LAYERS_WITH_BIAS_ONE else 0.0)
         else:

@@ -1,7 +1,7 @@
 """Networks as one module of torch's plain operators, which other programs can take: for export.
 
 What a tower keeps to itself is a convolution in two groups; what both share is a plain one. A fully connected layer
-that each tower keeps to itself has zeros for the other's units.
+that each tower keeps to itself has zeros for the other's units. Batch normalisation is folded into the layer before it.
 """
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from model.alexnet import TOWER_CHANNELS, AlexNet, ModelConfig, map_side
 from model.cifar import CifarNetwork, average_pool
+from model.layers.batch_norm import fold
 from model.layers.lrn import LRNConfig
 
 
@@ -51,9 +52,10 @@ class GroupedAlexNet(nn.Module):
 
     def _normalise(self, x: Tensor) -> Tensor:
         """Each tower's channels alone."""
-        if not self.config.normalise:
+        lrn = self.config.response_norm
+        if not lrn:
             return x
-        return torch.cat([_response_norm(part, self.config.lrn) for part in x.chunk(self.config.columns, dim=1)], dim=1)
+        return torch.cat([_response_norm(part, lrn) for part in x.chunk(self.config.columns, dim=1)], dim=1)
 
     def _pool(self, x: Tensor) -> Tensor:
         return F.max_pool2d(x, self.config.pool_size, 2)
@@ -104,7 +106,7 @@ def grouped(model: AlexNet) -> GroupedAlexNet:
     assert model.placement.whole, "a tower alone is no network"
     with torch.device("meta"):  # shapes alone: the weights are there already
         module = GroupedAlexNet(model.config, classes=model.classes, crop=model.crop)
-    towers = [dict(tower.named_parameters()) for tower in model.held().values()]
+    towers = [fold(dict(tower.named_parameters())) for tower in model.held().values()]
     weights = {
         name: _together([tower[name].detach() for tower in towers], parameter.shape)
         for name, parameter in module.named_parameters()

@@ -7,12 +7,14 @@ the velocity that is already there.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 import torch
 from torch import Tensor
+
+from model.layers.batch_norm import FOLLOWING
 
 FOLLOW_EPOCHS: Final = ("cosine", "one-cycle")  # schedules whose rates depend on how many epochs the run has
 
@@ -28,7 +30,7 @@ class OptimConfig:
     bias_lr_factor: float = 1.0
     """Biases learn this many times as fast as weights; 2 in the 2012 source."""
     decay_biases: bool = True
-    """Whether weight decay applies to biases; it does not in the 2012 source."""
+    """Whether weight decay applies to biases, and to batch normalisation's factors; not in the 2012 source."""
     layer_decay: tuple[tuple[str, float], ...] = ()
     """(layer, weight decay) pairs, such as fc10 0.01, for layers whose decay is not weight_decay: the 2012 source's
     networks for CIFAR-10 decay their last layer more than the others, and some not at all."""
@@ -155,6 +157,11 @@ def is_conv1(name: str) -> bool:
     return ".conv1." in name or name.startswith(("conv1.", "features.0."))
 
 
+def is_of_channels(name: str) -> bool:
+    """Whether a parameter has a number for each channel or unit: a bias, or batch normalisation's factor."""
+    return name.endswith((".bias", "_norm.weight"))
+
+
 def layer_of(name: str) -> str:
     """The layer of a parameter: fc8 of towers.0.fc8.weight, features.3 of torchvision's features.3.weight."""
     return name.removeprefix("towers.0.").removeprefix("towers.1.").rpartition(".")[0]
@@ -162,7 +169,7 @@ def layer_of(name: str) -> str:
 
 def decay_of(config: OptimConfig, name: str) -> float:
     """The weight decay of a parameter."""
-    if name.endswith(".bias") and not config.decay_biases:
+    if is_of_channels(name) and not config.decay_biases:
         return 0.0
     return dict(config.layer_decay).get(layer_of(name), config.weight_decay)
 
@@ -178,7 +185,11 @@ def trust_ratio(w: Tensor, gradient: Tensor, coefficient: float, decay: float) -
 
 
 class MomentumSGD:
-    """Named parameters with their velocities, float32 tensors of the same shapes, and their averages where kept."""
+    """Named parameters with their velocities, float32 tensors of the same shapes, and their averages where kept.
+
+    Parameters without gradient are running statistics of batch normalisation: they have no velocity, and follow the
+    batches'.
+    """
 
     def __init__(self, config: OptimConfig, parameters: dict[str, Tensor]):
         """ValueError where `layer_decay` names a layer that there is not."""
@@ -187,26 +198,38 @@ class MomentumSGD:
             raise ValueError(f"layer_decay names {unknown[0]}, expected one of {', '.join(sorted(layers))}; name that")
         self.config = config
         self.parameters = parameters
-        self.velocities = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        self.trained = {name: p for name, p in parameters.items() if p.requires_grad}
+        self.velocities = {name: torch.zeros_like(p) for name, p in self.trained.items()}
         averaged = parameters if config.average_decay else {}
         self.averages = {name: p.detach().clone() for name, p in averaged.items()}
 
     @torch.no_grad()
-    def update(self, gradients: Sequence[Tensor], rates: Tensor, all_finite: Tensor) -> None:
+    def update(
+        self,
+        gradients: Sequence[Tensor],
+        rates: Tensor,
+        all_finite: Tensor,
+        statistics: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Apply the update rule where `all_finite` (a bool scalar on the device), else keep everything as it was.
 
+        gradients: of `trained`. statistics: the batch's, by the names of the running ones.
         rates: the base rate, conv1's and, where weights are averaged, the average's, see `averaging_rate`: a tensor,
         (2,) or (3,), so that a new rate does not recompile the step.
         """
         config = self.config
-        for gradient, (name, w) in zip(gradients, self.parameters.items(), strict=True):
+        for gradient, (name, w) in zip(gradients, self.trained.items(), strict=True):
             v, bias = self.velocities[name], name.endswith(".bias")
             lr = rates[1 if is_conv1(name) else 0] * (config.bias_lr_factor if bias else 1.0)
             decay = decay_of(config, name)
-            if config.trust_ratio and not bias:
+            if config.trust_ratio and not is_of_channels(name):
                 lr = lr * trust_ratio(w, gradient, config.trust_ratio, decay)
             new = config.momentum * v - lr * (gradient + decay * w)
             v.copy_(torch.where(all_finite, new, v))
             w.copy_(torch.where(all_finite, w + new, w))
-            if (average := self.averages.get(name)) is not None:
-                average.copy_(torch.where(all_finite, average + rates[2] * (w - average), average))
+        for name, found in (statistics or {}).items():
+            running = self.parameters[name]
+            running.copy_(torch.where(all_finite, running + FOLLOWING * (found - running), running))
+        for name, average in self.averages.items():
+            w = self.parameters[name]
+            average.copy_(torch.where(all_finite, average + rates[2] * (w - average), average))

@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model.alexnet import Placement, concatenate
+from model.layers.batch_norm import BatchPass, Rows
 
 Layout = Literal["tower", "data", "tower+data", "2014"]
 
@@ -100,6 +101,14 @@ class Parallel:
     def local_rows(self, rows: Tensor) -> Tensor:
         """Of a pair's rows (2 b, ...) those that this rank brought, (b, ...)."""
         return rows.chunk(2)[self.rank % 2] if self.pair else rows
+
+    def batch_pass(self, counted: Tensor) -> BatchPass:
+        """What batch normalisation needs of a training pass; counted: (b,) of the pictures that this rank brought."""
+        (convolved,) = self.gather_conv_inputs(counted)
+        return BatchPass(
+            Rows(convolved, lambda part: _sum_over(self.conv_replicas, part)),
+            Rows(self.gather_pair_rows(counted), lambda part: _sum_over(self.fc_replicas, part)),
+        )
 
     def all_reduce_gradients(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The gradients by name, each summed over the ranks that hold its parameter.
@@ -214,6 +223,28 @@ class _Gather(torch.autograd.Function):
         # Each rank computed with all rows, so the gradient of a row is the sum of its gradients on all ranks.
         sums = _collectives.reduce_scatter_tensor(grads[0].contiguous(), "sum", ctx.size, ctx.group)
         return _collectives.wait_tensor(sums), None, None
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over ranks, on every rank."""
+
+    @staticmethod
+    def forward(x: Tensor, group: str) -> Tensor:
+        return _collectives.wait_tensor(_collectives.all_reduce(x.contiguous(), "sum", group))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.group = inputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        # Each rank computed with the sum, so the gradient of a part is the sum of the sum's gradients on all ranks.
+        return _collectives.wait_tensor(_collectives.all_reduce(grads[0].contiguous(), "sum", ctx.group)), None
+
+
+def _sum_over(group: Group | None, part: Tensor) -> Tensor:
+    """The sum over a group of ranks, with its gradient; the part itself where only this rank has one."""
+    return _Sum.apply(part, group.name) if group else part
 
 
 def _backward_order(names: Iterable[str]) -> list[str]:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
+from model.alexnet import AlexNet
 from model.network import Network
 from model.optim import MomentumSGD
 from model.parallel import Parallel
@@ -90,38 +91,51 @@ def _row_scales(scale: Tensor, pixel_std: float | tuple[float, float, float], wi
     return _along_a_row(torch.stack([scale / red, scale / green, scale / blue], dim=1), width)[:, None]
 
 
-def local_logits(training: TrainingState, inputs: StepInputs, *, train: bool) -> Tensor:
+Statistics = dict[str, Tensor]  # of a batch, by the parameters' names of batch normalisation's running ones
+
+
+def local_logits(training: TrainingState, inputs: StepInputs, *, train: bool) -> tuple[Tensor, Statistics]:
     """(B, classes) of the pictures that this rank brought; a pair of ranks works on both ranks' pictures.
 
-    In training the weights' own; else the averaged weights', where there are averages.
+    In training the weights' own, with the batch's statistics where it is normalised by them; else the averaged
+    weights', where there are averages.
     """
     model, parallel = training.model, training.parallel
     pictures, offset, scale = parallel.gather_conv_inputs(inputs.pictures, inputs.offset, inputs.scale)
     x = normalise_pictures(
         inputs._replace(pictures=pictures, offset=offset, scale=scale), training.mean, model.config.channel_std
     )
-    if train:
-        return parallel.local_rows(model(x, parallel.gather_pair_rows(inputs.positions)))
-    averages = training.optimizer.averages
-    return parallel.local_rows(functional_call(model, averages, (x,)) if averages else model(x))
+    if not train:
+        averages = training.optimizer.averages
+        return parallel.local_rows(functional_call(model, averages, (x,)) if averages else model(x)), {}
+    positions = parallel.gather_pair_rows(inputs.positions)
+    if not isinstance(model, AlexNet) or not model.config.batch_norm:
+        return parallel.local_rows(model(x, positions)), {}
+    batch = parallel.batch_pass((inputs.weights > 0).to(x.dtype))
+    return parallel.local_rows(model(x, positions, batch)), batch.statistics
 
 
-def training_loss(training: TrainingState, inputs: StepInputs) -> Tensor:
-    """This rank's part of the batch's mean cross-entropy, dropout on, labels smoothed."""
-    logits, smoothing = local_logits(training, inputs, train=True), training.optimizer.config.label_smoothing
+def training_loss(training: TrainingState, inputs: StepInputs) -> tuple[Tensor, Statistics]:
+    """This rank's part of the batch's mean cross-entropy, dropout on, labels smoothed; and the batch's statistics."""
+    smoothing = training.optimizer.config.label_smoothing
+    logits, statistics = local_logits(training, inputs, train=True)
     losses = F.cross_entropy(logits, inputs.labels, reduction="none", label_smoothing=smoothing)
-    return losses @ inputs.weights.to(logits.dtype)
+    return losses @ inputs.weights.to(logits.dtype), statistics
 
 
 def compute_gradients(loss: Tensor, training: TrainingState) -> dict[str, Tensor]:
     """This rank's part of the gradients, by parameter name: of those that several ranks hold, not yet their sum."""
-    parameters = training.optimizer.parameters
+    parameters = training.optimizer.trained
     return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
 
 
 @torch.no_grad()
 def apply_gradients(
-    training: TrainingState, controls: StepControls, loss: Tensor, gradients: Mapping[str, Tensor]
+    training: TrainingState,
+    controls: StepControls,
+    loss: Tensor,
+    gradients: Mapping[str, Tensor],
+    statistics: Statistics,
 ) -> StepResult:
     """Update in place, unless a loss or gradient is not finite, of this step or of one before it."""
     parallel, all_finite = training.parallel, training.all_finite
@@ -129,7 +143,7 @@ def apply_gradients(
     squares = parallel.squared_gradient_norm(gradients)
     loss, squares, flag_counts = parallel.all_reduce_sums(loss, squares, controls.local_flags)
     finite = all_finite & torch.isfinite(loss) & torch.isfinite(squares)
-    training.optimizer.update(list(gradients.values()), controls.rates, finite)
+    training.optimizer.update(list(gradients.values()), controls.rates, finite, statistics)
     all_finite.copy_(finite)
     return StepResult(loss, squares.sqrt(), finite, flag_counts)
 
@@ -139,8 +153,8 @@ def train_step(training: TrainingState, controls: StepControls, inputs: StepInpu
 
     From then on `all_finite` is false, and every step leaves them so: the host may read it late, and no step waits.
     """
-    loss = training_loss(training, inputs)
-    return apply_gradients(training, controls, loss.detach(), compute_gradients(loss, training))
+    loss, statistics = training_loss(training, inputs)
+    return apply_gradients(training, controls, loss.detach(), compute_gradients(loss, training), statistics)
 
 
 # What Inductor does on CUDA only: kernels that do not depend on each other become one (casts of weights, sums of
@@ -242,8 +256,8 @@ def two_graphs(backend: str = "inductor") -> TrainStep:
     apply = torch.compile(apply_gradients, backend=backend, fullgraph=True, dynamic=False)
 
     def step(training: TrainingState, controls: StepControls, inputs: StepInputs) -> StepResult:
-        loss = loss_of(training, inputs)
-        return apply(training, controls, loss.detach(), compute_gradients(loss, training))
+        loss, statistics = loss_of(training, inputs)
+        return apply(training, controls, loss.detach(), compute_gradients(loss, training), statistics)
 
     return step
 
@@ -262,7 +276,7 @@ def eval_step(training: TrainingState, local_flags: Tensor, inputs: StepInputs) 
 
     local_flags: as in `StepControls`; the last n numbers are how many ranks have each set.
     """
-    logits = local_logits(training, inputs, train=False)
+    logits, _ = local_logits(training, inputs, train=False)
     losses = F.cross_entropy(logits, inputs.labels, reduction="none")
     ahead = classes_ahead(logits, logits.gather(1, inputs.labels[:, None]))
     counted = torch.stack([losses.double(), (ahead >= 1).double(), (ahead >= 5).double()])

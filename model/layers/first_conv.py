@@ -13,8 +13,8 @@ class FirstConv(nn.Conv2d):
     nothing by it: 24 bytes a pixel are no alignment for its convolutions, and the copies cost a map each way.
     """
 
-    def __init__(self, kernels: int):
-        super().__init__(3, kernels, 11, stride=4, padding=2)
+    def __init__(self, kernels: int, *, bias: bool = True):
+        super().__init__(3, kernels, 11, stride=4, padding=2, bias=bias)
 
     def forward(self, input: Tensor) -> Tensor:
         if input.is_cuda or not torch.is_autocast_enabled(input.device.type):

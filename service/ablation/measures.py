@@ -1,5 +1,6 @@
 """What runs have come to: a number for each, and how variants differ from the base, seed by seed."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -9,28 +10,28 @@ from scipy import stats
 
 from service.ablation.experiments import BASE_LABEL, Measure
 from service.ablation.plan import PlannedRun
-from service.ablation.training_error import epochs_until, read_training_errors
+from service.ablation.training_error import ENOUGH, epochs_until, is_learned, read_training_errors
 from service.results.history import RunHistory, read_history
 from service.run.log import LOG_FILE
 
 LEVEL: Final = 0.95  # of intervals
 TEN_VIEWS: Final = "ten views"  # beside the base, where views are measured
-TRAINING_ERROR: Final = 0.25  # figure 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Mean of the differences of pairs that share a seed, and its interval by Student's t; points or epochs."""
+    """Of pairs that share a seed, with its interval by Student's t: the mean difference in points, or a factor."""
 
     mean: float
     low: float
     high: float
     pairs: int
+    same: float = 0.0  # what it is where there is no difference: 1 of a factor
 
     @property
     def within_noise(self) -> bool:
-        """Whether the interval holds 0."""
-        return self.low <= 0 <= self.high
+        """Whether the interval holds what it would be without a difference."""
+        return self.low <= self.same <= self.high
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,7 @@ class Variant:
     finished: int  # runs; more than the numbers where some never came to the training error
     planned: int
     difference: Difference | None  # None for the base, and with fewer than two pairs
+    rate: float | None = None  # its own best learning rate, where some were tried
 
     @property
     def mean(self) -> float:
@@ -65,12 +67,33 @@ def is_finished(history: RunHistory | None, epochs: int) -> bool:
     return history is not None and history.epoch >= epochs and history.final_error is not None
 
 
-def variants_of(runs: Sequence[PlannedRun], measure: Measure) -> list[Variant]:
+def best_rates(trials: Sequence[PlannedRun]) -> dict[str, float]:
+    """Each variant's learning rate: that of the trial which learns fastest; before any has begun, of the first.
+
+    The fewest epochs until the training error, or where none comes to it the lowest error at the trials' end.
+    """
+
+    def slowness(run: PlannedRun) -> tuple[float, float]:
+        errors = {epoch: error for epoch, error in read_training_errors(run).items() if epoch <= run.until}
+        until = epochs_until(ENOUGH, errors)
+        return float("inf") if until is None else until, errors.get(run.until, 1.0)
+
+    by_variant: dict[str, list[PlannedRun]] = {}
+    for run in trials:
+        by_variant.setdefault(run.variant, []).append(run)
+    return {variant: min(runs, key=slowness).changes["optim.lr"] for variant, runs in by_variant.items()}
+
+
+def variants_of(
+    runs: Sequence[PlannedRun], measure: Measure, rates: Mapping[str, float] | None = None
+) -> list[Variant]:
     """The variants in their order, with the numbers of the runs that are finished."""
     finished: dict[str, dict[int, RunHistory]] = {run.variant: {} for run in runs}
     numbers: dict[str, dict[int, float]] = {run.variant: {} for run in runs}
     for run in runs:
-        if (history := history_of(run)) and is_finished(history, run.epochs):
+        history = history_of(run)
+        stopped = measure == "training" and is_learned(read_training_errors(run))
+        if history and (stopped or is_finished(history, run.epochs)):
             finished[run.variant][run.seed] = history
             if (number := _number(run, history, measure)) is not None:
                 numbers[run.variant][run.seed] = number
@@ -78,13 +101,15 @@ def variants_of(runs: Sequence[PlannedRun], measure: Measure) -> list[Variant]:
         finished[TEN_VIEWS] = finished[BASE_LABEL]
         finals = {seed: history.final_error for seed, history in finished[BASE_LABEL].items()}
         numbers[TEN_VIEWS] = {seed: 100 * error for seed, error in finals.items() if error is not None}
+    difference = paired_factor if measure == "training" else paired_difference
     return [
         Variant(
             name=name,
             by_seed=by_seed,
             finished=len(finished[name]),
             planned=len({run.seed for run in runs}),
-            difference=None if name == BASE_LABEL else paired_difference(numbers[BASE_LABEL], by_seed),
+            difference=None if name == BASE_LABEL else difference(numbers[BASE_LABEL], by_seed),
+            rate=rates[name] if rates else None,
         )
         for name, by_seed in numbers.items()
     ]
@@ -93,7 +118,7 @@ def variants_of(runs: Sequence[PlannedRun], measure: Measure) -> list[Variant]:
 def _number(run: PlannedRun, history: RunHistory, measure: Measure) -> float | None:
     """A finished run's; None where it never came to the training error, or has not been measured on that."""
     if measure == "training":
-        return epochs_until(TRAINING_ERROR, read_training_errors(run))
+        return epochs_until(ENOUGH, read_training_errors(run))
     return 100 * history.validations[-1].top1
 
 
@@ -105,3 +130,12 @@ def paired_difference(base: Mapping[int, float], variant: Mapping[int, float]) -
     mean, error = float(np.mean(differences)), float(stats.sem(differences))
     reach = error * float(stats.t.ppf((1 + LEVEL) / 2, len(differences) - 1))
     return Difference(mean=mean, low=mean - reach, high=mean + reach, pairs=len(differences))
+
+
+def paired_factor(base: Mapping[int, float], variant: Mapping[int, float]) -> Difference | None:
+    """How many times the base's the variant's is: the geometric mean of pairs, with its interval of the logarithms."""
+    logarithms = ({seed: math.log(value) for seed, value in each.items()} for each in (base, variant))
+    if (found := paired_difference(*logarithms)) is None:
+        return None
+    mean, low, high = (math.exp(value) for value in (found.mean, found.low, found.high))
+    return Difference(mean=mean, low=low, high=high, pairs=found.pairs, same=1.0)

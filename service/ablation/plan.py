@@ -1,6 +1,6 @@
 """An experiment's runs, each with the command line of its worker: pure functions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ class PlannedRun:
     folder: Path
     recipe: str
     changes: Changes  # of the recipe
+    until: int  # epochs after which it is stopped
     every_epoch: bool  # whether the checkpoints of all epochs are kept, to be measured
 
     @property
@@ -31,7 +32,7 @@ class PlannedRun:
 
     def steps(self, samples: int) -> int:
         """That it takes on so many training pictures."""
-        return -(-self.epochs * samples // self.changes["batch_size"])
+        return -(-self.until * samples // self.changes["batch_size"])
 
     def arguments(self, shards: str | Path) -> list[str]:
         """Of service.train."""
@@ -41,26 +42,52 @@ class PlannedRun:
         return [self.recipe, *place, *kept, *options(self.changes)]
 
 
-def plan(experiment: Experiment, *, out: Path, seeds: Sequence[int], epochs: int) -> list[PlannedRun]:
+def plan(
+    experiment: Experiment, *, out: Path, seeds: Sequence[int], epochs: int, rates: Mapping[str, float] | None = None
+) -> list[PlannedRun]:
     """The runs, seed by seed, so that an experiment that is cut short has whole pairs; the base's come first.
 
     Experiments of the same base and epochs share its runs: a folder's name says all that distinguishes one.
+    rates: by variant, of an experiment that tries some.
     """
-    base = experiment.base
-    common = {**base.of_epochs(epochs), **experiment.changes}
-    own = f"{experiment.name} " if experiment.changes else ""
+    variants = {BASE_LABEL: {}, **experiment.variants}
     return [
-        PlannedRun(
-            variant=variant,
-            seed=seed,
-            folder=out / f"{base.name}-{epochs}-epochs" / f"{slug(own + variant)}-{seed}",
-            recipe=base.recipe,
-            changes={**common, **changes},
-            every_epoch=experiment.measure == "training",
-        )
+        _run(experiment, variant, seed, out=out, epochs=epochs, until=epochs, rate=rates[variant] if rates else None)
         for seed in seeds
-        for variant, changes in {BASE_LABEL: {}, **experiment.variants}.items()
+        for variant in variants
     ]
+
+
+def trials(experiment: Experiment, *, out: Path, epochs: int) -> list[PlannedRun]:
+    """The runs of seed 0 that try the experiment's rates, those of each variant together; the best ones go on."""
+    return [
+        _run(experiment, variant, 0, out=out, epochs=epochs, until=min(experiment.trial_epochs, epochs), rate=rate)
+        for variant in (BASE_LABEL, *experiment.variants)
+        for rate in experiment.rates
+    ]
+
+
+def _run(
+    experiment: Experiment, variant: str, seed: int, *, out: Path, epochs: int, until: int, rate: float | None
+) -> PlannedRun:
+    base = experiment.base
+    name = variant if rate is None else f"{variant} lr {rate:g}"
+    own = f"{experiment.name} " if experiment.changes else ""
+    changes = {} if variant == BASE_LABEL else experiment.variants[variant]
+    return PlannedRun(
+        variant=variant,
+        seed=seed,
+        folder=out / f"{base.name}-{epochs}-epochs" / f"{slug(own + name)}-{seed}",
+        recipe=base.recipe,
+        changes={
+            **base.of_epochs(epochs),
+            **experiment.changes,
+            **changes,
+            **({} if rate is None else {"optim.lr": rate}),
+        },
+        until=until,
+        every_epoch=experiment.measure == "training",
+    )
 
 
 def options(changes: Changes) -> list[str]:

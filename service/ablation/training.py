@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,16 +32,23 @@ class Work:
     options: tuple[str, ...] = ()  # of service.train, that change no result: --device, --no-compile
 
 
-def train(runs: Sequence[PlannedRun], work: Work, advance: Advance) -> list[str]:
+def train(
+    runs: Sequence[PlannedRun],
+    work: Work,
+    advance: Advance,
+    is_enough: Callable[[PlannedRun], bool] = lambda run: False,
+) -> list[str]:
     """Train what is not finished; returns a line for each run that ended with a fault, which ends no other.
 
-    advance: told of steps as they are done. Where this ends early, so do the workers, saved.
+    advance: told of steps as they are done. is_enough: asked before a run starts, after each of its epochs and at its
+    end; where it says so the run is stopped, saved. Where this ends early, so do the workers, saved.
     """
     waiting, faults = deque[PlannedRun](), []
     done: dict[PlannedRun, int] = {}
+    asked: dict[PlannedRun, int] = {}  # after which epoch
     for run in runs:
-        finished = is_finished(history_of(run), run.epochs)
-        done[run] = run.steps(work.samples) if finished else _last(run)[0]
+        finished = is_finished(history_of(run), run.epochs) or is_enough(run)
+        done[run] = run.steps(work.samples) if finished else min(_last(run)[0], run.steps(work.samples))
         advance(done[run], before=True)
         if not finished:
             waiting.append(run)
@@ -55,9 +62,16 @@ def train(runs: Sequence[PlannedRun], work: Work, advance: Advance) -> list[str]
             more, remarks = 0, []
             for run, worker in list(workers.items()):
                 status, (step, epoch) = worker.poll(), _last(run)
+                enough = (status == 0 or int(epoch) > asked.get(run, 0)) and is_enough(run)
+                asked[run] = int(epoch)
+                if enough:
+                    worker.terminate()
+                    worker.wait()
+                    status = 0
                 # A resume does again what came after its checkpoint, which the bar has counted already.
+                step = run.steps(work.samples) if enough else min(step, run.steps(work.samples))
                 more, done[run] = more + max(0, step - done[run]), max(step, done[run])
-                remarks.append(f"{run.name}, epoch {epoch:.1f} of {run.epochs}")
+                remarks.append(f"{run.name}, epoch {epoch:.1f} of {run.until}")
                 if status is not None:
                     del workers[run]
                     if status:

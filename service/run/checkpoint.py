@@ -100,7 +100,8 @@ def state_tensors(model: Network, optimizer: MomentumSGD) -> Tensors:
     for name, weight in model.named_parameters():
         file = files.setdefault(file_of(name), {})
         file[name] = weight.detach()
-        file[MOMENTUM + name] = optimizer.velocities[name]
+        if name in optimizer.velocities:
+            file[MOMENTUM + name] = optimizer.velocities[name]
         if name in optimizer.averages:
             file[AVERAGE + name] = optimizer.averages[name]
     return files

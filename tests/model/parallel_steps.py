@@ -46,7 +46,7 @@ NETWORKS = {
     "silent": replace(CONFIG, talk=False),
     "shallow": replace(CONFIG, conv6=False, without="conv3", pool_size=2, activation="logistic"),
     "column": replace(CONFIG, columns=1),
-    "modern": CONFIG,  # by what a modern recipe adds to the update
+    "modern": replace(CONFIG, batch_norm=True),  # and what a modern recipe adds to the update
     "cifar": ModelConfig(layout="cifar", cifar="13pct", init="he", pixel_std=58.0),
 }
 FIRST = 2**33 - 5  # positions that need more than 32 bits
@@ -74,7 +74,8 @@ def examples(first: int, rank: int, ranks: int) -> StepInputs:
 
 def gradients(training: TrainingState, batch: StepInputs) -> dict[str, Tensor]:
     """Of the loss of a batch, by name."""
-    arrived = training.parallel.all_reduce_gradients(compute_gradients(training_loss(training, batch), training))
+    loss, _ = training_loss(training, batch)
+    arrived = training.parallel.all_reduce_gradients(compute_gradients(loss, training))
     return {f"gradient.{name}": gradient for name, gradient in arrived.items()}
 
 

@@ -25,8 +25,8 @@ LAUNCHES = {
     ("tower", 2): (*EAGER, "eager-float64-modern"),
     ("data", 2): EAGER,
     ("data", 3): (*EAGER, "eager-float64-modern"),
-    ("tower+data", 4): (*EAGER, "aot_eager-float64"),
-    ("2014", 2): (*EAGER, "aot_eager-float64"),
+    ("tower+data", 4): (*EAGER, "aot_eager-float64", "aot_eager-float64-modern"),
+    ("2014", 2): (*EAGER, "aot_eager-float64", "eager-float64-modern"),
     ("2014", 4): EAGER,
 }
 
@@ -81,6 +81,8 @@ FLOAT64 = 1e-10
 # within rounding of ReLU's edge, or of another in a pooling's window. One that goes the other way moves a gradient by
 # its share, a thousandth where it counts for most; a picture left out is a tenth, and more.
 FLOAT32_LOSS, FLOAT32_GRADIENT = 1e-5, 1e-2
+# Of a gradient that is 0 but for rounding: a shift that the next batch normalisation takes off again has one.
+ZERO = 1e-13
 
 
 def assert_same(found: list[dict[str, Tensor]], alone: dict[str, Tensor], tolerance: float, scalars: float) -> None:
@@ -94,7 +96,7 @@ def assert_same(found: list[dict[str, Tensor]], alone: dict[str, Tensor], tolera
             theirs = alone[name].double()
             within = scalars if name == "loss" else tolerance
             # The norm for gradients, because where one unit went the other way few numbers have all of the difference.
-            assert (value.double() - theirs).norm() <= within * theirs.norm(), name
+            assert (value.double() - theirs).norm() <= within * theirs.norm() + ZERO, name
             seen.add(name)
         # The last rank alone was told to end, rank 0 to act, and all know.
         assert mine["flag_counts"].T.tolist() == [
@@ -113,11 +115,11 @@ def test_loss_gradients_and_weights_are_those_of_one_process(found: Found, alone
         assert_same(ranks, alone["float64"], FLOAT64, FLOAT64)
 
 
-def test_layer_wise_rates_smoothed_labels_and_averages_are_those_of_one_process(
+def test_batch_norm_layer_wise_rates_smoothed_labels_and_averages_are_those_of_one_process(
     found: Found, alone: dict[str, dict[str, Tensor]]
 ) -> None:
     for ranks in found.of("modern"):
-        assert any(name.startswith("average.") for name in alone["modern"])
+        assert any(name.startswith("average.") and name.endswith("running_var") for name in alone["modern"])
         assert_same(ranks, alone["modern"], FLOAT64, FLOAT64)
 
 

@@ -113,8 +113,8 @@ def test_the_training_loss_has_smoothed_labels() -> None:
     """(1 - s) of the label's and s of the mean over classes, of -log p; validation does not smooth."""
     bench, batch = Bench(optim=OptimConfig(label_smoothing=0.2)), examples()
     with torch.no_grad():
-        logits = local_logits(bench.training, batch, train=True).double().numpy()
-        loss = training_loss(bench.training, batch).item()
+        logits = local_logits(bench.training, batch, train=True)[0].double().numpy()
+        loss = training_loss(bench.training, batch)[0].item()
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     of_label = log_p[np.arange(8), batch.labels.numpy()]
     assert loss == pytest.approx(-(0.8 * of_label + 0.2 * log_p.mean(1)).mean(), rel=1e-5)  # of float32

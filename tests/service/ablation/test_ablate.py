@@ -23,23 +23,31 @@ from pipeline.manifest import load_dataset
 from pipeline.progress import no_progress
 from processes import PATIENCE, run, start, wait_until, wrong_in_turn
 from service.ablate import AblateOptions, plan_of, print_list, report, shards_of
-from service.ablation.experiments import BASE_LABEL, EXPERIMENTS, Base, Experiment, Measure
-from service.ablation.measures import TEN_VIEWS, Variant, paired_difference, variants_of
-from service.ablation.plan import PlannedRun, options, plan, slug
+from service.ablation.experiments import BASE_LABEL, EXPERIMENTS, IMAGENETTE, Base, Experiment, Measure
+from service.ablation.measures import TEN_VIEWS, Variant, best_rates, paired_difference, paired_factor, variants_of
+from service.ablation.plan import PlannedRun, options, plan, slug, trials
 from service.ablation.report import as_json, document, picture, remarks, rows_of, verdict
 from service.ablation.timing import Speed, speed_here
 from service.ablation.training import Work, output_of, threads_of, train
-from service.ablation.training_error import epochs_until, file_of, measure_training_errors, read_training_errors
+from service.ablation.training_error import (
+    epochs_until,
+    file_of,
+    measure_training_errors,
+    read_training_errors,
+    remove_measured,
+)
 from service.network.read import load
 from service.run.checkpoint import RunState, Validation, checkpoints, step_of
 from service.run.config import flattened, parse_run, run_fields
 
 SMALL = Base(
     name="small",
+    data="small",
     what="72-pixel squares",
     size=72,
     recipe="demo",
-    changes={"data.crop": 67, "model.fc_width": 64, "model.precision": "float32", "compile": False, "batch_size": 8},
+    crop=67,
+    changes={"model.fc_width": 64, "model.precision": "float32", "compile": False, "batch_size": 8},
     epochs=1,
 )
 POOLING = replace(
@@ -75,7 +83,8 @@ def test_variants_differ_from_the_base_in_the_fields_that_they_name_and_in_no_ot
         assert {field for field in found if found[field] != base[field]} == asked.keys()
         assert {field: found[field] for field in asked} == asked
         assert all(found[field] == value for field, value in experiment.changes.items() if field not in asked)
-        assert found["epochs"] == 20 and found["optim.drop_epochs"] == [13.0, 17.0, 19.0]
+        assert found["epochs"] == 20
+        assert found["optim.drop_epochs"] == ([13.0, 17.0, 19.0] if experiment.base.drops else [])
 
 
 def test_seeds_differ_in_the_seed_alone(tmp_path: Path) -> None:
@@ -91,8 +100,33 @@ def test_runs_of_one_folder_are_one_run(tmp_path: Path) -> None:
     for experiment in EXPERIMENTS.values():
         for each in planned(experiment, tmp_path, seeds=1):
             assert found.setdefault(each.folder, each.arguments("shards")) == each.arguments("shards")
-    bases = {planned(each, tmp_path)[0].folder for each in EXPERIMENTS.values() if not each.changes}
-    assert len(bases) == 1
+    shared = [each for each in EXPERIMENTS.values() if not each.changes]
+    folders = {planned(each, tmp_path)[0].folder for each in shared}
+    assert len(folders) == len({each.base.name for each in shared}) < len(shared)
+
+
+def trained_to(runs: Sequence[PlannedRun], errors: Sequence[dict[int, float]]) -> None:
+    for each, found in zip(runs, errors, strict=True):
+        each.folder.parent.mkdir(parents=True, exist_ok=True)
+        file_of(each).write_text(json.dumps({"errors": found}))
+
+
+def test_each_variant_goes_on_with_the_rate_that_learned_fastest_in_its_trials(tmp_path: Path) -> None:
+    experiment = replace(LEARNING, rates=(0.1, 0.2, 0.4), trial_epochs=2)
+    tried = trials(experiment, out=tmp_path, epochs=9)
+    assert [(each.variant, each.changes["optim.lr"]) for each in tried] == [
+        (variant, rate) for variant in (BASE_LABEL, "windows of 2") for rate in (0.1, 0.2, 0.4)
+    ]
+    assert {(each.seed, each.until, each.epochs, each.steps(80)) for each in tried} == {(0, 2, 9, 20)}
+    assert best_rates(tried) == {BASE_LABEL: 0.1, "windows of 2": 0.1}  # nothing is known yet
+    lowest = [{0: 0.9, 1: 0.5, 2: 0.4}, {0: 0.9, 1: 0.6, 2: 0.3}, {0: 0.9, 1: 0.4}]  # the last was cut short
+    reached = [{0: 0.9, 1: 0.3, 2: 0.2}, {0: 0.9, 1: 0.2}, {0: 0.9, 1: 0.9, 2: 0.9, 3: 0.1}]  # later does not count
+    trained_to(tried, [*lowest, *reached])
+    found = best_rates(tried)
+    assert found == {BASE_LABEL: 0.2, "windows of 2": 0.2}
+    runs = plan(experiment, out=tmp_path, seeds=range(2), epochs=9, rates=found)
+    assert runs[0].folder == tried[1].folder and runs[0].until == 9  # the trial goes on
+    assert {each.changes["optim.lr"] for each in runs} == {0.2} and len({each.folder for each in runs}) == 4
 
 
 def test_options_are_the_command_lines() -> None:
@@ -133,6 +167,18 @@ def test_an_interval_is_what_a_table_of_t_says() -> None:
     assert found and found.mean == 2
     assert found.high - found.mean == pytest.approx(4.303 / math.sqrt(3), abs=1e-3)
     assert found.within_noise  # -0.48 to 4.48
+
+
+def test_a_factor_is_of_pairs_with_students_interval_of_logarithms() -> None:
+    base, variant = {0: 4.0, 1: 5.0, 2: 4.4}, {0: 25.0, 1: 27.0, 2: 28.0, 5: 1.0}
+    found = paired_factor(base, variant)
+    ours, theirs = (np.log([each[seed] for seed in (0, 1, 2)]) for each in (variant, base))
+    expected = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
+    assert found and found.mean == pytest.approx((25 / 4 * 27 / 5 * 28 / 4.4) ** (1 / 3))
+    assert (found.low, found.high) == (pytest.approx(math.exp(expected.low)), pytest.approx(math.exp(expected.high)))
+    assert not found.within_noise and found.low > 1
+    same = paired_factor(base, base)
+    assert same and same.within_noise and same.mean == 1
 
 
 def test_epochs_until_an_error_are_read_off_a_line_between_epochs() -> None:
@@ -196,8 +242,15 @@ def test_a_variant_that_never_comes_to_the_training_error_is_said_to(tmp_path: P
     assert variant.by_seed == {0: pytest.approx(2 + 2 * 5 / 6)} and variant.finished == 2
     assert variant.difference is None
     assert remarks(LEARNING, 4, [base, variant]) == ["windows of 2: 1 of 2 runs never came to 25% in 4 epochs"]
-    both = replace(variant, by_seed={0: 11 / 3, 1: 11 / 3})
-    assert remarks(LEARNING, 4, [base, both]) == ["windows of 2: 2.0 times the epochs of base"]
+    searched = replace(LEARNING, rates=(0.1, 0.2, 0.4), trial_epochs=2)
+    at_the_edge = replace(variant, finished=1, planned=1, rate=0.4)
+    assert remarks(searched, 4, [replace(base, rate=0.2), at_the_edge]) == [
+        "base: learning rate 0.2, the best of 0.1, 0.2, 0.4 after 2 epochs of seed 0",
+        "windows of 2: learning rate 0.4, the best of 0.1, 0.2, 0.4 after 2 epochs of seed 0; "
+        "it is the last of them, so a better one may lie beyond",
+    ]
+    factor = paired_factor({0: 2.0, 1: 2.0}, {0: 12.0, 1: 12.0})
+    assert rows_of([replace(variant, difference=factor)])[0][5:] == ("6.00", "6.00 to 6.00")
     with Image.open(io.BytesIO(picture(LEARNING, runs, [base, variant]))) as image:
         assert image.format == "PNG"
     file_of(runs[0]).write_text("{")
@@ -246,10 +299,16 @@ def test_training_errors_are_those_of_every_epochs_network_on_the_training_pictu
         saved = saved_network(each.folder, shards, state, seed=epoch)
         expected[epoch] = float((load(saved).probabilities(squares).numpy().argmax(1) != labels).mean())
     saved_network(each.folder, shards, replace(state, step=17, position=128))  # between epochs, as after a signal
-    measure_training_errors(each, shards, "cpu")
-    assert read_training_errors(each) == expected
+    newest = each.folder / "checkpoints/step-00000016"
+    newest.rename(tmp_path / newest.name)  # as while the run still trains
+    before = {epoch: error for epoch, error in expected.items() if epoch < 4}
+    assert measure_training_errors(each, shards, "cpu") == read_training_errors(each) == before
+    (tmp_path / newest.name).rename(newest)
+    assert measure_training_errors(each, shards, "cpu") == read_training_errors(each) == expected
     assert len(set(expected.values())) > 2
+    remove_measured(each)
     assert [step_of(path) for path in checkpoints(each.folder)] == [17, 16]  # the last is the best
+    assert measure_training_errors(each, shards, "cpu") == expected
 
 
 def test_a_speed_is_kept_for_machines_of_its_kind(
@@ -287,6 +346,27 @@ def test_a_run_that_fails_is_told_and_the_others_go_on_and_are_not_repeated(shar
     with no_progress() as advance:
         assert train(runs[:1], work_on(shards), advance) == []
     assert not said.exists()  # nothing was started
+
+
+def test_a_run_is_stopped_saved_where_it_is_enough_and_is_not_repeated(shards: Path, tmp_path: Path) -> None:
+    """Of 200 epochs it has learned after the first whose error is measured; the same call then starts nothing."""
+    experiment = replace(LEARNING, variants={}, base=replace(SMALL, drops=()))
+    (each,) = planned(experiment, tmp_path, seeds=1, epochs=200)
+    told: list[int] = []
+
+    def is_enough(run: PlannedRun) -> bool:
+        return 1 in measure_training_errors(run, shards, "cpu")
+
+    with no_progress():
+        assert train([each], work_on(shards), lambda count, *_, **__: told.append(count), is_enough) == []
+    assert sum(told) == each.steps(30) == 750
+    assert 4 <= step_of(checkpoints(each.folder)[0]) < 750
+    said = output_of(each)
+    assert "saved" in said.read_text()
+    said.unlink()
+    with no_progress() as advance:
+        assert train([each], work_on(shards), advance, is_enough) == []
+    assert not said.exists()
 
 
 TRAINS = """
@@ -341,7 +421,9 @@ def test_wrong_calls_are_a_line(shards: Path, tmp_path: Path) -> None:
         ("lrn", "--data", "a", "--shards", "b"): "--data and --shards are both given, expected one of them",
         ("--list", "--report-only"): "--report-only and --list are both given, expected one of them",
         ("lrn", "--shards", str(tmp_path / "none")): str(tmp_path / "none"),
-        ("lrn", "--shards", str(shards)): "has pictures of 72 pixels, expected at least 96; shard with --size 128",
+        ("lrn", "--shards", str(shards)): "has pictures of 72 pixels, expected 96 to 256 for Imagenette; shard with",
+        ("lrn-cifar10", "--shards", str(shards)): "has pictures of 72 pixels, expected 24 to 64 for CIFAR-10",
+        ("lrn", "relu-tanh"): "lrn is on Imagenette and relu-tanh is on CIFAR-10, expected experiments on one data set",
         ("lrn", "--report-only", "--out", str(tmp_path / "none")): "is not there, expected runs to report",
     }
     for call, line in zip(calls, wrong_in_turn(*([*ABLATE, *call] for call in calls)), strict=True):
@@ -350,7 +432,7 @@ def test_wrong_calls_are_a_line(shards: Path, tmp_path: Path) -> None:
 
 def test_pictures_that_cannot_be_sharded_are_told_of(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match="none cannot be sharded, as said above"):
-        shards_of(AblateOptions(experiments=("lrn",), data=tmp_path / "none", out=tmp_path / "out"))
+        shards_of(IMAGENETTE, AblateOptions(experiments=("lrn",), data=tmp_path / "none", out=tmp_path / "out"))
     assert str(tmp_path / "none") in capfd.readouterr().err
 
 
@@ -365,7 +447,7 @@ def test_a_report_is_made_of_what_is_there(tmp_path: Path, capsys: pytest.Captur
     runs = plan_of(EXPERIMENTS["pooling"], options)
     for each in runs[:3]:
         write_run(each, [0.5, 0.3], 0.25)
-    report(EXPERIMENTS["pooling"], options, runs)
+    report(EXPERIMENTS["pooling"], options)
     assert "windows of 2: 1 of 2 runs not finished" in capsys.readouterr().out
     plain = json.loads((tmp_path / "pooling-2-epochs.json").read_bytes())
     assert [each["finished"] for each in plain["variants"]] == [2, 1]
