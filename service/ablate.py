@@ -21,7 +21,7 @@ from service.ablation.measures import best_rates, variants_of
 from service.ablation.plan import PlannedRun, plan, trials
 from service.ablation.report import LEFT, as_json, document, headings, picture, remarks, rows_of
 from service.ablation.timing import speed_here
-from service.ablation.training import Work, train
+from service.ablation.training import DIVERGED, Work, has_diverged, train
 from service.ablation.training_error import is_learned, measure_training_errors, remove_measured
 from service.results.table import print_table
 
@@ -127,7 +127,7 @@ def train_all(experiments: Sequence[Experiment], options: AblateOptions) -> list
         if not run.every_epoch:
             return False
         errors = measure_training_errors(run, shards, device)
-        return is_learned(errors) or max(errors, default=0) >= run.until
+        return is_learned(errors) or max(errors, default=0) >= run.until or (run.is_trial and has_diverged(run))
 
     def train_each(runs: Sequence[PlannedRun]) -> list[str]:
         with progress(sum(run.steps(work.samples) for run in runs), "steps") as advance:
@@ -136,7 +136,7 @@ def train_all(experiments: Sequence[Experiment], options: AblateOptions) -> list
     for experiment in experiments:
         if tried := trials_of(experiment, options):
             say(f"{experiment.name}: {len(tried)} runs of {tried[0].until} epochs try learning rates")
-            if faults := train_each(tried):
+            if faults := [fault for fault in train_each(tried) if DIVERGED not in fault]:
                 return faults  # the best rate may be among those that failed
             found = ", ".join(f"{rate:g} for {variant}" for variant, rate in rates_of(experiment, options).items())
             say(f"{experiment.name}: the best rate is {found}")

@@ -81,7 +81,7 @@ def best_rates(trials: Sequence[PlannedRun]) -> dict[str, float]:
     by_variant: dict[str, list[PlannedRun]] = {}
     for run in trials:
         by_variant.setdefault(run.variant, []).append(run)
-    return {variant: min(runs, key=slowness).changes["optim.lr"] for variant, runs in by_variant.items()}
+    return {variant: min(runs, key=slowness).rate or 0.0 for variant, runs in by_variant.items()}
 
 
 def variants_of(

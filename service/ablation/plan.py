@@ -17,13 +17,19 @@ class PlannedRun:
     folder: Path
     recipe: str
     changes: Changes  # of the recipe
+    rate: float | None  # where the experiment tries several
     until: int  # epochs after which it is stopped
     every_epoch: bool  # whether the checkpoints of all epochs are kept, to be measured
 
     @property
     def name(self) -> str:
         """What people call it."""
-        return f"{self.variant}, seed {self.seed}"
+        return f"{self.variant}{f' at {self.rate:g}' if self.rate else ''}, seed {self.seed}"
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether it is to try a learning rate."""
+        return self.until < self.epochs
 
     @property
     def epochs(self) -> int:
@@ -85,6 +91,7 @@ def _run(
             **changes,
             **({} if rate is None else {"optim.lr": rate}),
         },
+        rate=rate,
         until=until,
         every_epoch=experiment.measure == "training",
     )

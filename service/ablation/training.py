@@ -15,10 +15,12 @@ from pipeline.host.cpus import usable_cores
 from pipeline.progress import Advance
 from service.ablation.measures import history_of, is_finished
 from service.ablation.plan import PlannedRun
+from service.run.checkpoint import checkpoints
 from service.run.log import LOG_FILE
 
 LOOK_SECONDS: Final = 1.0  # between looks at what the workers have logged
 LAST_BYTES: Final = 4096  # of a log: some lines
+DIVERGED: Final = "expected finite numbers"  # of the last line of a run whose loss or gradient was not finite
 FRAME: Final = " │╭╮╰╯─"  # about what tyro says of a wrong option
 
 
@@ -40,12 +42,12 @@ def train(
 ) -> list[str]:
     """Train what is not finished; returns a line for each run that ended with a fault, which ends no other.
 
-    advance: told of steps as they are done. is_enough: asked before a run starts, after each of its epochs and at its
-    end; where it says so the run is stopped, saved. Where this ends early, so do the workers, saved.
+    advance: told of steps as they are done. is_enough: asked before a run starts and after each of its checkpoints;
+    where it says so the run is stopped, saved. Where this ends early, so do the workers, saved.
     """
     waiting, faults = deque[PlannedRun](), []
     done: dict[PlannedRun, int] = {}
-    asked: dict[PlannedRun, int] = {}  # after which epoch
+    asked: dict[PlannedRun, Path | None] = {}  # after which checkpoint
     for run in runs:
         finished = is_finished(history_of(run), run.epochs) or is_enough(run)
         done[run] = run.steps(work.samples) if finished else min(_last(run)[0], run.steps(work.samples))
@@ -62,8 +64,9 @@ def train(
             more, remarks = 0, []
             for run, worker in list(workers.items()):
                 status, (step, epoch) = worker.poll(), _last(run)
-                enough = (status == 0 or int(epoch) > asked.get(run, 0)) and is_enough(run)
-                asked[run] = int(epoch)
+                newest = next(iter(checkpoints(run.folder)), None)
+                enough = newest != asked.get(run) and is_enough(run)
+                asked[run] = newest
                 if enough:
                     worker.terminate()
                     worker.wait()
@@ -106,6 +109,11 @@ def threads_of(jobs: int) -> dict[str, str]:
 def output_of(run: PlannedRun) -> Path:
     """The file with what the run's worker said when it was last started."""
     return run.folder.with_name(f"{run.folder.name}.txt")
+
+
+def has_diverged(run: PlannedRun) -> bool:
+    """Whether the run's worker ended because its numbers were not finite, as of a learning rate that is too high."""
+    return output_of(run).exists() and DIVERGED in last_line(run)
 
 
 def last_line(run: PlannedRun) -> str:

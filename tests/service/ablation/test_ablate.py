@@ -28,7 +28,7 @@ from service.ablation.measures import TEN_VIEWS, Variant, best_rates, paired_dif
 from service.ablation.plan import PlannedRun, options, plan, slug, trials
 from service.ablation.report import as_json, document, picture, remarks, rows_of, verdict
 from service.ablation.timing import Speed, speed_here
-from service.ablation.training import Work, output_of, threads_of, train
+from service.ablation.training import DIVERGED, Work, has_diverged, output_of, threads_of, train
 from service.ablation.training_error import (
     epochs_until,
     file_of,
@@ -346,6 +346,15 @@ def test_a_run_that_fails_is_told_and_the_others_go_on_and_are_not_repeated(shar
     with no_progress() as advance:
         assert train(runs[:1], work_on(shards), advance) == []
     assert not said.exists()  # nothing was started
+
+
+def test_a_rate_with_which_a_run_diverges_is_no_fault(shards: Path, tmp_path: Path) -> None:
+    experiment = replace(LEARNING, variants={}, base=replace(SMALL, drops=()), rates=(1e9,), trial_epochs=1)
+    (each,) = trials(experiment, out=tmp_path, epochs=2)
+    assert each.is_trial and not has_diverged(each)
+    with no_progress() as advance:
+        (fault,) = train([each], work_on(shards), advance)
+    assert has_diverged(each) and DIVERGED in fault and best_rates([each]) == {BASE_LABEL: 1e9}
 
 
 def test_a_run_is_stopped_saved_where_it_is_enough_and_is_not_repeated(shards: Path, tmp_path: Path) -> None:
