@@ -55,6 +55,17 @@ def write_atomic(path: Path, data: bytes) -> None:
         stream.write(data)
 
 
+def make_folders(folder: Path) -> None:
+    """Make a folder, and those above it that are not there, durably: a crash may else lose them with all that is in
+    them, however often that was flushed.
+    """
+    folder = folder.absolute()
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in missing:
+        fsync_folder(made.parent)
+
+
 @contextmanager
 def atomic_writer(path: Path) -> Iterator[io.BufferedRandom]:
     """A file to write and read under a temporary name beside `path`; fsynced and renamed if the block succeeds.

@@ -2,6 +2,7 @@
 
 first_conv.py   the first convolution, fast in bfloat16
 lrn.py          local response normalisation
+batch_norm.py   batch normalisation over all ranks
 pool.py         overlapping max-pooling
 fused.py        activation, normalisation and pooling after a convolution: one pass on CUDA, layers elsewhere
 fused_kernels.py  its Triton kernels, imported on CUDA only

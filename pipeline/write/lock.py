@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.command import InputError
-from pipeline.files import fsync_file, fsync_folder, is_temporary, naming, remove_unneeded, try_lock
+from pipeline.files import fsync_file, fsync_folder, is_temporary, make_folders, naming, remove_unneeded, try_lock
 from pipeline.folder import Folder, is_system_folder
 from pipeline.manifest import DATASET_FILE, UNFINISHED_FILE
 from pipeline.write.lease import LEASE_FILE, hold_lease
@@ -90,14 +90,13 @@ def _hold(folder: Folder) -> Iterator[tuple[StillOwner, dict[str, Any]]]:
 def _locked(folder: Folder, path: Path) -> Iterator[IO[bytes]]:
     if path.exists() and not path.is_dir():
         raise InputError(f"{folder.place} is a file, expected a new or empty folder; give another --out")
-    path.mkdir(parents=True, exist_ok=True)
+    make_folders(path)
     marked = (path / UNFINISHED_FILE).exists() or (path / DATASET_FILE).exists()
     _require_ours(folder, next((each for each in path.iterdir() if not is_system_folder(each.name)), None), marked)
     with open(path / UNFINISHED_FILE, "a+b") as marker:
         if not try_lock(marker):
             raise InputError(f"another run is writing {folder.place}, expected to be alone; wait for it")
         fsync_folder(path)
-        fsync_folder(path.resolve().parent)
         marker.seek(0)
         yield marker
 

@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.command import InputError
-from pipeline.files import free_bytes, fsync_file, fsync_folder, is_temporary, remove_unneeded, sha256_of, try_lock
+from pipeline.files import (
+    free_bytes,
+    fsync_file,
+    fsync_folder,
+    is_temporary,
+    make_folders,
+    remove_unneeded,
+    sha256_of,
+    try_lock,
+)
 from pipeline.folder import is_system_folder
 from pipeline.load.batch_loader import BatchLoader
 from pipeline.progress import Advance, spinner
@@ -135,7 +144,7 @@ def _check_ours(out: Path) -> None:
 @contextmanager
 def _locked(out: Path) -> Iterator[int]:
     """features.npy, locked until this process ends or is done, and what was half-written beside it removed."""
-    out.mkdir(parents=True, exist_ok=True)
+    make_folders(out)
     with open(out / FEATURES_FILE, "rb+", buffering=0, opener=_create) as file:
         if not try_lock(file):
             raise InputError(f"another process is writing {out}, expected none; wait for it or stop it")

@@ -23,7 +23,7 @@ from torch import Tensor
 from model.network import Network
 from model.optim import MomentumSGD
 from pipeline.command import InputError, say
-from pipeline.files import fsync_folder, remove_each, sha256_of, write_atomic
+from pipeline.files import fsync_folder, is_temporary, make_folders, remove_each, sha256_of, write_atomic
 
 FOLDER: Final = "checkpoints"
 MANIFEST: Final = "manifest.json"
@@ -180,7 +180,8 @@ def save_checkpoint(
     final = parent / f"step-{state.step:08d}"
     attempt = f"{final.name}-{secrets.token_hex(4)}"  # what an earlier one has left may be there for good
     temporary = parent / f".tmp-{attempt}"
-    temporary.mkdir(parents=True)
+    make_folders(parent)
+    temporary.mkdir()
     try:
         for name, file in tensors.items():
             write_atomic(temporary / name, serialise(file))
@@ -201,11 +202,11 @@ def save_checkpoint(
             if replaced.exists():
                 replaced.rename(final)
             raise
-        shutil.rmtree(replaced, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    fsync_folder(parent)
+    fsync_folder(parent)  # and only then: a crash may undo the renames, but not what is removed
+    shutil.rmtree(replaced, ignore_errors=True)
     return final
 
 
@@ -306,8 +307,11 @@ def clear_unfinished(run_folder: Path) -> None:
 
 def remove_leftovers(run_folder: Path) -> dict[Path, OSError]:
     """Remove what saves and removals have left, while no save is under way; returns what cannot be, and why."""
-    left = [path for kind in _LEFT for path in (run_folder / FOLDER).glob(f".{kind}-step-*") if not path.is_symlink()]
-    return remove_each((path for path in left if not (final := _replaced_by(path)) or final.exists()), shutil.rmtree)
+    folder = run_folder / FOLDER
+    left = [path for kind in _LEFT for path in folder.glob(f".{kind}-step-*") if not path.is_symlink()]
+    folders = [path for path in left if not (final := _replaced_by(path)) or final.exists()]
+    pointers = [path for path in folder.glob(f".{LATEST}.*") if is_temporary(path.name)]
+    return remove_each(folders, shutil.rmtree) | remove_each(pointers, Path.unlink)
 
 
 def _replaced_by(path: Path) -> Path | None:
@@ -335,6 +339,8 @@ def prune_checkpoints(
     stay = {*sound[:keep], best, resumed_from}
     old = [path for path in sound if path not in stay]
     unremoved = remove_each(old, _hide)
+    if old:
+        fsync_folder(run_folder / FOLDER)  # a crash may else undo the renames, but not all of what is removed then
     return [path for path in old if path not in unremoved], unremoved | remove_leftovers(run_folder)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from pipeline.command import InputError, say
-from pipeline.files import try_lock
+from pipeline.files import make_folders, try_lock
 from service.run.checkpoint import clear_unfinished
 
 DOCTOR: Final = "python -m service.doctor says more"  # added to errors whose cause is the machine
@@ -20,7 +20,7 @@ def lock_run(folder: Path, patience_seconds: float = 0.0) -> Iterator[None]:
     patience_seconds: how long another worker may take to release it.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder)
         lock = open(folder / ".lock", "wb")
     except OSError as error:
         reason = f"{folder} cannot be written ({error.strerror}), expected a folder"

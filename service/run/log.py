@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipeline.command import InputError
-from pipeline.files import write_atomic
+from pipeline.files import fsync_file, fsync_folder, write_atomic
 
 LOG_FILE: Final = "log.jsonl"
 EVENTS_FILE: Final = "events.jsonl"
@@ -59,6 +59,7 @@ class JsonLog:
             raise InputError(
                 f"{path} cannot be written ({error.strerror}), expected a run's file; mend its rights or make room"
             ) from error
+        self._is_named = False  # durably, in its folder
         self._waiting = bytearray(content[len(before) :])
         self._write()
 
@@ -101,6 +102,19 @@ class JsonLog:
             self._say(
                 f"{self._path} is written again, {f'without {self.lost:,} lines' if self.lost else 'no line lost'}"
             )
+
+    def sync(self) -> None:
+        """Make the lines so far durable, before a checkpoint is that comes after them; called by the thread that saves.
+
+        Where that fails, the checkpoint's own write will say so, or a resume lack lines that a crash has cost.
+        """
+        try:
+            fsync_file(self._file.fileno())
+            if not self._is_named:
+                fsync_folder(self._path.parent)
+                self._is_named = True
+        except OSError:
+            self.failures += 1
 
     def close(self) -> None:
         """Close the file; lines for which there is still no room are lost."""

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from service.run.checkpoint import (
     tower_file,
     write_latest,
 )
+from service.run.log import JsonLog
 from service.telemetry.metrics import Metrics
 from service.training.ranks import Ranks
 
@@ -82,13 +83,16 @@ class CheckpointWriter:
         keep: int,
         resumed_from: Path | None,
         say: Callable[[str], None],
+        logs: Sequence[JsonLog] = (),
         collect: Callable[[Tensors], Tensors] = lambda tensors: tensors,
     ):
-        """files: others that every checkpoint holds, by name; collect: adds those of other processes' towers."""
+        """files: others that every checkpoint holds, by name; logs: whose lines are to be durable before it is;
+        collect: adds those of other processes' towers.
+        """
         self.last_good, self.failed = resumed_from, ""  # failed: why the last save did, or empty
         self._unremoved: set[Path] = set()  # old checkpoints that are still there because they cannot be removed
         self._folder, self._run, self._files, self._metrics = folder, run, files, metrics
-        self._say, self._collect = say, collect
+        self._say, self._collect, self._logs = say, collect, logs
         self._keep, self._resumed_from = keep, resumed_from
         self._verified: set[Path] = set()
 
@@ -96,6 +100,8 @@ class CheckpointWriter:
         """Write one. A full or failing disk ends no training: it is counted and printed; the last good one stays."""
         self._metrics.checkpoint_attempts.inc()
         start = time.monotonic()
+        for log in self._logs:  # what a resume keeps of them it cannot make again
+            log.sync()
         try:
             self.last_good = save_checkpoint(self._folder, state, self._collect(tensors), self._run, self._files)
         except OSError as error:

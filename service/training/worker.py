@@ -106,6 +106,7 @@ class Worker:
             keep=run.keep_checkpoints,
             resumed_from=setup.resumed_from,
             say=display.say,
+            logs=(self.log, self.events),
             collect=partial(collect_towers, ranks, parallel),
         )
         self.saver = BackgroundSaver(self.writer if ranks.is_leader else lambda _, tensors: send_tower(ranks, tensors))

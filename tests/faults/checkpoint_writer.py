@@ -1,0 +1,121 @@
+"""A worker's writes without its training: a line of the log a step, a checkpoint every third; for crash states.
+
+Program: RUN [broken]. Recovery: what a start does with what a crash has left of RUN.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+from unittest import mock
+
+import torch
+from prometheus_client import CollectorRegistry
+
+from pipeline.command import InputError
+from pipeline.files import make_folders
+from service.run.checkpoint import (
+    FOLDER,
+    LATEST,
+    RunState,
+    Tensors,
+    checkpoints,
+    clear_unfinished,
+    newest_checkpoint,
+    read_tensors,
+    step_of,
+)
+from service.run.log import EVENTS_FILE, LOG_FILE, JsonLog, read_records
+from service.telemetry.metrics import Metrics
+from service.training.checkpoint_writer import CheckpointWriter
+
+STEPS: Final = 12
+EVERY: Final = 3
+KEEP: Final = 2
+
+# Writers that leave out what makes a write durable: crash states must find each of them.
+BROKEN: Final = {
+    "no sync of folders": "pipeline.files.fsync_folder",
+    "no sync of a checkpoint's folder": "service.run.checkpoint.fsync_folder",
+    "no sync of files": "pipeline.files.fsync_file",
+    "no sync of the log": "service.run.log.fsync_file",
+}
+
+
+def tensors_of(step: int) -> Tensors:
+    """Of a network at a step: two files of some blocks, whose numbers are the step's."""
+    return {f"towers-{tower}.safetensors": {"w": torch.full((1500,), float(step + tower))} for tower in (0, 1)}
+
+
+def state_of(step: int) -> RunState:
+    return RunState(step=step, position=step * 4, events=({"kind": "learning_rate", "step": 1},))
+
+
+def train(run: Path, first: int, last: int) -> Iterator[int]:
+    """The steps from `first` to `last`, as a worker writes them; gives each whose checkpoint is durable."""
+    said: list[str] = []
+    log = JsonLog.truncated_to(run / LOG_FILE, first - 1, said.append)
+    events = JsonLog.with_records(run / EVENTS_FILE, state_of(first).events, said.append)
+    metrics = Metrics(CollectorRegistry())
+    writer = CheckpointWriter(run, {}, metrics, keep=KEEP, resumed_from=None, say=said.append, logs=(log, events))
+    for step in range(first, last + 1):
+        log.append({"step": step, "loss": 1 / step, "filling": "." * 700})
+        if step % EVERY == 0:
+            assert writer(state_of(step), tensors_of(step)), said
+            yield step
+            if step % (2 * EVERY) == 0:  # once more, as after a validation that was still to be done
+                assert writer(state_of(step), tensors_of(step)), said
+    log.close()
+    events.close()
+    assert not said, said
+
+
+def faults_after_a_crash(run: Path, promised: int) -> Iterator[str]:
+    """What a start finds wrong; promised: the last step whose checkpoint was said to be durable."""
+    warnings: list[str] = []
+    try:
+        clear_unfinished(run)
+        found = newest_checkpoint(run, warnings.append)
+    except InputError as error:
+        yield f"no start: {error}"
+        return
+    yield from warnings
+    step = found.state.step if found else 0
+    if step < promised:
+        yield f"the newest checkpoint is of step {step}, promised was {promised}"
+    if found:
+        if found.state != state_of(step):
+            yield "the state is another one"
+        for tower in (0, 1):
+            if not torch.equal(read_tensors(found)["w"], torch.full((1500,), float(step + 1))):
+                yield f"tower {tower}'s weights are others"
+    make_folders(run)
+    log = JsonLog.truncated_to(run / LOG_FILE, step, warnings.append)
+    log.close()
+    logged = [record["step"] for record in read_records(run / LOG_FILE)]
+    if logged != list(range(1, step + 1)):
+        yield f"the log has steps {logged}, expected 1 to {step}"
+    # And the run goes on as if nothing had been.
+    goes_on = list(train(run, step + 1, step + 2 * EVERY))
+    if goes_on != [step + EVERY, step + 2 * EVERY]:
+        yield f"it went on with checkpoints of steps {goes_on}"
+    kept = [step_of(path) for path in checkpoints(run)]
+    if kept != goes_on[::-1]:
+        yield f"checkpoints of steps {kept} are left, expected the newest two"
+    left = {path.name for path in (run / FOLDER).iterdir()} - {path.name for path in checkpoints(run)} - {LATEST}
+    if left:
+        yield f"left over: {sorted(left)}"
+
+
+def main(run: Path, broken: str) -> None:
+    """Train, and mark in the recording each checkpoint that is durable."""
+    with mock.patch(BROKEN[broken], return_value=True) if broken else mock.MagicMock():
+        make_folders(run)
+        for step in train(run, 1, STEPS):
+            with open(os.environ["RECORDED_IN"], "a", encoding="utf-8") as recording:
+                recording.write(f"mark\t{step}\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
