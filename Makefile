@@ -5,7 +5,7 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow portable compose check format clean
+.PHONY: demo test slow portable faults compose check format clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m pipeline.sample data/sample
@@ -32,6 +32,11 @@ portable: export ATEN_CPU_CAPABILITY := avx2
 portable: export TORCH_COMPILE_CACHE_KEY_TAG := avx2
 portable: $(VENV)/installed-dev
 	$(PYTEST) -m 'not slow' $$(grep -lE '^(from|import) (torch|model)\b|^from processes import (\(|.*\bcommand\b)' $$(find tests -name 'test_*.py'))
+
+# Every state that a crash may leave of what is written; a part of it is in `make test`.
+SEED ?= 0
+faults: $(VENV)/installed-dev
+	$(BIN)/python tests/faults/run.py --seed $(SEED)
 
 # Builds the image, and runs the containers for real; needs a Docker engine with Compose.
 compose:
