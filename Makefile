@@ -36,7 +36,7 @@ portable: $(VENV)/installed-dev
 # Every state that a crash may leave of what is written; a part of it is in `make test`.
 SEED ?= 0
 faults: $(VENV)/installed-dev
-	$(BIN)/python tests/faults/run.py --seed $(SEED)
+	PYTHONPATH=tests/helpers $(BIN)/python tests/faults/run.py --seed $(SEED)
 
 # Builds the image, and runs the containers for real; needs a Docker engine with Compose.
 compose:

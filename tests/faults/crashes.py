@@ -14,7 +14,6 @@ from typing import Final
 import checkpoint_writer
 import shard_writer
 from crash_states import RANDOM_STATES, calls_of, read_tree, states, undisturbed
-
 from paths import ROOT
 from pictures import tree_bytes, write_tree
 from recorded_calls import library, record

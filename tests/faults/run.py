@@ -1,4 +1,4 @@
-"""COMMAND python tests/faults/run.py: every crash state of every writer, and the broken writers; a table, and a status.
+"""COMMAND make faults: every crash state of every writer, and the broken writers; a table, and a status.
 
 Status 1 when anything was lost, or a broken writer was not caught.
 """
@@ -6,9 +6,6 @@ Status 1 when anything was lost, or a broken writer was not caught.
 import argparse
 import sys
 import time
-from pathlib import Path
-
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "helpers"), str(Path(__file__).parent)]
 
 from crashes import WRITERS, explore
 from service.results.table import markdown

@@ -4,9 +4,9 @@ All of them: make faults.
 """
 
 import pytest
+
 from crash_states import Call, State, Tree, states, undisturbed
 from crashes import WRITERS, explore
-
 from recorded_calls import COMPILER, WHY_NOT
 
 needs_compiler = pytest.mark.skipif(not COMPILER, reason=WHY_NOT)
