@@ -26,6 +26,7 @@ from service.run.lock import DOCTOR, lock_run
 from service.telemetry.console import ProgressDisplay
 from service.telemetry.heartbeat import COMPILE_FACTOR, Heartbeat
 from service.telemetry.metrics import Metrics
+from service.telemetry.watchdog import Watchdog
 from service.training.control_queue import ControlQueue
 from service.training.graceful_stop import GracefulStop
 from service.training.ranks import Ranks, RanksLost, join_ranks
@@ -123,6 +124,8 @@ def build_worker(
     stop.listen()
     worker = Worker(display, metrics, heartbeat, stop, control_queue, setup)
     responses.worker = worker
+    watchdog = Watchdog(heartbeat, run.out / f"stacks-rank{ranks.rank}.txt", say)
+    stack.callback(watchdog.close)
     stack.callback(worker.saver.close)  # before the folder's lock is released, whatever happens
     return worker, responses
 

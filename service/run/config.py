@@ -113,7 +113,8 @@ class Run:
     peak_tflops: float = 0.0
     """Of one device, in the precision that trains, for trainer_mfu_ratio (an H200 in bfloat16: 989); 0: not known."""
     stall_seconds: float = 600.0
-    """/healthz reports a stall when no step or validation batch has ended for so long; compiling may take 5 times."""
+    """/healthz reports a stall when no step or validation batch has ended for so long, and all threads' stacks are
+    written to --out; after three times as long the process ends itself, with status 1. Compiling may take 5 times."""
 
     def __post_init__(self) -> None:
         minimum = {"batch_size": 1, "epochs": 1, "max_steps": 0, "checkpoint_every": 0, "keep_checkpoints": 2}
