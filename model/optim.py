@@ -130,6 +130,11 @@ def changes_each_step(config: OptimConfig, epoch: float) -> bool:
     return config.follows_epochs or epoch < config.warmup_epochs
 
 
+def step_rates(config: OptimConfig, rates: LearningRates, steps: int) -> list[float]:
+    """What a step takes: the base rate, conv1's and, where weights are averaged, the average's after so many steps."""
+    return [rates.base, rates.conv1, *([averaging_rate(config, steps)] if config.average_decay else [])]
+
+
 def averaging_rate(config: OptimConfig, steps: int) -> float:
     """By what share of its distance from the weights the next step moves the average, after so many steps: pure.
 
@@ -214,8 +219,7 @@ class MomentumSGD:
         """Apply the update rule where `all_finite` (a bool scalar on the device), else keep everything as it was.
 
         gradients: of `trained`. statistics: the batch's, by the names of the running ones.
-        rates: the base rate, conv1's and, where weights are averaged, the average's, see `averaging_rate`: a tensor,
-        (2,) or (3,), so that a new rate does not recompile the step.
+        rates: of `step_rates`, as a tensor, (2,) or (3,), so that a new rate does not recompile the step.
         """
         config = self.config
         for gradient, (name, w) in zip(gradients, self.trained.items(), strict=True):

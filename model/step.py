@@ -35,6 +35,7 @@ class StepControls(NamedTuple):
     rates: Tensor  # (2,) float32: the base learning rate and conv1's; (3,) where weights are averaged: the average's
     # (n,) float32, 1 where this process says so: end the run; an operator's act waits; a save is due.
     local_flags: Tensor
+    loss_limit: Tensor | None = None  # scalar: a step whose loss is above it is as one that is not finite
 
 
 class StepResult(NamedTuple):
@@ -42,7 +43,8 @@ class StepResult(NamedTuple):
 
     loss: Tensor
     grad_norm: Tensor
-    all_finite: Tensor  # bool: loss and gradients were finite, in this step and in every one before it
+    # bool: loss and gradients were finite, and the loss within any limit, in this step and in every one before it
+    all_finite: Tensor
     flag_counts: Tensor  # (n,) how many ranks have set each local flag
 
 
@@ -143,6 +145,8 @@ def apply_gradients(
     squares = parallel.squared_gradient_norm(gradients)
     loss, squares, flag_counts = parallel.all_reduce_sums(loss, squares, controls.local_flags)
     finite = all_finite & torch.isfinite(loss) & torch.isfinite(squares)
+    if controls.loss_limit is not None:
+        finite = finite & (loss <= controls.loss_limit)
     training.optimizer.update(list(gradients.values()), controls.rates, finite, statistics)
     all_finite.copy_(finite)
     return StepResult(loss, squares.sqrt(), finite, flag_counts)

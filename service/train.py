@@ -30,8 +30,10 @@ from service.telemetry.watchdog import Watchdog
 from service.training.control_queue import ControlQueue
 from service.training.graceful_stop import GracefulStop
 from service.training.ranks import Ranks, RanksLost, join_ranks
+from service.training.recovery import StepFault, recover
+from service.training.replay import replay
 from service.training.setup import set_up
-from service.training.worker import NonFinite, Worker
+from service.training.worker import Worker
 from service.web.listener import listen
 from service.web.responses import Responses
 from service.web.server_process import ServerProcess, check_tls
@@ -41,22 +43,33 @@ from service.web.tokens import read_tokens
 REPLACED_SECONDS: Final = 60.0
 
 
-def train(worker: Worker) -> int:
-    """Run the training loop; returns the process's exit status."""
+def train_on(worker: Worker) -> bool:
+    """Train to the end; False after a fault of the numbers that the run has recovered from, to be called again."""
     try:
-        worker.validate_if_due()
-        worker.announce_compiling()
-        worker.save_start()
         for batch in worker.batches():
             worker.step(batch)
             worker.validate_if_due()
             worker.save_if_due()
             worker.act()
         worker.save()
+    except StepFault as fault:
+        recover(worker, fault)
+        return False
+    return True
+
+
+def train(worker: Worker) -> int:
+    """Run the training loop; returns the process's exit status."""
+    try:
+        worker.validate_if_due()
+        worker.announce_compiling()
+        worker.save_start()
+        while not train_on(worker):
+            pass
         evaluate_finished(worker)
-    except NonFinite as error:
+    except StepFault as error:
         worker.close()
-        remedy = "train again with a lower --optim.lr into another --out"
+        remedy = "go on with --on-fault skip, or train again with a lower --optim.lr into another --out"
         worker.display.say(f"error: {error}; last good checkpoint: {worker.writer.last_good}; {remedy}")
         return EXIT_FAULTS
     except InputError:
@@ -194,6 +207,12 @@ def main() -> int:
     if not is_torchelastic_launched():  # until training starts, SIGTERM must end a rank that waits for others
         stop.listen()
     device = device_of(run)
+    if run.replay:
+        if is_torchelastic_launched():
+            raise InputError(
+                "--replay is given to several processes, expected one; call service.train without torchrun"
+            )
+        return replay(run, device)
     try:
         with join_ranks(device, run.stall_seconds * COMPILE_FACTOR) as ranks, ExitStack() as stack:
             try:

@@ -24,6 +24,8 @@ MARKS: Final = {
     "stop": "X",
     "precision": "D",
     "fork": "*",
+    "skip": "x",
+    "rollback": "<",
 }
 
 

@@ -72,6 +72,7 @@ class RunState:
     history: tuple[Validation, ...] = ()
     events: tuple[dict[str, Any], ...] = ()
     evaluation: Evaluation | None = None  # of the finished network
+    recent_losses: tuple[tuple[int, float], ...] = ()  # by step, where a limit is made of them
 
 
 @dataclass(frozen=True)
@@ -258,7 +259,9 @@ def _state(fields: dict[str, Any]) -> RunState:
     history = tuple(Validation(**entry) for entry in fields["history"])
     evaluation = fields.get("evaluation")
     measured = Evaluation(**{**evaluation, "interval": tuple(evaluation["interval"])}) if evaluation else None
-    return RunState(**{**fields, "history": history, "events": tuple(fields["events"]), "evaluation": measured})
+    losses = tuple((step, loss) for step, loss in fields.get("recent_losses", ()))
+    read = {"history": history, "events": tuple(fields["events"]), "evaluation": measured, "recent_losses": losses}
+    return RunState(**{**fields, **read})
 
 
 def identity_of(checkpoint: Path) -> str:

@@ -36,6 +36,10 @@ MAY_CHANGE: Final = _PLACE_AND_SPEED | frozenset(
         "checkpoint_every",
         "keep_checkpoints",
         "log_every",
+        "replay",
+        "on_fault",
+        "most_faults",
+        "loss_limit",
         "model.precision",
         "device",
         "compile",
@@ -88,6 +92,16 @@ class Run:
     """Newest checkpoints to keep, at least 2; the best and the one resumed from stay besides."""
     log_every: int = 1
     """Steps between lines of log.jsonl."""
+    on_fault: Literal["end", "skip", "rollback"] = "end"
+    """When a step's loss or gradient is not finite, or its loss beyond loss_limit. end: the run, with the weights from
+    before; skip: leave that batch out; rollback: go back to the last checkpoint and leave out all pictures since."""
+    most_faults: int = 10
+    """So many faults a run may skip or roll back; the next one ends it."""
+    loss_limit: float = 0.0
+    """A step's loss is a fault beyond so many times the median of the last 100 steps'; 0: only what is not finite."""
+    replay: int = 0
+    """Train nothing, but do this step of the run in --out once more, from the last checkpoint before it, and look at
+    it: what each layer and gradient holds, and the pictures, in OUT/replay-STEP. By one process. 0: train."""
     seed: int = 0
     """Of the order, the augmentation, the initial weights and the dropout masks."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
@@ -118,7 +132,7 @@ class Run:
 
     def __post_init__(self) -> None:
         minimum = {"batch_size": 1, "epochs": 1, "max_steps": 0, "checkpoint_every": 0, "keep_checkpoints": 2}
-        minimum |= {"log_every": 1, "seed": 0, "port": 0, "peak_tflops": 0}
+        minimum |= {"log_every": 1, "most_faults": 1, "replay": 0, "seed": 0, "port": 0, "peak_tflops": 0}
         for name, least in minimum.items():
             if (value := getattr(self, name)) < least:
                 raise InputError(f"{name} is {value}, expected at least {least}; set --{name.replace('_', '-')}")
@@ -127,6 +141,8 @@ class Run:
             raise InputError(f"warmup_epochs is {self.optim.warmup_epochs:g}, expected {expected}")
         if not 0 < self.stall_seconds < float("inf"):
             raise InputError(f"stall_seconds is {self.stall_seconds}, expected a number above 0; set --stall-seconds")
+        if self.loss_limit and not 1 < self.loss_limit < float("inf"):
+            raise InputError(f"loss_limit is {self.loss_limit}, expected a number above 1, or 0; set --loss-limit")
         if not 0 <= self.checkpoint_seconds < float("inf"):
             expected = "a number of at least 0; set --checkpoint-seconds"
             raise InputError(f"checkpoint_seconds is {self.checkpoint_seconds}, expected {expected}")

@@ -14,8 +14,9 @@ from service.run.checkpoint import RunState, Validation
 from service.run.limits import HIGHEST_RATE
 
 Kind = Literal["learning-rate", "checkpoint", "pause", "resume", "stop"]
-# Of events: acts, a precision changed at a resume, and the start from another run.
-KINDS: Final[tuple[str, ...]] = (*get_args(Kind), "precision", "fork")
+ANSWERS: Final = ("skip", "rollback")  # of a run to a fault of its numbers
+# Of events: acts, a precision changed at a resume, the start from another run, and answers to faults.
+KINDS: Final[tuple[str, ...]] = (*get_args(Kind), "precision", "fork", *ANSWERS)
 
 Event = dict[str, Any]
 
@@ -68,6 +69,11 @@ def make_fork_event(
     reason = f"from {parent['path']}{step} (SHA-256 {parent['sha256'][:12]}), {keep} kept"
     event = make_event("fork", state, samples, "command line", reason)
     return {**event, "parent": dict(parent), "keep": keep, "new_schedule": new_schedule}
+
+
+def make_fault_event(kind: str, state: RunState, samples: int, first: int, reason: str) -> Event:
+    """An answer to a fault: the training positions from `first` to the run's own are left out."""
+    return {**make_event(kind, state, samples, "on-fault", reason), "positions": [first, state.position]}
 
 
 def reason_to_refuse(act: Act, rates: LearningRates, paused: bool) -> str:
@@ -167,7 +173,13 @@ def proposed_rate_drop(config: OptimConfig, state: RunState, rate: float) -> dic
 
 
 def describe_change(event: Mapping[str, Any]) -> str:
-    """What an event changed, in a word: 0.01 -> 0.001 of a learning rate, mixed -> float32; empty for other acts."""
+    """What an event changed, in a word: 0.01 -> 0.001 of a learning rate, mixed -> float32; empty for other acts.
+
+    Of an answer to a fault, which training positions are left out.
+    """
+    if event["kind"] in ANSWERS:
+        first, end = event["positions"]
+        return f"positions {first:,} to {end - 1:,} left out"
     if event["kind"] == "learning-rate":
         return f"{event['old']['base']:g} -> {event['new']['base']:g}"
     return f"{event['old']} -> {event['new']}" if event["kind"] == "precision" else ""

@@ -103,6 +103,14 @@ class JsonLog:
                 f"{self._path} is written again, {f'without {self.lost:,} lines' if self.lost else 'no line lost'}"
             )
 
+    def cut_to(self, records: Iterable[dict[str, Any]]) -> None:
+        """Take back the lines after these records, which are its first ones."""
+        size = len(b"".join(map(_line, records)))
+        written = os.fstat(self._file.fileno()).st_size
+        del self._waiting[max(0, size - written) :]
+        if size < written:
+            self._file.truncate(size)
+
     def sync(self) -> None:
         """Make the lines so far durable, before a checkpoint is that comes after them; called by the thread that saves.
 

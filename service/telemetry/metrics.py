@@ -90,7 +90,9 @@ class Metrics:
             "trainer_checkpoint_last_success_timestamp_seconds", "When a checkpoint last succeeded.", registry=registry
         )
         self.nonfinite = Counter(
-            "trainer_nonfinite_steps", "Steps with a loss or gradient not finite.", registry=registry
+            "trainer_nonfinite_steps",
+            "Steps with a loss or gradient not finite, or a loss beyond the limit.",
+            registry=registry,
         )
         self.restarts = Gauge("trainer_restarts", "Resumes of this run so far.", registry=registry)
         self.events = Counter("trainer_events", "Acts upon the run by kind.", ["kind"], registry=registry)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from model.optim import LearningRates
 from model.step import StepResult
+from service.run.checkpoint import RunState
 from service.training.snapshot import pinned_like
 
 
@@ -38,13 +39,12 @@ class Copying:
 class PendingResult:
     """A step's result while it is copied to the host."""
 
-    step: int
-    position: int
+    state: RunState  # after the step
     rates: LearningRates
     values: Copying  # (6,): loss, gradient norm, all_finite, and the three local flags summed over ranks
 
 
-def start_copy(step: int, position: int, rates: LearningRates, result: StepResult) -> PendingResult:
+def start_copy(state: RunState, rates: LearningRates, result: StepResult) -> PendingResult:
     """Start copying a result to the host."""
     values = torch.cat([value.float().flatten() for value in result])
-    return PendingResult(step, position, rates, Copying.start(values))
+    return PendingResult(state, rates, Copying.start(values))

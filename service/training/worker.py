@@ -1,5 +1,6 @@
 """A run in progress: it trains, validates, saves, does operators' acts, and reports to log, metrics and console."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model.flop import training_flops_per_picture
-from model.optim import LearningRates, averaging_rate, changes_each_step
+from model.optim import LearningRates, changes_each_step, step_rates
 from model.step import StepControls, StepInputs, compiled_train_step, train_step
 from pipeline.load.batch_loader import Batch
 from pipeline.load.order import rank_slice
@@ -44,6 +45,7 @@ from service.training.checkpoint_writer import (
 from service.training.control_queue import ControlQueue, ControlRequest, Refused
 from service.training.graceful_stop import GracefulStop
 from service.training.rank_agreement import RankAgreement
+from service.training.recovery import RecentLosses, StepFault
 from service.training.setup import Setup
 from service.training.snapshot import Snapshots
 from service.training.step_result import PendingResult, start_copy
@@ -52,10 +54,6 @@ from service.training.validation import Validator
 # As measured: docs/benchmarks.md.
 COMPILING: Final = "compiling the step, usually half a minute to two minutes; a few seconds the next time"
 PAUSE_SECONDS: Final = 0.5  # between checks for a signal or an act, and between heartbeats, while the run is paused
-
-
-class NonFinite(Exception):
-    """A step's loss or gradient was NaN or infinite; the weights are as they were before it."""
 
 
 class Worker:
@@ -113,6 +111,7 @@ class Worker:
         self.snapshots = Snapshots(setup.training.model, setup.training.optimizer)
         self.saved: RunState | None = self.state if setup.resumed_from else None
         self.pending: deque[PendingResult] = deque()
+        self.losses = RecentLosses(self.state.recent_losses)
         self.speed, self.waited = Throughput(), 0.0
         self.rates = self.current_rates()
         self.latest: StepRecord | None = None
@@ -158,11 +157,11 @@ class Worker:
         """Train on a batch, and read what has arrived of earlier ones."""
         start = time.monotonic()
         rates = self.next_rates()
-        controls = StepControls(self.rates_on_device(rates), self.agreement.local_flags())
+        controls = StepControls(self.rates_on_device(rates), self.agreement.local_flags(), self.loss_limit())
         result = self.train_step(self.training, controls, StepInputs(*batch))
         position = self.state.position + self.run.batch_size
         self.state = replace(self.state, step=self.state.step + 1, position=position)
-        self.pending.append(start_copy(self.state.step, position, rates, result))
+        self.pending.append(start_copy(self.state, rates, result))
         if self.preview.requested:
             self.preview.capture(self.state.step, batch)
         self.read_results(self.LAG if self.device.type == "cuda" else 0)
@@ -221,13 +220,20 @@ class Worker:
 
     def rates_on_device(self, rates: LearningRates) -> Tensor:
         """(2,) tensor of the rates, (3,) where weights are averaged; made anew only at a change."""
-        averaging = [averaging_rate(self.run.optim, self.state.step)] if self.run.optim.average_decay else []
-        values = [rates.base, rates.conv1, *averaging]
+        values = step_rates(self.run.optim, rates, self.state.step)
         if not self.rates_sent or self.rates_sent[0] != values:
             # To a GPU from pinned memory, because the copy would else wait for all steps that are under way.
             host = torch.tensor(values, pin_memory=self.device.type == "cuda")
             self.rates_sent = values, host.to(self.device, non_blocking=True)
         return self.rates_sent[1]
+
+    def loss_limit(self) -> Tensor | None:
+        """Beyond which the next step's loss is a fault, on the device; None where there is no such limit."""
+        if not self.run.loss_limit:
+            return None
+        limit = self.losses.limit(self.run.loss_limit, self.state.step + 1)
+        host = torch.tensor(limit, pin_memory=self.device.type == "cuda")
+        return host.to(self.device, non_blocking=True)
 
     def report_damage(self) -> None:
         """Count the damaged samples that were replaced since the last call, and print where they are."""
@@ -275,7 +281,7 @@ class Worker:
             )
 
     def read_results(self, lag: int) -> None:
-        """Read all but the last `lag` results; NonFinite at the first that is not finite."""
+        """Read all but the last `lag` results; StepFault at the first whose numbers went wrong."""
         while len(self.pending) > lag:
             self.log_result(self.pending.popleft())
 
@@ -283,27 +289,35 @@ class Worker:
         """Log a step and show it."""
         loss, grad_norm, all_finite, *flags = result.values.read()
         self.agreement.update(flags)
+        step, epoch = result.state.step, result.state.position / self.samples
         if not all_finite:
             self.metrics.nonfinite.inc()
-            raise NonFinite(f"loss {loss} and gradient norm {grad_norm} at step {result.step}, expected finite numbers")
+            expected = "finite numbers"
+            if math.isfinite(loss) and math.isfinite(grad_norm):
+                limit = self.losses.limit(self.run.loss_limit, step)
+                expected = f"at most {limit:.4g}, {self.run.loss_limit:g} times the median of late"
+            found = f"loss {loss:.6g} and gradient norm {grad_norm:.6g} at step {step}"
+            raise StepFault(f"{found}, expected {expected}", result.state)
+        if self.run.loss_limit:
+            self.losses.add(step, loss)
         pictures_per_second, wait_share = self.speed.rates()
         self.latest = StepRecord(
-            step=result.step,
-            epoch=result.position / self.samples,
+            step=step,
+            epoch=epoch,
             loss=loss,
             gradient_norm=grad_norm,
             learning_rate=result.rates.base,
             images_per_second=round(pictures_per_second, 1),
             data_wait_ratio=round(wait_share, 4),
         )
-        if result.step % self.run.log_every == 0:
+        if step % self.run.log_every == 0:
             self.log.append(vars(self.latest))
-        self.curve.add(result.step, self.latest.epoch, loss)
+        self.curve.add(step, epoch, loss)
         self.metrics.observe_step(self.latest, self.own_pictures)
-        self.metrics.progress.set(result.step / self.total_steps)
+        self.metrics.progress.set(step / self.total_steps)
         self.metrics.rate.set(pictures_per_second * self.own_pictures / self.run.batch_size)
         self.metrics.mfu.set(pictures_per_second / self.peak_pictures_per_second)
-        self.display.update(result.step, loss, pictures_per_second, wait_share, self.run.batch_size)
+        self.display.update(step, loss, pictures_per_second, wait_share, self.run.batch_size)
 
     def validate_if_due(self) -> None:
         """Measure the error after each epoch; if the run is ended meanwhile, a resume does it."""
@@ -348,7 +362,9 @@ class Worker:
         """Copy the state and hand it to the BackgroundSaver; off a GPU it is taken beside the steps."""
         if self.state == self.saved:
             return
-        self.read_results(0)  # raises NonFinite first, so that no NaN is ever saved
+        self.read_results(0)  # raises StepFault first, so that no NaN is ever saved
+        if self.run.loss_limit:
+            self.state = replace(self.state, recent_losses=self.losses.kept())
         self.saver.wait()  # before the copy, so that no two are held
         start = time.monotonic()
         needed = must_copy_tensors(self.ranks, self.training.parallel)
@@ -358,6 +374,14 @@ class Worker:
         self.saved = self.state
         self.clock.restart()
         self.agreement.saved()
+
+    def go_on_from(self, state: RunState) -> None:
+        """Forget the steps after `state`, which changed nothing, and train on with what comes after it."""
+        self.pending.clear()
+        self.state = state
+        self.training.all_finite.fill_(True)
+        self.events.cut_to(state.events)
+        self.speed = Throughput()
 
     def close(self) -> bool:
         """Wait for the BackgroundSaver; returns, on every rank, whether rank 0 wrote the last checkpoint."""
