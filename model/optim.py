@@ -14,7 +14,7 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
-from model.layers.batch_norm import FOLLOWING
+from model.layers.batch_norm import FOLLOWING, is_running
 
 FOLLOW_EPOCHS: Final = ("cosine", "one-cycle")  # schedules whose rates depend on how many epochs the run has
 
@@ -192,7 +192,7 @@ def trust_ratio(w: Tensor, gradient: Tensor, coefficient: float, decay: float) -
 class MomentumSGD:
     """Named parameters with their velocities, float32 tensors of the same shapes, and their averages where kept.
 
-    Parameters without gradient are running statistics of batch normalisation: they have no velocity, and follow the
+    The running statistics of batch normalisation are among the parameters, but have no velocity: they follow the
     batches'.
     """
 
@@ -203,7 +203,7 @@ class MomentumSGD:
             raise ValueError(f"layer_decay names {unknown[0]}, expected one of {', '.join(sorted(layers))}; name that")
         self.config = config
         self.parameters = parameters
-        self.trained = {name: p for name, p in parameters.items() if p.requires_grad}
+        self.trained = {name: p for name, p in parameters.items() if not is_running(name)}
         self.velocities = {name: torch.zeros_like(p) for name, p in self.trained.items()}
         averaged = parameters if config.average_decay else {}
         self.averages = {name: p.detach().clone() for name, p in averaged.items()}

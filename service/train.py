@@ -21,6 +21,8 @@ from pipeline.host.address import host_and_port
 from pipeline.host.memory import keep_freed_memory
 from pipeline.load.batch_loader import Device, choose_device
 from service.evaluation.finished import evaluate_finished
+from service.faults.recovery import recover
+from service.faults.replay import replay
 from service.run.config import Run, parse_run, write_run
 from service.run.lock import DOCTOR, lock_run
 from service.telemetry.console import ProgressDisplay
@@ -30,9 +32,8 @@ from service.telemetry.watchdog import Watchdog
 from service.training.control_queue import ControlQueue
 from service.training.graceful_stop import GracefulStop
 from service.training.ranks import Ranks, RanksLost, join_ranks
-from service.training.recovery import StepFault, recover
-from service.training.replay import replay
 from service.training.setup import set_up
+from service.training.step_result import StepFault
 from service.training.worker import Worker
 from service.web.listener import listen
 from service.web.responses import Responses

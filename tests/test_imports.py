@@ -23,6 +23,7 @@ ROOMS = (
     "service.web",
     "service.evaluation",
     "service.retrieval",
+    "service.faults",
     "service.training",
     "service.telemetry",
     "service.results",

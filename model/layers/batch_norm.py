@@ -77,6 +77,11 @@ class BatchNorm(nn.Module):
         return mean, variance
 
 
+def is_running(name: str) -> bool:
+    """Whether a parameter is a running statistic, which no gradient changes."""
+    return name.endswith((".running_mean", ".running_var"))
+
+
 def fold(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights and biases of layers that do by themselves what they and their normalisation do outside training."""
     plain = {name: weight for name, weight in weights.items() if "_norm." not in name}

@@ -1,8 +1,6 @@
 """A training run in progress.
 
 worker.py              the run: step, validate, save, log, act
-recovery.py            after a step whose numbers went wrong: its batch, or all since the last checkpoint, left out
-replay.py              one step once more, to look at
 validation.py          the error on the validation set, measured between steps
 setup.py               the run made ready, new or from its newest checkpoint
 fork.py                a run that starts from another's network

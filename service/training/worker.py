@@ -45,10 +45,9 @@ from service.training.checkpoint_writer import (
 from service.training.control_queue import ControlQueue, ControlRequest, Refused
 from service.training.graceful_stop import GracefulStop
 from service.training.rank_agreement import RankAgreement
-from service.training.recovery import RecentLosses, StepFault
 from service.training.setup import Setup
 from service.training.snapshot import Snapshots
-from service.training.step_result import PendingResult, start_copy
+from service.training.step_result import PendingResult, RecentLosses, StepFault, start_copy
 from service.training.validation import Validator
 
 # As measured: docs/benchmarks.md.

@@ -12,7 +12,7 @@ import torch
 from processes import command, losses, run, torchrun, weights
 from service.run.checkpoint import FOLDER, checkpoints, read_checkpoint, step_of
 from service.run.log import EVENTS_FILE, read_records
-from service.training.recovery import DELAY, LEAST, WINDOW, RecentLosses
+from service.training.step_result import DELAY, LEAST, WINDOW, RecentLosses
 
 PROGRAM = Path(__file__).with_name("faulty_worker.py")
 
