@@ -306,7 +306,7 @@ class AlexNet(nn.Module):
         batch: of a training pass with batch normalisation, whose statistics it takes; by default no other rank shares
         it, and no picture is padding.
         """
-        if positions is not None and batch is None:
+        if self.config.batch_norm and positions is not None and batch is None:
             batch = BatchPass.of(len(pictures), pictures.device)
         x = self._last_hidden(pictures, positions, batch)
         with autocast(pictures, self.config.precision != "float32"):

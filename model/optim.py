@@ -158,8 +158,8 @@ def plateau_drops(errors: Sequence[float], patience: int, min_improvement: float
 
 
 def is_conv1(name: str) -> bool:
-    """Whether a parameter is the first convolution's, as the towers name it, torchvision, or the CIFAR networks."""
-    return ".conv1." in name or name.startswith(("conv1.", "features.0."))
+    """Whether a parameter is the first convolution's or its normalisation's, as each layout names them."""
+    return ".conv1." in name or ".conv1_norm." in name or name.startswith(("conv1.", "features.0."))
 
 
 def is_of_channels(name: str) -> bool:

@@ -62,7 +62,7 @@ def make_folders(folder: Path) -> None:
     folder = folder.absolute()
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    for made in missing:
+    for made in missing or [folder]:  # whoever made it may have been killed before this
         fsync_folder(made.parent)
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from pipeline.command import EXIT_DONE, EXIT_FAULTS, InputError, end_on_signals, run_command, say
-from pipeline.files import write_output
+from pipeline.files import make_folders, write_output
 from pipeline.load.batch_loader import choose_device
 from pipeline.manifest import Dataset, load_dataset
 from pipeline.progress import progress
@@ -22,7 +22,7 @@ from service.ablation.plan import PlannedRun, plan, trials
 from service.ablation.report import LEFT, as_json, document, headings, picture, remarks, rows_of
 from service.ablation.timing import speed_here
 from service.ablation.training import DIVERGED, Work, has_diverged, train
-from service.ablation.training_error import is_learned, measure_training_errors, remove_measured
+from service.ablation.training_error import is_done, measure_training_errors, remove_measured
 from service.results.table import print_table
 
 
@@ -127,7 +127,7 @@ def train_all(experiments: Sequence[Experiment], options: AblateOptions) -> list
         if not run.every_epoch:
             return False
         errors = measure_training_errors(run, shards, device)
-        return is_learned(errors) or max(errors, default=0) >= run.until or (run.is_trial and has_diverged(run))
+        return is_done(errors, run.until) or (run.is_trial and has_diverged(run))
 
     def train_each(runs: Sequence[PlannedRun]) -> list[str]:
         with progress(sum(run.steps(work.samples) for run in runs), "steps") as advance:
@@ -142,7 +142,7 @@ def train_all(experiments: Sequence[Experiment], options: AblateOptions) -> list
             say(f"{experiment.name}: the best rate is {found}")
     runs = list({run.folder: run for experiment in experiments for run in plan_of(experiment, options)}.values())
     faults = train_each(runs)
-    for run in runs:
+    for run in [*runs, *(run for experiment in experiments for run in trials_of(experiment, options))]:
         if run.every_epoch and run.folder.is_dir():
             remove_measured(run)
     return faults
@@ -153,7 +153,7 @@ def shards_of(base: Base, options: AblateOptions) -> str | Path | None:
     if not options.data:
         return options.shards
     made = options.out / f"shards-{base.size}"
-    made.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(made.parent)
     # It ends at once where the shards are there.
     command = [sys.executable, "-m", "pipeline.shard", str(options.data), "--out", str(made)]
     if subprocess.run([*command, "--size", str(base.size), *base.stored]).returncode:

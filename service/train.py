@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from torch.distributed import is_torchelastic_launched
 
 from model.parallel import Layout, choose_layout, make_parallel
-from pipeline.command import EXIT_DONE, EXIT_FAULTS, InputError, run_command, say
+from pipeline.command import EXIT_DONE, EXIT_FAULTS, InputError, end_on_signals, run_command, say
 from pipeline.host.address import host_and_port
 from pipeline.host.memory import keep_freed_memory
 from pipeline.load.batch_loader import Device, choose_device
@@ -107,6 +107,7 @@ def build_worker(
 ) -> tuple[Worker, Responses]:
     """A worker ready to train, and its HTTP responses; what they hold open is closed with the stack."""
     metrics, heartbeat, control_queue = Metrics(CollectorRegistry()), Heartbeat(run.stall_seconds), ControlQueue()
+    stack.callback(Watchdog(heartbeat, run.out / f"stacks-rank{ranks.rank}.txt", say).close)
     gpu = torch.cuda.current_device() if device == "gpu" else None  # read here: torch's current device is per thread
     metrics.watch(heartbeat, run.out if ranks.is_leader else None, gpu)
 
@@ -138,8 +139,6 @@ def build_worker(
     stop.listen()
     worker = Worker(display, metrics, heartbeat, stop, control_queue, setup)
     responses.worker = worker
-    watchdog = Watchdog(heartbeat, run.out / f"stacks-rank{ranks.rank}.txt", say)
-    stack.callback(watchdog.close)
     stack.callback(worker.saver.close)  # before the folder's lock is released, whatever happens
     return worker, responses
 
@@ -204,16 +203,15 @@ def main() -> int:
     """Train as the command line says."""
     run = parse_run(sys.argv[1:])
     keep_freed_memory()
+    if run.replay:
+        end_on_signals()
+        if is_torchelastic_launched():
+            raise InputError("--replay is given to several processes, expected one; call it without torchrun")
+        return replay(run, device_of(run))
     stop = GracefulStop()
     if not is_torchelastic_launched():  # until training starts, SIGTERM must end a rank that waits for others
         stop.listen()
     device = device_of(run)
-    if run.replay:
-        if is_torchelastic_launched():
-            raise InputError(
-                "--replay is given to several processes, expected one; call service.train without torchrun"
-            )
-        return replay(run, device)
     try:
         with join_ranks(device, run.stall_seconds * COMPILE_FACTOR) as ranks, ExitStack() as stack:
             try:

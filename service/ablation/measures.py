@@ -10,7 +10,7 @@ from scipy import stats
 
 from service.ablation.experiments import BASE_LABEL, Measure
 from service.ablation.plan import PlannedRun
-from service.ablation.training_error import ENOUGH, epochs_until, is_learned, read_training_errors
+from service.ablation.training_error import ENOUGH, epochs_until, is_done, read_training_errors
 from service.results.history import RunHistory, read_history
 from service.run.log import LOG_FILE
 
@@ -92,7 +92,7 @@ def variants_of(
     numbers: dict[str, dict[int, float]] = {run.variant: {} for run in runs}
     for run in runs:
         history = history_of(run)
-        stopped = measure == "training" and is_learned(read_training_errors(run))
+        stopped = measure == "training" and is_done(read_training_errors(run), run.until)
         if history and (stopped or is_finished(history, run.epochs)):
             finished[run.variant][run.seed] = history
             if (number := _number(run, history, measure)) is not None:

@@ -18,6 +18,7 @@ class PlannedRun:
     recipe: str
     changes: Changes  # of the recipe
     rate: float | None  # where the experiment tries several
+    is_trial: bool  # to find the learning rate
     until: int  # epochs after which it is stopped
     every_epoch: bool  # whether the checkpoints of all epochs are kept, to be measured
 
@@ -25,11 +26,6 @@ class PlannedRun:
     def name(self) -> str:
         """What people call it."""
         return f"{self.variant}{f' at {self.rate:g}' if self.rate else ''}, seed {self.seed}"
-
-    @property
-    def is_trial(self) -> bool:
-        """Whether it is to try a learning rate."""
-        return self.until < self.epochs
 
     @property
     def epochs(self) -> int:
@@ -58,7 +54,7 @@ def plan(
     """
     variants = {BASE_LABEL: {}, **experiment.variants}
     return [
-        _run(experiment, variant, seed, out=out, epochs=epochs, until=epochs, rate=rates[variant] if rates else None)
+        _run(experiment, variant, seed, out=out, epochs=epochs, rate=rates[variant] if rates else None)
         for seed in seeds
         for variant in variants
     ]
@@ -67,14 +63,14 @@ def plan(
 def trials(experiment: Experiment, *, out: Path, epochs: int) -> list[PlannedRun]:
     """The runs of seed 0 that try the experiment's rates, those of each variant together; the best ones go on."""
     return [
-        _run(experiment, variant, 0, out=out, epochs=epochs, until=min(experiment.trial_epochs, epochs), rate=rate)
+        _run(experiment, variant, 0, out=out, epochs=epochs, trial=True, rate=rate)
         for variant in (BASE_LABEL, *experiment.variants)
         for rate in experiment.rates
     ]
 
 
 def _run(
-    experiment: Experiment, variant: str, seed: int, *, out: Path, epochs: int, until: int, rate: float | None
+    experiment: Experiment, variant: str, seed: int, *, out: Path, epochs: int, rate: float | None, trial: bool = False
 ) -> PlannedRun:
     base = experiment.base
     name = variant if rate is None else f"{variant} lr {rate:g}"
@@ -92,7 +88,8 @@ def _run(
             **({} if rate is None else {"optim.lr": rate}),
         },
         rate=rate,
-        until=until,
+        is_trial=trial,
+        until=min(experiment.trial_epochs, epochs) if trial else epochs,
         every_epoch=experiment.measure == "training",
     )
 

@@ -73,11 +73,11 @@ def remarks(experiment: Experiment, epochs: int, variants: Sequence[Variant]) ->
         if experiment.measure == "training" and (short := variant.finished - len(variant.by_seed)):
             never = f"runs never came to {ENOUGH:.0%} in {epochs} epochs"
             lines.append(f"{variant.name}: {short} of {variant.finished} {never}")
-        if variant.rate is not None:
+        if variant.rate is not None and variant.finished:
             tried = ", ".join(f"{rate:g}" for rate in experiment.rates)
             edge = variant.rate in (min(experiment.rates), max(experiment.rates))
             but = "; it is the last of them, so a better one may lie beyond" if edge else ""
-            after = f"after {experiment.trial_epochs} epochs of seed 0"
+            after = f"after {min(experiment.trial_epochs, epochs)} epochs of seed 0"
             lines.append(f"{variant.name}: learning rate {variant.rate:g}, the best of {tried} {after}{but}")
     return lines
 

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from pipeline.command import InputError
-from pipeline.files import write_output
+from pipeline.files import make_folders, write_output
 from pipeline.host.machine import this_machine
 from pipeline.manifest import Dataset
 from pipeline.progress import spinner
@@ -54,7 +54,7 @@ def speed_here(base: Base, work: Work, out: Path) -> Speed:
     except (OSError, ValueError, KeyError, TypeError):  # none, or of another version
         pass
     speed = trial(base, work)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folders(out)
     write_output(kept, (json.dumps({**here, "speed": asdict(speed)}, indent=1) + "\n").encode(), "--out")
     return speed
 

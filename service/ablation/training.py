@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from pipeline.files import make_folders
 from pipeline.host.cpus import usable_cores
 from pipeline.progress import Advance
 from service.ablation.measures import history_of, is_finished
@@ -90,7 +91,7 @@ def train(
 
 def start(run: PlannedRun, work: Work) -> subprocess.Popen[bytes]:
     """The run's worker; what it says goes into a file beside its folder."""
-    output_of(run).parent.mkdir(parents=True, exist_ok=True)
+    make_folders(output_of(run).parent)
     with output_of(run).open("wb") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "service.train", *run.arguments(work.shards), *work.options],

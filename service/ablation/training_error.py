@@ -57,6 +57,11 @@ def is_learned(errors: Mapping[int, float]) -> bool:
     return min(errors.values(), default=1.0) <= ENOUGH
 
 
+def is_done(errors: Mapping[int, float], epochs: int) -> bool:
+    """Whether a run that is to train so many epochs need train no more."""
+    return is_learned(errors) or max(errors, default=0) >= epochs
+
+
 def measure_training_errors(run: PlannedRun, shards: str | Path, device: Device) -> dict[int, float]:
     """Measure the checkpoints that have not been yet, of a run that may still train; write and return all errors."""
     errors = read_training_errors(run)

@@ -37,7 +37,9 @@ from service.run.checkpoint import Checkpoint, RunState, checkpoints, read_check
 from service.run.config import Run, check_same_run, run_fields
 from service.run.dataset_change import change_since
 from service.run.events import rates_of
+from service.run.log import LOG_FILE, last_step
 from service.run.preprocessing import preprocessing_of
+from service.run.threads import keep_within_quota
 from service.training.ranks import Ranks
 from service.training.setup import build_training, decide_precision, open_loader, tuned_data
 
@@ -81,6 +83,7 @@ class Examined:
 
 def replay(run: Run, device: Device) -> int:
     """Do step `run.replay` once more and write what it does beside the run; status 1 where numbers are not finite."""
+    keep_within_quota()
     ranks, parallel = Ranks(), Parallel()
     data, _ = tuned_data(run, device, ranks)
     loader = open_loader(replace(run, data=data), device, ranks, parallel)
@@ -89,11 +92,15 @@ def replay(run: Run, device: Device) -> int:
         raise InputError(f"{run.out} holds no sound checkpoint, expected a run's; give its --out")
     asked = run_fields(run, pictures_sha256(loader.dataset))
     check_same_run(run.out, newest.run, asked, change_since(newest, loader.dataset))
+    known = max(newest.state.step, int(last_step(run.out / LOG_FILE)) + run.log_every)
+    if run.replay > known:
+        raise InputError(
+            f"replay is {run.replay}, expected a step that {run.out} has done, up to {known}; set --replay"
+        )
     if run.parent and not checkpoint:
         raise InputError(f"{run.out} has no checkpoint before step {run.replay}, expected one; choose a later step")
     torch_device = torch.device("cuda" if device == "gpu" else "cpu")
-    so_far = checkpoint.run["model"]["precision"] if checkpoint else None
-    precision, _ = decide_precision(run.model.precision, so_far, torch_device)
+    precision, _ = decide_precision(run.model.precision, newest.run["model"]["precision"], torch_device)
     run = replace(run, model=replace(run.model, precision=precision))
     training = build_training(run, loader, preprocessing_of(loader.dataset, loader.root), torch_device, parallel)
     set_arithmetic(torch_device, precision, deterministic=run.deterministic)
@@ -142,8 +149,10 @@ def train_up_to(run: Run, training: TrainingState, loader: BatchLoader, state: R
         if number not in left_out:
             controls = StepControls(torch.tensor(rates, device=device), torch.zeros(3, device=device))
             step(training, controls, inputs)
+            if not training.all_finite:
+                raise InputError(f"step {number} is not finite, so there is none after it; set --replay {number}")
         state = replace(state, step=number, position=state.position + run.batch_size)
-    return StepInputs(*next(batches))
+    return StepInputs(*(column.clone() for column in next(batches)))  # which the loader lends only until its end
 
 
 def examine(training: TrainingState, inputs: StepInputs, step: int) -> Examined:
@@ -152,7 +161,8 @@ def examine(training: TrainingState, inputs: StepInputs, step: int) -> Examined:
         loss, _ = training_loss(training, inputs)
     with torch.no_grad():
         logits, _ = local_logits(training, inputs, train=True)
-        losses = F.cross_entropy(logits, inputs.labels, reduction="none")
+        smoothing = training.optimizer.config.label_smoothing
+        losses = F.cross_entropy(logits, inputs.labels, reduction="none", label_smoothing=smoothing)
     return Examined(
         step=step,
         loss=loss.item(),
@@ -182,7 +192,10 @@ def outputs_of(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 def report(found: Examined, inputs: StepInputs, classes: tuple[PictureClass, ...], out: Path) -> None:
     """Print the layers, and write all of it as JSON, and the pictures with the largest losses as PNG."""
-    make_folders(out)
+    try:
+        make_folders(out)
+    except OSError as error:
+        raise InputError(f"{out} cannot be made ({error.strerror}), expected a folder; mend its rights") from error
     rows = [
         (
             layer,

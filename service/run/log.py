@@ -114,7 +114,7 @@ class JsonLog:
     def sync(self) -> None:
         """Make the lines so far durable, before a checkpoint is that comes after them; called by the thread that saves.
 
-        Where that fails, the checkpoint's own write will say so, or a resume lack lines that a crash has cost.
+        Those that wait for room are not, nor are any where that fails: a crash may cost them.
         """
         try:
             fsync_file(self._file.fileno())

@@ -1,5 +1,6 @@
 """A worker that has stalled: where each of its threads is, in a file; and its end, where it does not go on.
 
+Time in which the process was stopped (SIGSTOP, docker pause) is no stall, unless it was six times the limit and more.
 Whatever supervises it (torchrun, Docker, Slurm) then starts it again from the last checkpoint; a process that hangs for
 ever it would never know of.
 """

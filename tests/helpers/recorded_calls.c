@@ -153,14 +153,20 @@ int open(const char *path, int flags, ...) { MODE(flags) return opened(AT_FDCWD,
 int openat64(int folder, const char *path, int flags, ...) { MODE(flags) return opened(folder, path, flags, mode); }
 int openat(int folder, const char *path, int flags, ...) { MODE(flags) return opened(folder, path, flags, mode); }
 
-static int synced(int descriptor, int result) {
+// Within the lock, because what another thread writes meanwhile is not durable by it.
+static int synced(int descriptor, int (*sync)(int)) {
     char path[LONGEST];
-    if (!result && path_of(descriptor, path)) record("sync\t%lu\n", inode(descriptor));
+    if (!path_of(descriptor, path)) return sync(descriptor);
+    pthread_mutex_lock(&order);
+    int result = sync(descriptor), code = errno;
+    if (!result) record("sync\t%lu\n", inode(descriptor));
+    pthread_mutex_unlock(&order);
+    errno = code;
     return result;
 }
 
-int fsync(int descriptor) { return synced(descriptor, NEXT(fsync)(descriptor)); }
-int fdatasync(int descriptor) { return synced(descriptor, NEXT(fdatasync)(descriptor)); }
+int fsync(int descriptor) { return synced(descriptor, NEXT(fsync)); }
+int fdatasync(int descriptor) { return synced(descriptor, NEXT(fdatasync)); }
 
 int renameat(int from_folder, const char *from, int to_folder, const char *to) {
     char old[LONGEST], new[LONGEST];

@@ -32,6 +32,7 @@ from service.ablation.training import DIVERGED, Work, has_diverged, output_of, t
 from service.ablation.training_error import (
     epochs_until,
     file_of,
+    is_done,
     measure_training_errors,
     read_training_errors,
     remove_measured,
@@ -355,6 +356,19 @@ def test_a_rate_with_which_a_run_diverges_is_no_fault(shards: Path, tmp_path: Pa
     with no_progress() as advance:
         (fault,) = train([each], work_on(shards), advance)
     assert has_diverged(each) and DIVERGED in fault and best_rates([each]) == {BASE_LABEL: 1e9}
+
+
+def test_a_run_that_has_not_learned_in_all_its_epochs_is_finished_all_the_same(shards: Path, tmp_path: Path) -> None:
+    """However far its worker came with the last evaluation, in which it is stopped."""
+    base = replace(SMALL, drops=(), changes={**SMALL.changes, "optim.lr": 1e-12})
+    (each,) = planned(replace(LEARNING, variants={}, base=base), tmp_path, seeds=1, epochs=2)
+    with no_progress() as advance:
+        assert (
+            train([each], work_on(shards), advance, lambda run: is_done(measure_training_errors(run, shards, "cpu"), 2))
+            == []
+        )
+    (found,) = variants_of([each], "training")
+    assert (found.finished, found.planned, found.by_seed) == (1, 1, {})
 
 
 def test_a_run_is_stopped_saved_where_it_is_enough_and_is_not_repeated(shards: Path, tmp_path: Path) -> None:

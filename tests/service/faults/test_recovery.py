@@ -32,30 +32,40 @@ def assert_same(one: Path, other: Path) -> None:
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize(("answer", "left"), [("skip", (5,)), ("rollback", (4, 5))])
+@pytest.mark.parametrize(
+    ("answer", "wrong", "left"),
+    [
+        ("rollback", 5, (4, 5)),
+        ("skip", 12, (12,)),  # the last, after which there is still its epoch's error to measure
+        pytest.param("skip", 5, (5,), marks=pytest.mark.slow),
+        pytest.param("skip", 6, (6,), marks=pytest.mark.slow),
+    ],
+)
 def test_what_is_left_out_is_as_if_it_had_never_been(
-    shards: Path, tmp_path: Path, answer: str, left: tuple[int]
+    shards: Path, tmp_path: Path, answer: str, wrong: int, left: tuple[int, ...]
 ) -> None:
     out, other = tmp_path / answer, tmp_path / "other"
-    status, output = run(faulty(shards, out, "--on-fault", answer), POISON="5")
+    status, output = run(faulty(shards, out, "--on-fault", answer), POISON=str(wrong))
     assert status == 0, output
     status, said = run(faulty(shards, other), LEFT=",".join(map(str, left)))
     assert status == 0, said
     assert_same(out, other)
-    logged = [step for step in range(1, 13) if step != 5]
-    assert list(losses(out)) == logged
+    assert list(losses(out)) == [step for step in range(1, 13) if step != wrong]
     (event,) = read_records(out / EVENTS_FILE)
-    assert (event["kind"], event["step"], event["author"]) == (answer, 5, "on-fault")
-    assert event["positions"] == [10 * (left[0] - 1), 50] and "at step 5, expected finite numbers" in event["reason"]
-    state = read_checkpoint(checkpoints(out)[0]).state
+    positions = [10 * (left[0] - 1), 10 * wrong]
+    assert (event["kind"], event["step"], event["author"], event["positions"]) == (answer, wrong, "on-fault", positions)
+    assert f"at step {wrong}, expected finite numbers" in event["reason"]
+    assert f"positions {positions[0]} to {positions[1] - 1} left out" in output
+    state, never = (read_checkpoint(checkpoints(each)[0]).state for each in (out, other))
     assert state.step == 12 and state.events == (event,)
-    assert f"positions {10 * (left[0] - 1)} to 49 left out" in output
+    assert state.history == never.history and state.evaluation == never.evaluation
+    assert [entry.step for entry in state.history] == [3, 6, 9, 12]
     # After the fault the losses are those of the run that never met it.
-    assert {step: loss for step, loss in losses(out).items() if step > 5} == {
-        step: loss for step, loss in losses(other).items() if step > 5
-    }
+    after = [{step: loss for step, loss in losses(each).items() if step > wrong} for each in (out, other)]
+    assert after[0] == after[1]
 
 
+@pytest.mark.slow
 def test_too_many_faults_end_the_run_and_so_does_one_by_default(shards: Path, tmp_path: Path) -> None:
     status, output = run(faulty(shards, tmp_path / "skip", "--on-fault", "skip", "--most-faults", "3"), POISON="5-")
     assert status == 1
@@ -78,6 +88,7 @@ def test_without_a_checkpoint_there_is_nothing_to_go_back_to(shards: Path, tmp_p
     assert not (tmp_path / FOLDER).exists() or not checkpoints(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_loss_beyond_the_limit_is_a_fault_before_it_moves_a_weight(shards: Path, tmp_path: Path) -> None:
     out, other, longer = tmp_path / "out", tmp_path / "other", ["--epochs", "12"]
     limit = [*longer, "--on-fault", "skip", "--loss-limit", "20"]
