@@ -13,7 +13,7 @@ needs_compiler = pytest.mark.skipif(not COMPILER, reason=WHY_NOT)
 
 
 @needs_compiler
-@pytest.mark.parametrize(("writer", "most"), [("checkpoints and log", 300), ("sharding", 80)])
+@pytest.mark.parametrize(("writer", "most"), [("checkpoints and log", 150), ("sharding", 80)])
 def test_a_start_finds_all_that_was_promised(writer: str, most: int) -> None:
     found = explore(writer, most=most)
     assert not found.faults, found.faults[:3]

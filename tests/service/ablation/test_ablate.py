@@ -371,6 +371,7 @@ def test_a_run_that_has_not_learned_in_all_its_epochs_is_finished_all_the_same(s
     assert (found.finished, found.planned, found.by_seed) == (1, 1, {})
 
 
+@pytest.mark.slow
 def test_a_run_is_stopped_saved_where_it_is_enough_and_is_not_repeated(shards: Path, tmp_path: Path) -> None:
     """Of 200 epochs it has learned after the first whose error is measured; the same call then starts nothing."""
     experiment = replace(LEARNING, variants={}, base=replace(SMALL, drops=()))

@@ -19,24 +19,30 @@ def replayed(shards: Path, out: Path, step: int, *options: str, **environment: s
     return status, output, json.loads(found.read_bytes()) if found.exists() else {}
 
 
+@pytest.fixture(scope="module")
+def trained(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "run"
+    status, output = run(faulty(shards, out))
+    assert status == 0, output
+    return out
+
+
 def content(out: Path) -> dict[str, bytes]:
     return {
         str(path): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file() and "replay" not in str(path)
     }
 
 
-def test_a_step_is_the_runs_own_and_nothing_of_the_run_changes(shards: Path, tmp_path: Path) -> None:
-    status, output = run(faulty(shards, tmp_path))
-    assert status == 0, output
-    before = content(tmp_path)
+def test_a_step_is_the_runs_own_and_nothing_of_the_run_changes(shards: Path, trained: Path) -> None:
+    before = content(trained)
     for step in (11, 2):  # a while after a checkpoint; of the second none is left that is older
-        status, output, found = replayed(shards, tmp_path, step)
+        status, output, found = replayed(shards, trained, step)
         assert status == 0 and "all finite" in output, output
-        assert found["loss"] == losses(tmp_path)[step] == pytest.approx(np.mean(found["losses"]), rel=1e-5)
+        assert found["loss"] == losses(trained)[step] == pytest.approx(np.mean(found["losses"]), rel=1e-5)
         assert found["outputs"]["towers.0.conv1"]["not_finite"] == 0 and "fc8" in output
-        with Image.open(tmp_path / f"replay-{step}/pictures.png") as sheet:
+        with Image.open(trained / f"replay-{step}/pictures.png") as sheet:
             assert len(sheet.convert("RGB").getcolors(1 << 24) or []) > 100
-    assert content(tmp_path) == before
+    assert content(trained) == before
 
 
 @pytest.mark.slow
@@ -65,14 +71,13 @@ def test_a_step_that_went_wrong_says_where(shards: Path, tmp_path: Path) -> None
     assert status == 0 and found["loss"] == losses(tmp_path)[6]
 
 
-def test_wrong_calls_are_a_line(shards: Path, tmp_path: Path) -> None:
-    assert run(faulty(shards, tmp_path))[0] == 0
+def test_wrong_calls_are_a_line(shards: Path, trained: Path, tmp_path: Path) -> None:
     calls = {
         "expected at least 0; set --replay": ("--replay", "-1"),
         "has done, up to 13; set --replay": ("--replay", "14"),
         "holds another run": ("--replay", "2", "--seed", "7"),
         "holds no sound checkpoint, expected a run's": ("--replay", "2", "--out", str(tmp_path / "none")),
     }
-    lines = wrong_in_turn(*(command(shards, tmp_path, *SMALL, *options) for options in calls.values()))
+    lines = wrong_in_turn(*(command(shards, trained, *SMALL, *options) for options in calls.values()))
     for expected, line in zip(calls, lines, strict=True):
         assert expected in line, line

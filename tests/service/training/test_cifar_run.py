@@ -45,6 +45,7 @@ def command(shards: Path, out: Path, *options: str) -> list[str]:
     return [sys.executable, "-m", "service.train", *base, "--model.precision", "float32", *options]
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_an_uninterrupted_one_and_its_network_is_of_use(
     cifar_shards: Path, tmp_path: Path
 ) -> None:
