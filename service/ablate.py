@@ -188,7 +188,7 @@ def dataset_of(base: Base, shards: str | Path) -> Dataset:
 def report(experiment: Experiment, options: AblateOptions) -> None:
     """Print the table, and write it with its picture and its figures."""
     epochs, runs = epochs_of(experiment, options), plan_of(experiment, options)
-    variants = variants_of(runs, experiment.measure, rates_of(experiment, options))
+    variants = variants_of(runs, experiment.measure, rates_of(experiment, options), experiment.base_called)
     known = experiment, epochs, variants
     if not options.out.is_dir():
         raise InputError(f"{options.out} is not there, expected runs to report; train first, or give another --out")

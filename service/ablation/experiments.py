@@ -99,6 +99,7 @@ class Experiment:
     question: str
     paper: str  # its own finding
     base: Base = IMAGENETTE
+    base_called: str = "base"  # in tables and pictures
     changes: Changes = field(default_factory=dict)  # of all its runs, for a base of its own
     variants: Mapping[str, Changes] = field(default_factory=dict)  # by label; the base itself is one more
     measure: Measure = "validation"
@@ -116,6 +117,7 @@ _ALL: Final = (
         question="Do rectified linear units learn faster than saturating ones?",
         paper="a four-layer network reaches 25% training error on CIFAR-10 six times sooner than with tanh",
         base=FIGURE1,
+        base_called="ReLU",
         variants={"tanh": {"model.activation": "tanh"}},
         measure="training",
         rates=(0.0003, 0.001, 0.003, 0.01, 0.03),

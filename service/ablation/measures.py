@@ -44,6 +44,12 @@ class Variant:
     planned: int
     difference: Difference | None  # None for the base, and with fewer than two pairs
     rate: float | None = None  # its own best learning rate, where some were tried
+    called: str = ""  # in tables and pictures, where not by its name
+
+    @property
+    def title(self) -> str:
+        """What people read."""
+        return self.called or self.name
 
     @property
     def mean(self) -> float:
@@ -85,7 +91,10 @@ def best_rates(trials: Sequence[PlannedRun]) -> dict[str, float]:
 
 
 def variants_of(
-    runs: Sequence[PlannedRun], measure: Measure, rates: Mapping[str, float] | None = None
+    runs: Sequence[PlannedRun],
+    measure: Measure,
+    rates: Mapping[str, float] | None = None,
+    base_called: str = "",
 ) -> list[Variant]:
     """The variants in their order, with the numbers of the runs that are finished."""
     finished: dict[str, dict[int, RunHistory]] = {run.variant: {} for run in runs}
@@ -110,6 +119,7 @@ def variants_of(
             planned=len({run.seed for run in runs}),
             difference=None if name == BASE_LABEL else difference(numbers[BASE_LABEL], by_seed),
             rate=rates[name] if rates else None,
+            called=base_called if name == BASE_LABEL else "",
         )
         for name, by_seed in numbers.items()
     ]

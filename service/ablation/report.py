@@ -41,7 +41,7 @@ def _row(variant: Variant) -> tuple[str, ...]:
     found = variant.difference
     sign = "" if found and found.same else "+"  # a factor has none
     return (
-        variant.name,
+        variant.title,
         verdict(variant),
         f"{variant.finished} of {variant.planned}",
         _number(variant.mean),
@@ -69,16 +69,16 @@ def remarks(experiment: Experiment, epochs: int, variants: Sequence[Variant]) ->
     lines = []
     for variant in variants:
         if missing := variant.planned - variant.finished:
-            lines.append(f"{variant.name}: {missing} of {variant.planned} runs not finished")
+            lines.append(f"{variant.title}: {missing} of {variant.planned} runs not finished")
         if experiment.measure == "training" and (short := variant.finished - len(variant.by_seed)):
             never = f"runs never came to {ENOUGH:.0%} in {epochs} epochs"
-            lines.append(f"{variant.name}: {short} of {variant.finished} {never}")
+            lines.append(f"{variant.title}: {short} of {variant.finished} {never}")
         if variant.rate is not None and variant.finished:
             tried = ", ".join(f"{rate:g}" for rate in experiment.rates)
             edge = variant.rate in (min(experiment.rates), max(experiment.rates))
             but = "; it is the last of them, so a better one may lie beyond" if edge else ""
             after = f"after {min(experiment.trial_epochs, epochs)} epochs of seed 0"
-            lines.append(f"{variant.name}: learning rate {variant.rate:g}, the best of {tried} {after}{but}")
+            lines.append(f"{variant.title}: learning rate {variant.rate:g}, the best of {tried} {after}{but}")
     return lines
 
 
@@ -146,6 +146,7 @@ def picture(experiment: Experiment, runs: Sequence[PlannedRun], variants: Sequen
             curves,
             of_variant,
             experiment.measure,
+            variant.title,
             COLOURS[number % len(COLOURS)],
             "--" if experiment.measure == "training" and number else "-",  # as figure 1 has them
         )
@@ -171,7 +172,7 @@ def curve_of(run: PlannedRun, measure: Measure) -> dict[int, float]:
     return {each.epoch: 100 * each.top1 for each in history.validations} if history else {}
 
 
-def _draw_curves(axes: Axes, runs: Sequence[PlannedRun], measure: Measure, colour: str, line: str) -> None:
+def _draw_curves(axes: Axes, runs: Sequence[PlannedRun], measure: Measure, title: str, colour: str, line: str) -> None:
     by_epoch = defaultdict[int, list[float]](list)
     for run in runs:
         points = curve_of(run, measure)
@@ -188,7 +189,7 @@ def _draw_curves(axes: Axes, runs: Sequence[PlannedRun], measure: Measure, colou
             linewidth=2,
             linestyle=line,
             marker=".",
-            label=runs[0].variant,
+            label=title,
         )
 
 
@@ -208,7 +209,7 @@ def _draw_differences(axes: Axes, variants: Sequence[Variant]) -> None:
         axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", capsize=4, color=colour)
         axes.annotate(verdict(variant), (mean, place), (0, 8), textcoords="offset points", fontsize=8, ha="center")
     axes.axvline(same, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(found)), [variant.name for _, variant in found])
+    axes.set_yticks(range(len(found)), [variant.title for _, variant in found])
     axes.set_ylim(len(found) - 0.5, -0.5)
     what = "times the base's epochs" if same else "difference from the base, points"
     axes.set_xlabel(f"{what}, 95% interval")
