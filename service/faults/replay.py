@@ -33,13 +33,14 @@ from pipeline.load.graph import Device
 from pipeline.manifest import PictureClass, pictures_sha256
 from pipeline.picture.contact_sheet import Tile, contact_sheet
 from service.results.table import print_table
-from service.run.checkpoint import Checkpoint, RunState, checkpoints, read_checkpoint, read_tensors, restore, step_of
+from service.run.checkpoint import Checkpoint, RunState, checkpoints, first_sound, read_tensors, restore, step_of
 from service.run.config import Run, check_same_run, run_fields
 from service.run.dataset_change import change_since
 from service.run.events import rates_of
 from service.run.log import LOG_FILE, last_step
 from service.run.preprocessing import preprocessing_of
 from service.run.threads import keep_within_quota
+from service.telemetry.preview import drawable
 from service.training.ranks import Ranks
 from service.training.setup import build_training, decide_precision, open_loader, tuned_data
 
@@ -87,9 +88,11 @@ def replay(run: Run, device: Device) -> int:
     ranks, parallel = Ranks(), Parallel()
     data, _ = tuned_data(run, device, ranks)
     loader = open_loader(replace(run, data=data), device, ranks, parallel)
-    newest, checkpoint = last_before(run.out, math.inf), last_before(run.out, run.replay)
+    newest = last_before(run.out, math.inf)
     if not newest:
         raise InputError(f"{run.out} holds no sound checkpoint, expected a run's; give its --out")
+    # To verify one takes as long as to read it: not the same one twice.
+    checkpoint = newest if newest.state.step < run.replay else last_before(run.out, run.replay)
     asked = run_fields(run, pictures_sha256(loader.dataset))
     check_same_run(run.out, newest.run, asked, change_since(newest, loader.dataset))
     known = max(newest.state.step, int(last_step(run.out / LOG_FILE)) + run.log_every)
@@ -117,13 +120,7 @@ def replay(run: Run, device: Device) -> int:
 
 def last_before(out: Path, step: float) -> Checkpoint | None:
     """The newest sound checkpoint before a step; None where there is none."""
-    for path in checkpoints(out):
-        if step_of(path) < step:
-            try:
-                return read_checkpoint(path)
-            except InputError as error:
-                say(f"notice: {error}")
-    return None
+    return first_sound((path for path in checkpoints(out) if step_of(path) < step), lambda why: say(f"notice: {why}"))
 
 
 def train_up_to(run: Run, training: TrainingState, loader: BatchLoader, state: RunState, later: RunState) -> StepInputs:
@@ -209,10 +206,10 @@ def report(found: Examined, inputs: StepInputs, classes: tuple[PictureClass, ...
     print_table(("layer", *columns), rows, LEFT)
     write_output(out / "step.json", (json.dumps(_plain(asdict(found)), indent=1) + "\n").encode(), "--out")
     order = sorted(range(len(found.losses)), key=lambda row: -_badness(found.losses[row]))[:PICTURES]
-    pixels = (inputs.pictures.float() + inputs.offset[:, None, None]).nan_to_num(0).round().clamp(0, 255)
+    pixels = drawable(inputs.pictures, inputs.offset)
     tiles = [
         Tile(
-            pixels[row].to("cpu", torch.uint8).numpy(),
+            pixels[row],
             classes[int(inputs.labels[row])].words or classes[int(inputs.labels[row])].id,
             f"loss {found.losses[row]:.4g}, position {int(inputs.positions[row]):,}",
         )

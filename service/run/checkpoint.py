@@ -275,13 +275,19 @@ def newest_checkpoint(run_folder: Path, warn: Callable[[str], None]) -> Checkpoi
     InputError when there are some and none verifies: a fresh start would then lose what could be repaired.
     """
     paths = checkpoints(run_folder)
+    found = first_sound(paths, warn)
+    if paths and not found:
+        raise InputError(f"{run_folder} holds {len(paths)} checkpoints, none sound; restore one or give another --out")
+    return found
+
+
+def first_sound(paths: Iterable[Path], warn: Callable[[str], None]) -> Checkpoint | None:
+    """The first that verifies, None where none does; `warn` is called for each before it."""
     for path in paths:
         try:
             return read_checkpoint(path)
         except InputError as error:
             warn(str(error))
-    if paths:
-        raise InputError(f"{run_folder} holds {len(paths)} checkpoints, none sound; restore one or give another --out")
     return None
 
 

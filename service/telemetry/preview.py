@@ -34,9 +34,14 @@ class Preview:
 
     def capture(self, step: int, batch: Batch) -> None:
         """Keep the first pictures of a batch; waits for the device."""
-        pictures = batch.pictures[:PICTURES].float() + batch.offset[:PICTURES, None, None]
-        pixels = pictures.round().clamp(0, 255).to("cpu", torch.uint8).numpy()
+        pixels = drawable(batch.pictures[:PICTURES], batch.offset[:PICTURES])
         self.latest, self.requested = PreviewPictures(step, pixels, batch.labels[:PICTURES].tolist()), False
+
+
+def drawable(pictures: torch.Tensor, offset: torch.Tensor) -> NDArray[np.uint8]:
+    """A batch's pictures (n, crop, crop, 3) and offsets (n, 3) as pixels on the host; NaN is black."""
+    shifted = pictures.float() + offset[:, None, None]
+    return shifted.nan_to_num(0).round().clamp(0, 255).to("cpu", torch.uint8).numpy()
 
 
 def preview_json(preview: PreviewPictures, classes: Sequence[PictureClass]) -> dict[str, Any]:

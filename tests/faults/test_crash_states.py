@@ -7,7 +7,7 @@ import pytest
 
 from crash_states import Call, State, Tree, states, undisturbed
 from crashes import WRITERS, explore
-from recorded_calls import COMPILER, WHY_NOT
+from failing_calls import COMPILER, WHY_NOT
 
 needs_compiler = pytest.mark.skipif(not COMPILER, reason=WHY_NOT)
 

@@ -76,10 +76,15 @@ def rules(*failing: Failing) -> str:
 
 def library(folder: Path) -> Path:
     """The library that makes calls fail, compiled into a folder unless it is there."""
-    made = folder / "failing_calls.so"
+    return compiled(SOURCE, folder)
+
+
+def compiled(source: Path, folder: Path) -> Path:
+    """A library to preload, compiled into a folder unless it is there."""
+    made = folder / source.with_suffix(".so").name
     if not made.exists():
         assert COMPILER, WHY_NOT
-        subprocess.run([COMPILER, "-shared", "-fPIC", "-o", made, SOURCE, "-ldl"], check=True)
+        subprocess.run([COMPILER, "-shared", "-fPIC", "-O1", "-o", made, source, "-ldl", "-lpthread"], check=True)
     return made
 
 

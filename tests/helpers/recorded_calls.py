@@ -1,23 +1,18 @@
 """What a process does to a folder, call by call: recorded by a library that is preloaded into it."""
 
 import os
-import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from failing_calls import compiled
+
 SOURCE = Path(__file__).with_suffix(".c")
-COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-WHY_NOT = "needs a C compiler"
 
 
 def library(folder: Path) -> Path:
     """The library that records, compiled into a folder unless it is there."""
-    made = folder / "recorded_calls.so"
-    if not made.exists():
-        assert COMPILER, WHY_NOT
-        subprocess.run([COMPILER, "-shared", "-fPIC", "-O1", "-o", made, SOURCE, "-ldl", "-lpthread"], check=True)
-    return made
+    return compiled(SOURCE, folder)
 
 
 def record(command: Sequence[str], below: Path, calls: Path, made: Path, **more: str) -> list[list[str]]:
