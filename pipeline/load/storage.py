@@ -1,6 +1,5 @@
 """Sample indices -> the bytes of their files, JPEG or .npy, of the shards of a split."""
 
-import mmap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -31,8 +30,8 @@ class SampleStore:
         self.table = load_samples(root, dataset, split)
         self.shards = dataset.splits[split].shards
         self.labels: NDArray[np.int64] = self.table["label"].astype(np.int64)
-        shards = open_shards(root, split, dataset.splits[split].shards)
-        self._bytes, self._advices = [data for data, _ in shards], [advice for _, advice in shards]
+        self._shards = open_shards(root, split, self.shards)
+        self._bytes = [shard.data for shard in self._shards]
 
     def __len__(self) -> int:
         return len(self.table)
@@ -51,9 +50,12 @@ class SampleStore:
         return [shards[shard][offset : offset + size] for shard, offset, size, _ in locations]
 
     def read_intact(self, location: Location) -> NDArray[np.uint8]:
-        """The file there, as `read` gives it; ValueError where its bytes are not what was sharded."""
-        (data,) = self.read([location])
-        if crc32(data) != location[3]:
+        """The file there, as `read` gives it; ValueError where its bytes are not what was sharded, or cannot be read."""
+        shard, offset, size, checksum = location
+        if not self._shards[shard].is_readable(offset, size):
+            raise ValueError("the bytes cannot be read")
+        data = self._bytes[shard][offset : offset + size]
+        if crc32(data) != checksum:
             raise ValueError("the bytes are not those that were sharded")
         return data
 
@@ -95,11 +97,8 @@ class SampleStore:
 
     def prefetch(self, locations: Sequence[Location]) -> None:
         """Ask for these bytes in the background: of the kernel, or of the store; returns at once."""
-        advices = self._advices
         for shard, begin, end in _ranges(locations):
-            advise, first = advices[shard]
-            start = (first + begin) & -mmap.PAGESIZE
-            advise(mmap.MADV_WILLNEED, start, first + end - start)
+            self._shards[shard].prefetch(begin, end - begin)
 
 
 def _ranges(locations: Sequence[Location]) -> Iterator[tuple[int, int, int]]:

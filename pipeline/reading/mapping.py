@@ -8,11 +8,11 @@ import errno
 import mmap
 import os
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +28,15 @@ _MAP_FIXED: Final = 0x10  # of Linux's mman.h: at this address, in place of what
 _ADVISED: Final = 128 * 2**10  # bytes that the kernel loads at once: a disk's read_ahead_kb, as most disks have it
 _LIMIT_SHARE: Final = 4  # of the open files that the limit allows, shards that are read may hold one in so many
 
-# What mmap.madvise does, and where the shard begins in its terms.
-Advice = tuple[Callable[[int, int, int], None], int]
+_EHWPOISON: Final = 133  # of Linux's errno.h: memory that has failed
+_POPULATE_READ: Final = 22  # of Linux's mman.h, since 5.14: load these pages now, or say that they cannot be
 
 _notice_once = cache(say)
-_mmap = ctypes.CDLL(None, use_errno=True).mmap
+_libc = ctypes.CDLL(None, use_errno=True)
+_mmap, _madvise = _libc.mmap, _libc.madvise  # unlike Python's own madvise this one leaves the interpreter's lock alone
 _mmap.restype = ctypes.c_void_p
 _mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 class ShardBytes(Protocol):
@@ -43,13 +45,21 @@ class ShardBytes(Protocol):
     def __getitem__(self, part: slice, /) -> NDArray[np.uint8]: ...
 
 
-def open_shards(root: Path, split: str, shards: Sequence[Shard]) -> list[tuple[ShardBytes, Advice]]:
-    """Each shard's bytes, and who is told which will be read; InputError unless each is as long as it must be.
+class OpenShard(NamedTuple):
+    """A shard's bytes, and two questions about those from a start, so many of them."""
+
+    data: ShardBytes
+    prefetch: Callable[[int, int], None]  # load them in the background; returns at once
+    is_readable: Callable[[int, int], bool]  # False: to touch them would end the process
+
+
+def open_shards(root: Path, split: str, shards: Sequence[Shard]) -> list[OpenShard]:
+    """Each shard, opened; InputError unless each is as long as it must be.
 
     root: the data set's folder, or of one in a store the folder that open_place gave.
     """
     if (place := remote_place(root)) is not None:
-        return [(remote, (remote.madvise, 0)) for remote in remote_shards(root, place, split, shards)]
+        return [OpenShard(remote, remote.prefetch, _always) for remote in remote_shards(root, place, split, shards)]
     paths = [root / split / shard.name for shard in shards]
     try:
         return [_map(path, shard.bytes) for path, shard in zip(paths, shards, strict=True)]
@@ -61,10 +71,15 @@ def open_shards(root: Path, split: str, shards: Sequence[Shard]) -> list[tuple[S
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = len(paths) if soft == resource.RLIM_INFINITY else soft // _LIMIT_SHARE
     open_file = lru_cache(most)(_OpenFile)
-    return [(unmapped, (unmapped.madvise, 0)) for unmapped in (_Unmapped(path, open_file) for path in paths)]
+    unmapped = [_Unmapped(path, open_file) for path in paths]
+    return [OpenShard(each, each.prefetch, _always) for each in unmapped]
 
 
-def _map(path: Path, size: int) -> tuple[ShardBytes, Advice]:
+def _always(_start: int, _length: int) -> bool:
+    return True
+
+
+def _map(path: Path, size: int) -> OpenShard:
     """A file in memory. OSError where the file system, or a limit of the kernel, does not let it be mapped.
 
     Python's own mapping of a file keeps a descriptor (until version 3.13, whose `trackfd` says), and a process may have
@@ -82,13 +97,29 @@ def _map(path: Path, size: int) -> tuple[ShardBytes, Advice]:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     # Samples are read in random order: the kernel's read-ahead beyond a sample would load what is not asked for.
     mapped.madvise(mmap.MADV_RANDOM, first, size)
-    return np.frombuffer(mapped, np.uint8)[first : first + size], (partial(_in_steps, mapped.madvise), first)
+    data = np.frombuffer(mapped, np.uint8)[first : first + size]
+    return OpenShard(data, partial(_prefetch, mapped, first), partial(_is_readable, address + first))
 
 
-def _in_steps(advise: Callable[[int, int, int], None], advice: int, start: int, length: int) -> None:
-    """Advise on a range; the kernel loads the beginning of one that is long, and forgets the rest."""
+def _prefetch(mapped: mmap.mmap, first: int, start: int, length: int) -> None:
+    begin = (first + start) & -mmap.PAGESIZE
+    for step, size in _steps(begin, first + start + length - begin):
+        mapped.madvise(mmap.MADV_WILLNEED, step, size)
+
+
+def _steps(start: int, length: int) -> Iterator[tuple[int, int]]:
+    """A range in parts: of a long one that it is to load in the background the kernel takes the beginning alone."""
     for step in range(start, start + length, _ADVISED):
-        advise(advice, step, min(_ADVISED, start + length - step))
+        yield step, min(_ADVISED, start + length - step)
+
+
+def _is_readable(address: int, start: int, length: int) -> bool:
+    """Load a range now; False where that fails, as at a bad sector, or since the file has become shorter.
+
+    Whoever touches such a page is ended by SIGBUS. Kernels before 5.14 do not know the question.
+    """
+    begin, end = (address + start) & -mmap.PAGESIZE, address + start + length
+    return not _madvise(begin, end - begin, _POPULATE_READ) or ctypes.get_errno() not in (errno.EFAULT, _EHWPOISON)
 
 
 class _Unmapped:
@@ -108,12 +139,12 @@ class _Unmapped:
                 raise _unreadable(self._path, error) from error
         return np.frombuffer(data, np.uint8)
 
-    def madvise(self, _: int, start: int, length: int) -> None:
-        """Ask the kernel to load these bytes in the background, as a mapping's madvise with MADV_WILLNEED."""
+    def prefetch(self, start: int, length: int) -> None:
+        """Ask the kernel to load these bytes in the background, as of a mapping."""
         with suppress(OSError):  # it is no more than advice
             descriptor = self._open_file(self._path).descriptor
-            for step in range(start, start + length, _ADVISED):
-                os.posix_fadvise(descriptor, step, min(_ADVISED, start + length - step), os.POSIX_FADV_WILLNEED)
+            for step, size in _steps(start, length):
+                os.posix_fadvise(descriptor, step, size, os.POSIX_FADV_WILLNEED)
 
 
 class _OpenFile:

@@ -42,7 +42,7 @@ class RemoteShard:
             return np.frombuffer(self._samples.get(self._first + place), np.uint8)
         return np.frombuffer(self._range(start, stop), np.uint8)
 
-    def madvise(self, _: int, start: int, length: int) -> None:
+    def prefetch(self, start: int, length: int) -> None:
         """Have the samples that begin in this range here soon; returns at once."""
         bounds = np.array([start, start + length], np.uint64)
         begin, end = np.searchsorted(self._offsets, bounds).tolist()

@@ -15,7 +15,7 @@ from pipeline.load.order import Shuffle, epoch_order, samples_at
 from pipeline.load.read_ahead import ask_for_blocks, ask_for_samples, asked_ahead
 from pipeline.load.storage import Location, SampleStore
 from pipeline.manifest import load_dataset
-from pipeline.reading.mapping import _in_steps
+from pipeline.reading.mapping import _steps
 from pipeline.shard import shard
 from sharding import options
 
@@ -86,9 +86,7 @@ def test_a_resume_asks_for_the_blocks_that_are_under_way(root: Path) -> None:
 
 
 def test_a_long_range_is_advised_on_in_steps() -> None:
-    steps: list[tuple[int, int]] = []
-    _in_steps(lambda _, start, length: steps.append((start, length)), 3, 4096, 300_000)
-    assert steps == [(4096, 131_072), (135_168, 131_072), (266_240, 37_856)]
+    assert list(_steps(4096, 300_000)) == [(4096, 131_072), (135_168, 131_072), (266_240, 37_856)]
 
 
 def test_batches_of_a_store_and_of_a_block_shuffle_are_those_of_the_disk(root: Path, tmp_path: Path) -> None:

@@ -106,6 +106,36 @@ except InputError as error:
 """
 
 
+SHORTENED = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from pipeline.load.storage import SampleStore
+from pipeline.manifest import load_dataset
+
+root = Path(sys.argv[1])
+store = SampleStore(root, load_dataset(root), "train")
+tar = root / "train/000000.tar"
+locations = store.locate(np.arange(len(store)))
+pages = tar.stat().st_size // 2 // 4096  # those that stay
+os.truncate(tar, 4096 * pages)
+found = [store.is_intact(each) for each in locations]
+assert found == [start + size <= 4096 * pages for _, start, size, _ in locations] and any(found) and not all(found)
+damaged = locations[found.index(False)]
+assert store.replacement(damaged, store.is_intact) == found.index(True)
+"""
+
+
+def test_a_shard_that_is_shortened_while_it_is_read_is_damaged(tmp_path: Path) -> None:
+    """Whoever touches a page beyond the end is killed (SIGBUS), so another process does."""
+    source = write_tree(tmp_path / "source", {"train": {"a": 12}, "val": {"a": 1}}, 90, 80)
+    assert shard(ShardOptions(source=source, out=str(tmp_path / "out"), size=64, workers=1)) == 0
+    done = subprocess.run(
+        [sys.executable, "-c", SHORTENED, str(tmp_path / "out")], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, (done.returncode, done.stderr)
+
+
 def read_all(root: Path, most: int, variables: dict[str, str] | None = None) -> tuple[str, str]:
     """Read all pictures twice by a process that may open 32 files and opens `most` at most; its output and errors."""
     command = [sys.executable, "-c", READ, str(root), b"".join(jpegs(root)).hex(), str(most)]

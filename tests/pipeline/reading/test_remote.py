@@ -92,7 +92,9 @@ def test_another_opening_of_a_data_set_shares_its_samples_whatever_its_bound(roo
     shards, descriptors = [], len(os.listdir("/proc/self/fd"))
     for most in (CACHE_BYTES, 500_000, 400_000):
         folder = open_place(odd_url(root), tmp_path, most)
-        shards.append([shard for shard, _ in open_shards(folder, "train", load_dataset(folder).splits["train"].shards)])
+        shards.append(
+            [shard.data for shard in open_shards(folder, "train", load_dataset(folder).splits["train"].shards)]
+        )
         assert (place := remote_place(folder)) and place.bound <= most
     assert shards[0] == shards[1] == shards[2]
     assert len(os.listdir("/proc/self/fd")) == descriptors
