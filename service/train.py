@@ -25,6 +25,7 @@ from service.faults.recovery import recover
 from service.faults.replay import replay
 from service.run.config import Run, parse_run, write_run
 from service.run.lock import DOCTOR, lock_run
+from service.run.starts import count_start, forget_starts
 from service.telemetry.console import ProgressDisplay
 from service.telemetry.heartbeat import COMPILE_FACTOR, Heartbeat
 from service.telemetry.metrics import Metrics
@@ -84,6 +85,8 @@ def train(worker: Worker) -> int:
         raise
     if not worker.close():
         return EXIT_FAULTS
+    if worker.ranks.is_leader:
+        forget_starts(worker.run.out)
     if worker.ended_by:
         worker.display.say(f"stopped by {worker.ended_by} at step {worker.state.step}, saved")
         return EXIT_DONE
@@ -128,6 +131,7 @@ def build_worker(
     responses.targets = ranks.all_gather(address(listener))
     parallel = make_parallel(layout, ranks.rank, ranks.world_size, ranks.patience)
     setup = set_up(run, device, ranks, parallel, say if ranks.is_leader else lambda message: None)
+    ranks.on_all_ranks(lambda: count_start(run.out, setup.state.step, run.most_restarts) if ranks.is_leader else None)
     if ranks.is_leader:
         write_run(run.out, setup.fields)
     metrics.restarts.set(setup.state.restarts)

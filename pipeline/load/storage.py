@@ -50,7 +50,7 @@ class SampleStore:
         return [shards[shard][offset : offset + size] for shard, offset, size, _ in locations]
 
     def read_intact(self, location: Location) -> NDArray[np.uint8]:
-        """The file there, as `read` gives it; ValueError where its bytes are not what was sharded, or cannot be read."""
+        """The file there, as `read` gives it; ValueError where they cannot be read, or are not what was sharded."""
         shard, offset, size, checksum = location
         if not self._shards[shard].is_readable(offset, size):
             raise ValueError("the bytes cannot be read")

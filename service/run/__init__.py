@@ -7,6 +7,7 @@ dataset_change.py  in what another data set differs from a run's, in words
 events.py          acts of operators and of the schedule, as events; the learning rate that follows
 log.py             log.jsonl and events.jsonl; StepRecord
 lock.py            one worker at a time writes a run's folder
+starts.py          starts in a row that came to no new checkpoint
 filters.py         first-layer filters of a checkpoint as a PNG
 threads.py         torch's threads, where a cgroup gives the time of fewer cores than there are
 limits.py          bounds that the worker and its HTTP server share

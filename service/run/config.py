@@ -40,6 +40,7 @@ MAY_CHANGE: Final = _PLACE_AND_SPEED | frozenset(
         "on_fault",
         "most_faults",
         "loss_limit",
+        "most_restarts",
         "model.precision",
         "device",
         "compile",
@@ -99,6 +100,9 @@ class Run:
     """So many faults a run may skip or roll back; the next one ends it."""
     loss_limit: float = 0.0
     """A step's loss is a fault beyond so many times the median of the last 100 steps'; 0: only what is not finite."""
+    most_restarts: int = 10
+    """So many starts in a row may go on from one checkpoint and end in a fault before the next one; then it is refused
+    to start."""
     replay: int = 0
     """Train nothing, but do this step of the run in --out once more, from the last checkpoint before it, and look at
     it: what each layer and gradient holds, and the pictures, in OUT/replay-STEP. By one process. 0: train."""
@@ -132,7 +136,15 @@ class Run:
 
     def __post_init__(self) -> None:
         minimum = {"batch_size": 1, "epochs": 1, "max_steps": 0, "checkpoint_every": 0, "keep_checkpoints": 2}
-        minimum |= {"log_every": 1, "most_faults": 1, "replay": 0, "seed": 0, "port": 0, "peak_tflops": 0}
+        minimum |= {
+            "log_every": 1,
+            "most_faults": 1,
+            "most_restarts": 1,
+            "replay": 0,
+            "seed": 0,
+            "port": 0,
+            "peak_tflops": 0,
+        }
         for name, least in minimum.items():
             if (value := getattr(self, name)) < least:
                 raise InputError(f"{name} is {value}, expected at least {least}; set --{name.replace('_', '-')}")

@@ -1,11 +1,11 @@
 """A worker's writes without its training: a line of the log a step, a checkpoint every third; for crash states.
 
-Program: RUN [broken]. Recovery: what a start does with what a crash has left of RUN.
+Program: RUN MODE. A start on what a crash has left of RUN: `recovered`, and then it trains on.
 """
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 from unittest import mock
@@ -18,6 +18,7 @@ from pipeline.files import make_folders
 from service.run.checkpoint import (
     FOLDER,
     LATEST,
+    Checkpoint,
     RunState,
     Tensors,
     checkpoints,
@@ -33,6 +34,7 @@ from service.training.checkpoint_writer import CheckpointWriter
 STEPS: Final = 12
 EVERY: Final = 3
 KEEP: Final = 2
+RECOVERS: Final = "recovers"  # the mode of a start on what a crash has left, which trains to the next checkpoint
 
 # Writers that leave out what makes a write durable: crash states must find each of them.
 BROKEN: Final = {
@@ -71,17 +73,29 @@ def train(run: Path, first: int, last: int) -> Iterator[int]:
     assert not said, said
 
 
-def faults_after_a_crash(run: Path, promised: int) -> Iterator[str]:
-    """What a start finds wrong; promised: the last step whose checkpoint was said to be durable."""
+def prepare(_: Path) -> None:
+    """It reads nothing."""
+
+
+def recovered(run: Path, say: Callable[[str], None]) -> Checkpoint | None:
+    """What a start does before its first step; the checkpoint that it goes on from. InputError where it cannot."""
+    clear_unfinished(run)
+    found = newest_checkpoint(run, say)
+    make_folders(run)
+    JsonLog.truncated_to(run / LOG_FILE, found.state.step if found else 0, say).close()
+    return found
+
+
+def faults_after_a_crash(run: Path, _: Path, __: dict[str, bytes], promises: Sequence[str]) -> Iterator[str]:
+    """What a start finds wrong; promises: the steps whose checkpoints were said to be durable."""
     warnings: list[str] = []
     try:
-        clear_unfinished(run)
-        found = newest_checkpoint(run, warnings.append)
+        found = recovered(run, warnings.append)
     except InputError as error:
         yield f"no start: {error}"
         return
     yield from warnings
-    step = found.state.step if found else 0
+    step, promised = found.state.step if found else 0, max(map(int, promises), default=0)
     if step < promised:
         yield f"the newest checkpoint is of step {step}, promised was {promised}"
     if found:
@@ -90,9 +104,6 @@ def faults_after_a_crash(run: Path, promised: int) -> Iterator[str]:
         for tower in (0, 1):
             if not torch.equal(read_tensors(found)["w"], torch.full((1500,), float(step + 1))):
                 yield f"tower {tower}'s weights are others"
-    make_folders(run)
-    log = JsonLog.truncated_to(run / LOG_FILE, step, warnings.append)
-    log.close()
     logged = [record["step"] for record in read_records(run / LOG_FILE)]
     if logged != list(range(1, step + 1)):
         yield f"the log has steps {logged}, expected 1 to {step}"
@@ -108,11 +119,11 @@ def faults_after_a_crash(run: Path, promised: int) -> Iterator[str]:
         yield f"left over: {sorted(left)}"
 
 
-def main(run: Path, broken: str) -> None:
+def main(run: Path, mode: str) -> None:
     """Train, and mark in the recording each checkpoint that is durable."""
-    with mock.patch(BROKEN[broken], return_value=True) if broken else mock.MagicMock():
-        make_folders(run)
-        for step in train(run, 1, STEPS):
+    with mock.patch(BROKEN[mode], return_value=True) if mode in BROKEN else mock.MagicMock():
+        step = found.state.step if (found := recovered(run, lambda _: None)) else 0
+        for step in train(run, step + 1, step + EVERY if mode == RECOVERS else STEPS):
             with open(os.environ["RECORDED_IN"], "a", encoding="utf-8") as recording:
                 recording.write(f"mark\t{step}\n")
 

@@ -21,7 +21,17 @@ def test_a_start_finds_all_that_was_promised(writer: str, most: int) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize(("writer", "broken"), [(writer, broken) for writer in WRITERS for broken in WRITERS[writer]])
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_start_that_crashes_too_loses_nothing(writer: str) -> None:
+    found = explore(writer, most=0, crashes=2, seed=1)
+    assert not found.faults, found.faults[:3]
+    assert found.tried == found.second > 20 and found.crashes == 2
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("writer", "broken"), [(writer, broken) for writer in WRITERS for broken in WRITERS[writer].broken]
+)
 def test_a_broken_writer_is_caught(writer: str, broken: str) -> None:
     """The test of the test: each leaves out one thing."""
     assert explore(writer, broken, enough=1).faults

@@ -1,7 +1,9 @@
 // System calls that fail as on a file system that lacks something; failing_calls.py compiles and preloads this.
 //
 // FAILING_CALLS has a rule on each line, "CALL ERRNO TIMES PATH": a call on PATH or below it fails with ERRNO, the first
-// TIMES times, or always where that is -1. It is read anew at each call, so a process may change it.
+// TIMES times, or always where that is -1. ERRNO -2: it does not return while the rule is there. "clock SECONDS -1 /": the
+// clock is set by so much. FAILING_CALLS is read anew at each call, so a process may change it; or the file that
+// FAILING_CALLS_IN names, for who stands outside, who replaces it.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -15,9 +17,13 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
 #include <unistd.h>
 
 #define RULES 64
+#define HANG -2
 #define NEXT(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 #define FAIL_WITH(code, result) do { int code_ = (code); if (code_) { errno = code_; return result; } } while (0)
 
@@ -29,10 +35,23 @@ static int is_below(const char *path, const char *place) {
     return !strncmp(path, place, length) && (length == 1 || !path[length] || path[length] == '/');
 }
 
+// The rules as they stand; room: for those of a file. Its calls are the kernel's own, which no rule meets.
+static const char *rules_now(char *room, size_t size) {
+    const char *file = getenv("FAILING_CALLS_IN");
+    if (!file) return getenv("FAILING_CALLS");
+    int before = errno, descriptor = syscall(SYS_openat, AT_FDCWD, file, O_RDONLY | O_CLOEXEC);
+    long length = descriptor < 0 ? 0 : syscall(SYS_read, descriptor, room, size - 1);
+    if (descriptor >= 0) syscall(SYS_close, descriptor);
+    errno = before;
+    room[length < 0 ? 0 : length] = 0;
+    return room;
+}
+
 // What a call on a path is to fail with, or 0.
-static int failure(const char *call, const char *path) {
-    const char *rules = getenv("FAILING_CALLS");
-    if (!rules || !path) return 0;
+static int matched(const char *call, const char *path) {
+    char room[sizeof counted];
+    const char *rules = rules_now(room, sizeof room);
+    if (!rules || !*rules || !path) return 0;
     if (strncmp(counted, rules, sizeof counted - 1)) {
         strncpy(counted, rules, sizeof counted - 1);
         memset(counts, 0, sizeof counts);
@@ -47,6 +66,13 @@ static int failure(const char *call, const char *path) {
         if (rules) rules++;
     }
     return 0;
+}
+
+// The same, once it does not hang any more.
+static int failure(const char *call, const char *path) {
+    int code;
+    while ((code = matched(call, path)) == HANG) syscall(SYS_nanosleep, &(struct timespec){0, 20000000}, NULL);
+    return code;
 }
 
 static int failure_at(const char *call, int descriptor) {
@@ -103,13 +129,41 @@ int mkdir(const char *path, mode_t mode) {
     return NEXT(mkdir)(path, mode);
 }
 
+int unlink(const char *path) {
+    FAIL_WITH(failure("unlink", path), -1);
+    return NEXT(unlink)(path);
+}
+
+int unlinkat(int folder, const char *path, int flags) {
+    if (folder >= 0) FAIL_WITH(failure_at("unlink", folder), -1);
+    return NEXT(unlinkat)(folder, path, flags);
+}
+
 int open64(const char *path, int flags, ...) {
     if (flags & O_DIRECTORY) FAIL_WITH(failure("open_folder", path), -1);
+    if (flags & (O_WRONLY | O_RDWR | O_CREAT)) FAIL_WITH(failure("open_to_write", path), -1);
     va_list more;
     va_start(more, flags);
     mode_t mode = va_arg(more, mode_t);
     va_end(more);
     return NEXT(open64)(path, flags, mode);
+}
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    int result = NEXT(clock_gettime)(clock, now);
+    if (!result && clock == CLOCK_REALTIME) now->tv_sec += matched("clock", "/");
+    return result;
+}
+
+int gettimeofday(struct timeval *now, void *zone) {
+    int result = NEXT(gettimeofday)(now, zone);
+    if (!result) now->tv_sec += matched("clock", "/");
+    return result;
+}
+
+time_t time(time_t *to) {
+    time_t now = NEXT(time)(NULL) + matched("clock", "/");
+    return to ? *to = now : now;
 }
 
 int statvfs64(const char *path, struct statvfs64 *found) {

@@ -15,6 +15,7 @@ COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 WHY_NOT = "needs a C compiler"
 ALWAYS = -1
 UNKNOWN_SIZE = -1  # in place of an error's number, of statvfs
+HANGS = -2  # in place of an error's number: the call returns when the rule is gone
 
 IN_TURN = """
 import contextlib, io, json, os, sys
@@ -35,12 +36,14 @@ for module, rules, sys.argv[1:] in json.loads(sys.stdin.read()):
 
 
 class Failing(NamedTuple):
-    """A call that fails at a path and below it: `times` times, or always."""
+    """A call that fails at a path and below it: `times` times, or always.
 
-    call: (
-        str  # fsync (of files), fsync_folder, open_folder, flock, mmap, write, pread, rename, mkdir, statvfs, sem_open
-    )
-    error: str | int  # its name, or UNKNOWN_SIZE
+    call: fsync (of files), fsync_folder, open_folder, open_to_write, flock, mmap, write, pread, rename, mkdir, unlink,
+    statvfs, sem_open; or clock, which is then set by `error` seconds.
+    """
+
+    call: str
+    error: str | int  # its name, UNKNOWN_SIZE or HANGS
     path: Path | str
     times: int = ALWAYS
 

@@ -27,7 +27,7 @@ def small_shards(folder: Path, val: bool = True) -> Path:
     return folder / "shards"
 
 
-def command(shards: Path, out: Path, *options: str) -> list[str]:
+def command(shards: Path | str, out: Path, *options: str) -> list[str]:
     """The command line of a small run at one rate, eager and on a free port unless `options` say otherwise."""
     base = ["demo", "--data.shards", str(shards), "--out", str(out), "--data.crop", "67", "--model.fc-width", "64"]
     base += ["--optim.lr", "0.01", "--optim.drop-epochs", "1e9", "--no-compile", "--batch-size", "8", "--port", "0"]
