@@ -83,7 +83,7 @@ class Authenticator:
         try:
             name = author_of(self.token_file, given.credentials.strip())
         except InputError as error:
-            say(str(error))
+            say(f"error: {error}")
             what = "the token file is not as it must be"
             raise HTTPException(503, f"{what}, expected tokens with mode 600; see the worker's log") from error
         if name is not None:
@@ -91,6 +91,7 @@ class Authenticator:
         now = time.monotonic()
         self.failures = [at for at in self.failures if now - at < 1.0]
         if len(self.failures) >= FAILURES_PER_SECOND:
+            say(f"notice: more than {FAILURES_PER_SECOND} wrong tokens a second are sent to the port; they are refused")
             why = "too many wrong tokens, expected the right one; wait a second"
             raise HTTPException(429, why, {"Retry-After": "1"})
         self.failures.append(now)
@@ -99,8 +100,8 @@ class Authenticator:
 
 @cache
 def say(message: str) -> None:
-    """Print an error into the worker's log (stderr), each message once."""
-    sys.stderr.write(f"error: {message}\n")
+    """Print a line into the worker's log (stderr), each once."""
+    sys.stderr.write(f"{message}\n")
 
 
 def unauthorized(what: str) -> HTTPException:

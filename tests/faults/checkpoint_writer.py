@@ -122,8 +122,8 @@ def faults_after_a_crash(run: Path, _: Path, __: dict[str, bytes], promises: Seq
 def main(run: Path, mode: str) -> None:
     """Train, and mark in the recording each checkpoint that is durable."""
     with mock.patch(BROKEN[mode], return_value=True) if mode in BROKEN else mock.MagicMock():
-        step = found.state.step if (found := recovered(run, lambda _: None)) else 0
-        for step in train(run, step + 1, step + EVERY if mode == RECOVERS else STEPS):
+        first = 1 + (found.state.step if (found := recovered(run, lambda _: None)) else 0)
+        for step in train(run, first, first + EVERY - 1 if mode == RECOVERS else STEPS):
             with open(os.environ["RECORDED_IN"], "a", encoding="utf-8") as recording:
                 recording.write(f"mark\t{step}\n")
 

@@ -17,7 +17,7 @@ from typing import Final
 
 from failing_calls import HANGS, Failing
 from faulty_store import faulty_store
-from processes import descendants, losses
+from processes import descendants, is_server, losses
 from trial import EVERY, Layout, Lost, Trial
 
 STALLED: Final = 2  # seconds; a rank that hangs ends itself after three times that
@@ -124,18 +124,9 @@ def server_killed(trial: Trial) -> None:
     trial.reach(1)
     words = next(line for line in trial.output().splitlines() if line.startswith("serving ")).split()
     url = words[1].rstrip(",")
-    server = next((pid for pid in descendants(trial.ranks()[0]) if b"web" in command_line(pid)), None)
-    if server is None:
-        raise Lost(f"no server among {[command_line(pid) for pid in descendants(trial.ranks()[0])]}")
+    (server,) = (pid for pid in descendants(trial.ranks()[0]) if is_server(pid))
     os.kill(server, signal.SIGKILL)
     trial.wait_until(lambda: answers(url))
-
-
-def command_line(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
 
 
 def answers(url: str) -> bool:

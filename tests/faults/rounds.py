@@ -83,5 +83,4 @@ def rounds(count: int, seed: int, kinds: Sequence[str] = tuple(DISTURBANCES), jo
     """So many rounds, the kinds in turn; each as it ends."""
     with place() as folder, ThreadPoolExecutor(jobs) as pool:
         grounds = prepared(folder, sorted({DISTURBANCES[kind].layout for kind in kinds}))
-        order = [(kinds[number % len(kinds)], number) for number in range(count)]
-        yield from pool.map(lambda each: played(grounds, *each, seed), order)
+        yield from pool.map(lambda number: played(grounds, kinds[number % len(kinds)], number, seed), range(count))

@@ -1,4 +1,5 @@
 """A sharding run, for crash states; a start after a crash is the same program. Called with OUT MODE; reads SOURCE."""
+
 import contextlib
 import io
 import os

@@ -22,7 +22,7 @@ class Handler(BaseHTTPRequestHandler):
         self.folder, self.draws, self.lock = folder, draws, lock
         super().__init__(*given)  # type: ignore[arg-type]
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         """Nothing."""
 
     def do_HEAD(self) -> None:

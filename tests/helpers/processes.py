@@ -104,6 +104,14 @@ def descendants(pid: int) -> list[int]:
     return [each for child in children for each in (child, *descendants(child))]
 
 
+def is_server(pid: int) -> bool:
+    """Whether a process is a worker's that answers HTTP."""
+    try:
+        return b"service.web.api" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
 def rank_pids(launcher: subprocess.Popen[str]) -> dict[int, int]:
     """The ranks that a torchrun has started, by number."""
     found = {}
