@@ -413,6 +413,8 @@ def initialise(model: nn.Module, config: ModelConfig, seed: int, layers: Mapping
 @torch.no_grad()
 def draw_weights(name: str, weight: Tensor, seed: int, std: float) -> None:
     """Draw a parameter from its own generator; kernels become channels-last."""
+    if weight.is_meta:  # of a network that is asked for its shapes alone
+        return
     # Hashed together: torch's CPU generator ignores all but 32 bits of its seed.
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
     weight.copy_(torch.randn(weight.shape, generator=generator) * std)

@@ -13,6 +13,7 @@ What all folders share:
     manifest.py     dataset.json and the sample tables: what a data set is
     folder.py       where a data set lies: a folder on disk or a prefix in an object store
     files.py        atomic, durable writes; SHA-256
+    foreign.py      JSON and arrays that may come from elsewhere, held against what is expected
     randomness.py   counter-based random bits, permutations, uniform and normal numbers
     progress.py     progress bars on a terminal, plain lines elsewhere
     command.py      exit codes, signals, standard streams and one-line errors of every command

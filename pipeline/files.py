@@ -12,6 +12,7 @@ import os
 import resource
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -186,9 +187,33 @@ def limit_remedy(error: OSError) -> str:
     return f"raise the limit of open files, now {resource.getrlimit(resource.RLIMIT_NOFILE)[0]:,} (ulimit -n)"
 
 
+def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """A file to read; OSError for a folder, a device or a pipe, which may have no end, or nobody who writes it."""
+    return open(path, "rb", opener=open_descriptor)
+
+
+def open_descriptor(path: str | os.PathLike[str], flags: int = os.O_RDONLY | os.O_CLOEXEC) -> int:
+    """The descriptor of a regular file, or of one that a link leads to; OSError as open_regular's."""
+    _require_regular(os.stat(path), path)  # before it is opened, which a device may notice
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    try:
+        _require_regular(os.fstat(descriptor), path)  # it may have been replaced
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _require_regular(found: os.stat_result, path: str | os.PathLike[str]) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "Not a regular file", os.fspath(path))
+
+
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as stream:
+    """The SHA-256 of a regular file, in hexadecimal."""
+    with open_regular(path) as stream:
         return sha256_of_stream(stream)
 
 

@@ -16,7 +16,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.command import InputError
-from pipeline.files import atomic_writer, fsync_folder
+from pipeline.files import atomic_writer, fsync_folder, open_regular
 
 _READ_AHEAD: Final = 8 * 2**20  # bytes that a request to a store asks for
 # What file systems, storage boxes and tools make among a person's files: thumbnails, deleted files, what was damaged.
@@ -79,6 +79,8 @@ class Folder:
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
         """A file's bytes, or those from start to before stop."""
+        if self.local:
+            open_regular(self._path(name)).close()  # a pipe or a device would have no end
         with _failures(self._path(name)):
             return self.fs.cat_file(self._path(name), start=start, end=stop)
 
@@ -87,7 +89,7 @@ class Folder:
         """A stream to read a file from its start to its end."""
         path = self._path(name)
         if self.local:
-            with open(path, "rb") as stream:
+            with open_regular(path) as stream:
                 yield stream
             return
         with _failures(path):

@@ -7,17 +7,21 @@ but the indexes, which follow from their tars; this module checks what it reads 
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
+from pydantic import FailFast, Field
 
 from pipeline.command import InputError
 from pipeline.files import limit_remedy, sha256_of
+from pipeline.foreign import Count, Real, Seed, Sha256, checked, parse_json, read_regular, require_array
 from pipeline.randomness import SHARD, permutation
 
 SCHEMA_VERSION: Final = 2
@@ -38,7 +42,11 @@ SAMPLE_DTYPE: Final = np.dtype(
     [("shard", "<u4"), ("offset", "<u8"), ("size", "<u4"), ("label", "<i4"), ("crc32", "<u4")]
 )
 
-Triple = tuple[float, float, float]
+HEADER_BYTES: Final = 512  # of a member in a tar, whose bytes follow it
+MOST_DESCRIPTION_BYTES: Final = 64 * 2**20  # of dataset.json; ImageNet's has 0.3 MB
+_STATISTICS_SIDE: Final = 256  # of the mean picture where each picture has its own size
+
+Triple = tuple[Real, Real, Real]
 
 Store = Literal["jpeg", "raw"]  # what a tar has of a picture: KEY.jpg, or its pixels as KEY.npy
 SUFFIXES: Final[dict[Store, str]] = {"jpeg": ".jpg", "raw": ".npy"}
@@ -50,7 +58,7 @@ _UNMENTIONED: Final = (("store", "jpeg"), ("jpeg_sha256", ""))
 class PictureClass:
     """One class: its label, its folder's name (a WordNet id in ImageNet), and what people call it."""
 
-    index: int
+    index: Count
     id: str
     words: str
 
@@ -64,18 +72,18 @@ class PictureClass:
 class Shard:
     """One tar of a split; its DALI index has the same name with `.idx`, and follows from it."""
 
-    name: str
-    samples: int
-    bytes: int
-    sha256: str
+    name: Annotated[str, Field(pattern=r"^[0-9]{6,18}\.tar$")]
+    samples: Annotated[Count, Field(ge=1)]
+    bytes: Count
+    sha256: Sha256
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
     """`train`, `val` or `test`: how many samples in which tars."""
 
-    samples: int
-    shards: tuple[Shard, ...]
+    samples: Count
+    shards: Annotated[tuple[Shard, ...], FailFast(), Field(min_length=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,21 +104,23 @@ class ColourStatistics:
 class Dataset:
     """Everything `dataset.json` says: the contents, and the options they follow from."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: Count = SCHEMA_VERSION
     encoder: str  # name and version: another one writes other bytes
-    size: int  # pixels a side; 0 means that each picture has its own size
-    quality: int  # JPEG, 1..100
-    seed: int
-    shard_samples: int  # as asked for; 0 means chosen by the number of pictures
-    val_fraction: float
+    size: Annotated[Count, Field(le=65535)]  # pixels a side; 0 means that each picture has its own size
+    quality: Count  # JPEG, 1..100
+    seed: Seed
+    shard_samples: Count  # as asked for; 0 means chosen by the number of pictures
+    val_fraction: Real
     store: Store = "jpeg"
     source_sha256: str  # of the list of source pictures: split, class, name, bytes
-    classes: tuple[PictureClass, ...]
-    splits: dict[str, Split]
-    rejected: int
+    classes: Annotated[tuple[PictureClass, ...], FailFast()]
+    splits: Annotated[dict[Annotated[str, Field(pattern="^(train|val|test)$")], Split], Field(max_length=len(SPLITS))]
+    rejected: Count
     colour: ColourStatistics
-    files: dict[str, str]  # SHA-256 of every file but the tars, their indexes and dataset.json, by path
-    jpeg_sha256: str = ""  # of a raw one: of the dataset.json that the same source and options give as JPEGs
+    # SHA-256 of every file but the tars, their indexes and dataset.json, by path.
+    files: Annotated[dict[str, Sha256], Field(max_length=16)]
+    # Of a raw one: SHA-256 of the dataset.json that the same source and options give as JPEGs.
+    jpeg_sha256: str = ""
 
     @property
     def suffix(self) -> str:
@@ -141,25 +151,53 @@ def load_dataset(root: Path) -> Dataset:
             raise InputError(f"{root} is not a folder, expected shards; make them with python -m pipeline.shard")
         if not path.is_file():
             raise InputError(f"{root} has no {DATASET_FILE}, expected a finished data set; run pipeline.shard again")
-        data = path.read_bytes()
+        try:
+            data = read_regular(path, MOST_DESCRIPTION_BYTES)
+        except ValueError as error:
+            raise InputError(f"{path} is damaged ({error}), expected JSON of pipeline.shard; shard again") from error
     return parse_dataset(data, str(path))
 
 
 def parse_dataset(data: bytes, where: str) -> Dataset:
     """The data set that these bytes of a `dataset.json` describe; InputError, naming `where`, unless all are sound."""
     try:
-        fields = json.loads(data)
+        fields = parse_json(data)
         version = fields["schema_version"]
         if version == SCHEMA_VERSION:
+            checked(Dataset, fields)
             dataset = _dataset({name: value for name, value in fields.items() if name != "sha256"})
             if encode_dataset(dataset) != data:
                 raise ValueError("its SHA-256 is another")
-            if dataset.store not in SUFFIXES:
-                raise ValueError(f"store is {dataset.store!r}")
+            if wrong := next(_senseless(dataset), ""):
+                raise ValueError(wrong)
             return dataset
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{where} is damaged ({error!r}), expected JSON of pipeline.shard; shard again") from error
-    raise InputError(f"{where} has schema version {version}, expected {SCHEMA_VERSION}; shard again with this version")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"{where} is damaged ({error!r:.400})"
+        raise InputError(f"{what}, expected JSON of pipeline.shard; shard again") from error
+    raise InputError(
+        f"{where} has schema version {version!r:.40}, expected {SCHEMA_VERSION}; shard again with this version"
+    )
+
+
+def _senseless(dataset: Dataset) -> Iterator[str]:
+    """What no data set can be, though each value is of its type."""
+    raw = dataset.store == "raw"
+    if raw and not dataset.size:
+        yield "size is not that of raw squares"
+    if not re.fullmatch("[0-9a-f]{64}" if raw else "", dataset.jpeg_sha256):
+        yield "jpeg_sha256 is no SHA-256, or of no raw squares"
+    if any(each.index != number for number, each in enumerate(dataset.classes)):
+        yield "classes are not numbered in their order"
+    if "train" not in dataset.splits:
+        yield "splits are without train"
+    for name, split in dataset.splits.items():
+        if any(int(one.name[:-4]) >= int(other.name[:-4]) for one, other in pairwise(split.shards)):
+            yield f"shards of {name} are not in the order of their names"
+        if split.samples != sum(shard.samples for shard in split.shards):
+            yield f"samples of {name} are not those of its shards"
+    needed = {MEAN_FILE, *(f"{split}/{SAMPLES_FILE}" for split in dataset.splits)}
+    if not needed <= dataset.files.keys() <= needed | {MEAN_PICTURE, REJECTS_FILE, CONTACT_FILE}:
+        yield "files are not those of such a data set"
 
 
 def encode_dataset(dataset: Dataset) -> bytes:
@@ -181,17 +219,37 @@ def load_samples(root: Path, dataset: Dataset, split: str) -> NDArray[np.void]:
     if split not in dataset.splits:
         raise InputError(f"{root} has no split {split!r}, expected one of: {', '.join(dataset.splits)}")
     path = root / split / SAMPLES_FILE
-    _verify(path, dataset.files[f"{split}/{SAMPLES_FILE}"])
+    _verify(path, dataset.files[f"{split}/{SAMPLES_FILE}"], SAMPLE_DTYPE, (dataset.splits[split].samples,))
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        table = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError:  # a file system that cannot map files
-        return np.load(path, allow_pickle=False)
+        table = np.load(path, allow_pickle=False)
+    if wrong := _wrong_row(table, dataset, split):
+        raise InputError(f"{path} is damaged ({wrong}), expected places in its shards; copy or shard again")
+    return table
+
+
+def _wrong_row(table: NDArray[np.void], dataset: Dataset, split: str) -> str:
+    """The first row that is no sample of a split's shards, and why; empty where each is one."""
+    shards = dataset.splits[split].shards
+    numbers = np.repeat(np.arange(len(shards), dtype=np.uint32), [shard.samples for shard in shards])
+    ends = np.repeat(np.array([shard.bytes for shard in shards], np.uint64), [shard.samples for shard in shards])
+    sizes, offsets = table["size"].astype(np.uint64), table["offset"]
+    outside = (offsets < HEADER_BYTES) | (offsets > ends) | (sizes > ends - np.minimum(offsets, ends))
+    lowest = -1 if split == "test" else 0  # only ImageNet's test split has pictures without a label
+    labels = (table["label"] < lowest) | (table["label"] >= len(dataset.classes))
+    for column, wrong in (("shard", table["shard"] != numbers), ("offset", outside), ("label", labels)):
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            return f"row {row:,}, {column} {table[column][row]}"
+    return ""
 
 
 def load_mean(root: Path, dataset: Dataset) -> NDArray[np.float32]:
     """The training set's mean picture, (size, size, 3) RGB on 0..255; InputError when it is not the one named."""
     path = root / MEAN_FILE
-    _verify(path, dataset.files[MEAN_FILE])
+    side = dataset.size or _STATISTICS_SIDE
+    _verify(path, dataset.files[MEAN_FILE], np.float32, (side, side, 3))
     return np.load(path, allow_pickle=False)
 
 
@@ -202,10 +260,14 @@ def array_bytes(array: NDArray[Any]) -> bytes:
     return stream.getvalue()
 
 
-def _verify(path: Path, sha256: str) -> None:
+def _verify(path: Path, sha256: str, dtype: DTypeLike, shape: tuple[int, ...]) -> None:
     with _reading(path):
         if not path.is_file():
             raise InputError(f"{path} is missing, expected as {DATASET_FILE} names it; copy or shard again")
+        try:
+            require_array(path, dtype, shape)
+        except ValueError as error:
+            raise InputError(f"{path} is damaged ({error}), expected as sharded; copy or shard again") from error
         if sha256_of(path) != sha256:
             raise InputError(f"{path} is damaged, expected SHA-256 {sha256}; copy or shard again")
 

@@ -27,10 +27,17 @@ from pipeline.executors.pool import LocalPool
 from pipeline.files import check_outputs, write_output
 from pipeline.folder import Folder, folder_at
 from pipeline.host.cpus import usable_cores
-from pipeline.manifest import DATASET_FILE, SAMPLES_FILE, TUNED_FILE, Dataset, index_name, parse_dataset
+from pipeline.manifest import (
+    DATASET_FILE,
+    MOST_DESCRIPTION_BYTES,
+    SAMPLES_FILE,
+    TUNED_FILE,
+    Dataset,
+    index_name,
+    parse_dataset,
+)
 from pipeline.progress import progress
 
-_MOST_DESCRIPTION_BYTES: Final = 64 * 2**20  # ImageNet's has 0.3 MB
 _STDOUT: Final = "-"
 
 
@@ -127,8 +134,8 @@ def _listing(folder: Folder) -> dict[str, int]:
 
 def _description(folder: Folder, size: int) -> tuple[Dataset | None, tuple[Fault, ...]]:
     """What the data set should be; None where dataset.json cannot be trusted, and so nothing else can be checked."""
-    if size > _MOST_DESCRIPTION_BYTES:
-        return None, (Fault(DATASET_FILE, "bytes", f"at most {_MOST_DESCRIPTION_BYTES:,}", f"{size:,}"),)
+    if size > MOST_DESCRIPTION_BYTES:
+        return None, (Fault(DATASET_FILE, "bytes", f"at most {MOST_DESCRIPTION_BYTES:,}", f"{size:,}"),)
     try:
         dataset = parse_dataset(folder.read(DATASET_FILE), "it")
     except OSError as error:

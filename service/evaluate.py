@@ -26,6 +26,7 @@ from service.network.read import load
 from service.network.trained import TrainedNetwork
 from service.results.table import markdown, print_table
 from service.run.checkpoint import find_checkpoint
+from service.run.log import read_records
 from service.training.ranks import Ranks, RanksLost, join_ranks
 
 PATIENCE_SECONDS = 3600.0  # that a rank waits for the others, which may read from slower disks
@@ -201,10 +202,12 @@ def predictions(
 ) -> tuple[str, int]:
     """The lines of a submission, and how many of them are guesses."""
     shards, dataset = loader.root, loader.dataset
-    lines = (shards / REJECTS_FILE).read_text(encoding="utf-8").splitlines()
-    rejected = sum(json.loads(line)["split"] == split for line in lines)
+    rejected = sum(record.get("split") == split for record in read_records(shards / REJECTS_FILE))
     pictures = dataset.splits[split].samples + rejected
-    places = shard_order(dataset.seed, split, pictures)[SampleStore(shards, dataset, split).keys()]
+    keys = SampleStore(shards, dataset, split).keys()
+    if keys.max(initial=-1) >= pictures:
+        raise InputError(f"{shards} has key {keys.max()} in {split}, expected below {pictures:,}; copy or shard again")
+    places = shard_order(dataset.seed, split, pictures)[keys]
     return submission(likeliest, places, pictures, numbers)
 
 

@@ -2,10 +2,7 @@
 
 import hashlib
 import io
-import re
-from collections.abc import Iterator
-from itertools import pairwise
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,16 +18,10 @@ from pipeline.manifest import (
     REJECTS_FILE,
     SAMPLE_DTYPE,
     SAMPLES_FILE,
-    SPLITS,
     Dataset,
-    PictureClass,
-    Shard,
-    Split,
     index_name,
 )
 
-_SHA256: Final = re.compile(r"[0-9a-f]{64}")
-_TAR: Final = re.compile(r"[0-9]{6,}\.tar")
 _BESIDE: Final = (MEAN_FILE, MEAN_PICTURE, REJECTS_FILE, CONTACT_FILE)
 _MOST_HEADER: Final = 4096  # bytes; numpy's of a sample table has 128
 
@@ -42,58 +33,12 @@ def expected_names(dataset: Dataset) -> set[str]:
 
 
 def check_description(dataset: Dataset) -> tuple[Fault, ...]:
-    """What makes no sense in a dataset.json that is, by its own hash, as it was written."""
+    """Whether a dataset.json, which parse_dataset has found sound, names all files that verification expects."""
     faults = Faults(DATASET_FILE)
-    for what, holds, found in _requirements(dataset):
-        if not holds:
-            faults.report(what, found=repr(found)[:100])
+    named = {*_BESIDE, *(f"{name}/{SAMPLES_FILE}" for name in dataset.splits)}
+    if set(dataset.files) != named:
+        faults.report("files are not those of such a data set", found=repr([*dataset.files])[:100])
     return faults.listed()
-
-
-def _requirements(dataset: Dataset) -> Iterator[tuple[str, bool, object]]:
-    yield "size is not a number of pixels", _count(dataset.size), dataset.size
-    raw = dataset.store == "raw"
-    yield "size is not that of raw squares", not raw or dataset.size != 0, dataset.size
-    yield "jpeg_sha256 is no SHA-256, or of no raw squares", _is_sha256(dataset.jpeg_sha256) == raw, dataset.jpeg_sha256
-    yield "rejected is not a number", _count(dataset.rejected), dataset.rejected
-    for number, each in enumerate(dataset.classes):
-        yield f"class {number} is not described", _is_class(number, each), each
-    splits = dataset.splits
-    yield (
-        "splits are not train, and val and test if need be",
-        "train" in splits and set(splits) <= set(SPLITS),
-        [*splits],
-    )
-    for name, split in splits.items():
-        yield f"{name} is not described", _is_split(split), split
-    named = {*_BESIDE, *(f"{name}/{SAMPLES_FILE}" for name in splits)}
-    yield "files are not those of such a data set", set(dataset.files) == named, [*dataset.files]
-    yield "files have no SHA-256", all(map(_is_sha256, dataset.files.values())), dataset.files
-
-
-def _is_class(number: int, each: PictureClass) -> bool:
-    return _count(each.index) and each.index == number and isinstance(each.id, str) and isinstance(each.words, str)
-
-
-def _is_split(split: Split) -> bool:
-    if not split.shards or not all(map(_is_shard, split.shards)):
-        return False
-    numbers = [int(shard.name.removesuffix(".tar")) for shard in split.shards]
-    ascending = all(one < other for one, other in pairwise(numbers))
-    return ascending and _count(split.samples) and split.samples == sum(shard.samples for shard in split.shards)
-
-
-def _is_shard(shard: Shard) -> bool:
-    named = isinstance(shard.name, str) and _TAR.fullmatch(shard.name) is not None and shard.name.isascii()
-    return named and _count(shard.samples) and shard.samples > 0 and _count(shard.bytes) and _is_sha256(shard.sha256)
-
-
-def _count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63  # True is an int too
-
-
-def _is_sha256(value: Any) -> bool:
-    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
 
 
 def check_file(folder: Folder, name: str, dataset: Dataset) -> tuple[Fault, ...]:

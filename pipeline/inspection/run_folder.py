@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipeline.command import InputError
+from pipeline.files import open_regular
+from pipeline.foreign import read_json
 from pipeline.load.augment import AugmentConfig
 from pipeline.load.config import PLACE_AND_SPEED, DataConfig
 
 RUN_FILE: Final = "run.json"
 LOG_FILE: Final = "log.jsonl"
+MOST_BYTES: Final = 16 * 2**20  # of run.json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +34,7 @@ def read_run(folder: Path) -> RunBatches:
     """What `folder`/run.json says; InputError where there is none, or a later version's with options unknown here."""
     path = folder / RUN_FILE
     try:
-        run = json.loads(path.read_bytes())
+        run = read_json(path, MOST_BYTES)
         batches = RunBatches(
             batch_size=int(run["batch_size"]),
             seed=int(run["seed"]),
@@ -44,7 +47,7 @@ def read_run(folder: Path) -> RunBatches:
     except OSError as error:
         what = f"{path} cannot be read ({error.strerror}), expected a run"
         raise InputError(f"{what}; give --run the folder that service.train was given as --out") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         what = f"{path} is no run's of this version ({error!r:.100}), expected its batch size, seed and data options"
         raise InputError(f"{what}; give --batch-size, --seed and --data.… in its place") from error
 
@@ -88,13 +91,13 @@ def first_position(folder: Path, run: RunBatches, step: int, samples: int) -> in
 def _logged_positions(folder: Path, samples: int) -> Iterator[tuple[int, int]]:
     """Step, and the position after it, of each training step in the log; nothing where there is no log."""
     try:
-        with (folder / LOG_FILE).open("rb") as log:
+        with open_regular(folder / LOG_FILE) as log:
             for line in log:
                 try:
                     record = json.loads(line)
                     if "gradient_norm" in record:  # else of a validation
                         yield int(record["step"]), round(float(record["epoch"]) * samples)
-                except (ValueError, KeyError, TypeError):  # it is being written
+                except (ValueError, KeyError, TypeError, OverflowError, RecursionError):  # it is being written
                     continue
     except OSError:
         return

@@ -9,7 +9,7 @@ from isal.isal_zlib import crc32  # several times as fast as zlib's, which not e
 from numpy.typing import NDArray
 
 from pipeline.command import InputError
-from pipeline.manifest import Dataset, load_samples
+from pipeline.manifest import HEADER_BYTES, Dataset, load_samples
 from pipeline.reading.mapping import open_shards
 from pipeline.reading.samples import GAP_BYTES
 
@@ -17,7 +17,6 @@ from pipeline.reading.samples import GAP_BYTES
 # because a named one takes longer to make, and there is one for each sample of an epoch.
 Location = tuple[int, int, int, int]
 
-HEADER_BYTES: Final = 512  # of a member in a tar, whose bytes follow it
 NAME_BYTES: Final = 100  # at its start; a sample's name is its key, a dot and a suffix
 
 
@@ -75,7 +74,11 @@ class SampleStore:
         """A sample's key, which its file's header in the tar begins with: its place in the split's shuffle."""
         shard, start = int(self.table["shard"][sample]), int(self.table["offset"][sample]) - HEADER_BYTES
         name = self._bytes[shard][start : start + NAME_BYTES].tobytes()
-        return int(name.partition(b".")[0])
+        digits = name.partition(b".")[0]
+        if not digits.isdigit() or len(digits) > 18:
+            place = self.place((shard, start + HEADER_BYTES, 0, 0))
+            raise InputError(f"{place}: no key before it, but {digits[:20]!r}, expected a number; copy or shard again")
+        return int(digits)
 
     def keys(self) -> NDArray[np.int64]:
         """(N,) the keys of all samples."""

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from pipeline.command import InputError, printable
 from pipeline.files import write_atomic
+from pipeline.foreign import checked, read_json
 from pipeline.host.machine import Machine
 from pipeline.load.config import MOST_PADDING, MOST_SIDE, DataConfig
 from pipeline.manifest import DATASET_FILE
@@ -63,17 +64,15 @@ class Tuned:
 def read_tuned(path: Path) -> dict[Machine, Tuned]:
     """What a tuned.json holds, nothing where there is none; InputError where it is not one."""
     try:
-        with path.open("rb") as file:
-            data = file.read(_MOST_BYTES)
-        fields = json.loads(data)
+        fields = read_json(path, _MOST_BYTES)
         if fields["version"] != VERSION:
             raise ValueError(f"version {fields['version']!r}")
-        return {Machine(**each["machine"]): Tuned(**each["tuned"]) for each in fields["machines"]}
+        return {checked(Machine, each["machine"]): Tuned(**each["tuned"]) for each in fields["machines"]}
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}), expected options by pipeline.bench") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         what = f"{path} is damaged or another program's ({error!r:.80}), expected options by pipeline.bench"
         raise InputError(f"{what}; remove it and tune again") from error
 

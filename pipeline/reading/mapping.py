@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.command import InputError, say
-from pipeline.files import limit_remedy
+from pipeline.files import limit_remedy, open_descriptor
 from pipeline.manifest import Shard
 from pipeline.reading.place import remote_place
 from pipeline.reading.shards import remote_shards
@@ -153,7 +153,7 @@ class _OpenFile:
     def __init__(self, path: Path):
         self.descriptor = -1
         try:
-            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.descriptor = open_descriptor(path)
         except OSError as error:
             raise _unreadable(path, error) from error
 

@@ -18,12 +18,14 @@ from typing import Final
 from pipeline.command import InputError
 from pipeline.files import free_bytes, sha256_of, write_atomic
 from pipeline.folder import Folder, folder_at
+from pipeline.foreign import Count, checked, read_json
 from pipeline.manifest import DATASET_FILE, MEAN_FILE, REJECTS_FILE, SAMPLES_FILE, parse_dataset
 from pipeline.reading.cache import LOCK_FILE, SEGMENT_SUFFIX, Held
 from pipeline.reading.fetch import patiently
 
 CACHE_BYTES: Final = 50 * 10**9
 PLACE_FILE: Final = "remote.json"  # in a copy of small files: where the rest is
+_MOST_PLACE: Final = 2**16  # bytes of it
 _KEPT_FREE: Final = 0.1  # of what a disk has free when a cache is opened: for checkpoints, and other programs
 _ROOM: Final = 1.25  # times the shards' bytes, that no process which begins a segment is left without
 _OPENING_FILE: Final = ".opening"  # in the folder of all data sets, locked by who opens one
@@ -36,7 +38,7 @@ class RemotePlace:
     """Where the samples of a data set are, and how many bytes of them may be kept here."""
 
     url: str
-    bound: int
+    bound: Count
 
 
 def is_url(place: str | os.PathLike[str]) -> bool:
@@ -85,8 +87,12 @@ def hold_in_use(root: Path) -> Held:
 
 def remote_place(root: Path) -> RemotePlace | None:
     """Where the samples of the data set are whose small files are in `root`; None where they are there too."""
+    path = root / PLACE_FILE
     with suppress(FileNotFoundError, NotADirectoryError):
-        return RemotePlace(**json.loads((root / PLACE_FILE).read_bytes()))
+        try:
+            return checked(RemotePlace, read_json(path, _MOST_PLACE))
+        except ValueError as error:
+            raise InputError(f"{path} is damaged ({error}), expected a URL and a number; remove its folder") from error
     return None
 
 

@@ -2,14 +2,14 @@
 
 import json
 import warnings
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from pydantic import Field
 from torch import Tensor
 
 from model.alexnet import TORCHVISION_MEAN, ModelConfig
@@ -17,12 +17,21 @@ from model.layers.lrn import LRNConfig
 from model.network import make_network
 from pipeline.command import InputError
 from pipeline.files import sha256_of
+from pipeline.foreign import Count, checked, parse_json, read_regular
 from pipeline.load.batch_loader import choose_device
 from pipeline.load.graph import FULL_SIDE, square_side
 from pipeline.manifest import DATASET_FILE, PictureClass, load_dataset, pictures_sha256
 from service.network.trained import TrainedNetwork
-from service.run.checkpoint import Checkpoint, find_checkpoint, identity_of, read_tensor_file, read_weights
-from service.run.preprocessing import Preprocessing, preprocessing_from, preprocessing_of, read_preprocessing
+from service.run.checkpoint import (
+    Checkpoint,
+    check_tensor,
+    find_checkpoint,
+    identity_of,
+    read_tensor_file,
+    read_weights,
+    tensor_header,
+)
+from service.run.preprocessing import MOST_JSON, Preprocessing, preprocessing_from, preprocessing_of, read_preprocessing
 
 METADATA: Final = "alexnet-trainer"  # the key of our metadata in exported files
 MEAN: Final = "mean"  # the tensor with the mean picture there
@@ -30,6 +39,11 @@ WEIGHTS_SHA256: Final = "weights_sha256"  # in a file of metadata: which weights
 TORCHVISION_CROP: Final = 224
 TORCHVISION_LAST: Final = "classifier.6.weight"
 DEVICES: Final = {"cpu": "cpu", "gpu": "cuda"}
+
+
+@dataclass
+class _Crop:
+    crop: Annotated[Count, Field(ge=1, le=65535)]
 
 
 def load(path: str | Path, device: Literal["auto", "cpu", "gpu"] = "auto") -> TrainedNetwork:
@@ -46,11 +60,11 @@ def from_checkpoint(checkpoint: Checkpoint, device: torch.device) -> TrainedNetw
     """The network of a verified checkpoint."""
     run = checkpoint.run
     try:
-        config, crop = model_config(run["model"]), int(run["data"]["crop"])
+        config, crop = model_config(run["model"]), checked(_Crop, run["data"]).crop
         preprocessing = read_preprocessing(checkpoint.path) or _from_shards(checkpoint)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{checkpoint.path} is of another version ({error!r}), expected one of this; train again"
+            f"{checkpoint.path} is of another version ({error!r:.300}), expected one of this; train again"
         ) from error
     return assemble(
         checkpoint.path,
@@ -82,7 +96,7 @@ def model_config(values: dict[str, Any]) -> ModelConfig:
     known = {each.name for each in fields(ModelConfig)}
     if unknown := values.keys() - known:
         raise ValueError(f"unknown {', '.join(sorted(unknown))}")
-    return ModelConfig(**{**values, "lrn": LRNConfig(**values["lrn"]), "precision": "float32"})
+    return checked(ModelConfig, {**values, "lrn": checked(LRNConfig, values["lrn"]), "precision": "float32"})
 
 
 def assemble(
@@ -98,10 +112,14 @@ def assemble(
     step: int | None = None,
 ) -> TrainedNetwork:
     """A network with these weights; InputError where their names or shapes are not the network's."""
+    classes = len(preprocessing.classes)
     try:
-        model = make_network(config, classes=len(preprocessing.classes), crop=crop, seed=0)
-    except ValueError as error:
-        raise InputError(f"{path} holds no network that can be built: {error}") from error
+        with torch.device("meta"):  # first its shapes alone: a file may ask for a network of any size
+            check_weights(path, make_network(config, classes=classes, crop=crop, seed=0), weights)
+        model = make_network(config, classes=classes, crop=crop, seed=0)
+    except (ValueError, TypeError, OverflowError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} holds no network that can be built: {reason}") from error
     load_weights(path, model, weights)
     return TrainedNetwork(
         path=path,
@@ -115,17 +133,18 @@ def assemble(
     )
 
 
+def check_weights(path: Path, model: torch.nn.Module, weights: dict[str, Tensor]) -> None:
+    """InputError where names or shapes of weights are not the model's."""
+    held = dict(model.named_parameters())
+    for name in sorted(held.keys() | weights.keys()):
+        check_tensor(path, name, weights.get(name), held.get(name))
+
+
 @torch.no_grad()
 def load_weights(path: Path, model: torch.nn.Module, weights: dict[str, Tensor]) -> None:
     """Copy weights into a model; InputError where names or shapes are not the model's."""
-    held = dict(model.named_parameters())
-    shapes = {name: tuple(weight.shape) for name, weight in held.items()}
-    found = {name: tuple(weight.shape) for name, weight in weights.items()}
-    for name in sorted(shapes.keys() | found.keys()):
-        if shapes.get(name) != found.get(name):
-            have, want = found.get(name, "nothing"), shapes.get(name, "nothing")
-            raise InputError(f"{path} holds {have} as {name}, expected {want}; give the weights of this network")
-    for name, weight in held.items():
+    check_weights(path, model, weights)
+    for name, weight in model.named_parameters():
         weight.copy_(weights[name])
 
 
@@ -160,23 +179,20 @@ def _facts_beside(path: Path) -> str | None:
     if not beside.is_file():
         return None
     try:
-        text = beside.read_text(encoding="utf-8")
-        sha256 = json.loads(text)[WEIGHTS_SHA256]
+        text = read_regular(beside, MOST_JSON).decode()
+        sha256 = parse_json(text)[WEIGHTS_SHA256]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{beside} is damaged ({error!r}), expected JSON of service.export; export again") from error
+        raise InputError(
+            f"{beside} is damaged ({error!r:.300}), expected JSON of service.export; export again"
+        ) from error
     if sha256 != sha256_of(path):
         raise InputError(f"{beside} was written with other weights than {path} holds; export again, or remove it")
     return text
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        tensors = read_tensor_file(path, lambda name: True)  # which also finds what is damaged
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        return tensors, header.get("__metadata__", {})
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({error}), expected a .safetensors file; copy it again") from error
+    tensors = read_tensor_file(path, lambda name: True)  # which also finds what is damaged
+    return tensors, json.loads(tensor_header(path)).get("__metadata__", {})
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
@@ -197,12 +213,14 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
 def _from_exported(path: Path, weights: dict[str, Tensor], metadata: str, device: torch.device) -> TrainedNetwork:
     try:
-        facts = json.loads(metadata)
-        config, crop = model_config(facts["model"]), int(facts["crop"])
+        facts = parse_json(metadata)
+        config, crop = model_config(facts["model"]), checked(_Crop, facts).crop
         preprocessing = preprocessing_from(facts, _mean_picture(facts, weights, config))
-        dataset_sha256, step = str(facts["dataset_sha256"]), facts.get("step")
+        dataset_sha256, step = str(facts["dataset_sha256"]), checked(Count | None, facts.get("step"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} is of another version ({error!r}), expected one of this; export it again") from error
+        raise InputError(
+            f"{path} is of another version ({error!r:.300}), expected one of this; export it again"
+        ) from error
     return assemble(
         path, sha256_of(path), config, crop, preprocessing, weights, device, dataset_sha256=dataset_sha256, step=step
     )
@@ -210,9 +228,11 @@ def _from_exported(path: Path, weights: dict[str, Tensor], metadata: str, device
 
 def _mean_picture(facts: dict[str, Any], weights: dict[str, Tensor], config: ModelConfig) -> NDArray[np.float32]:
     """The mean picture, taken out of the weights."""
-    side = square_side(int(facts["size"]))
+    side = square_side(checked(Count, facts["size"]))
     if MEAN not in weights and config.layout == "torchvision":  # as torchvision itself takes them
         return np.full((side, side, 3), TORCHVISION_MEAN, np.float32)
+    if tuple(weights[MEAN].shape) != (side, side, 3):
+        raise ValueError(f"mean is {tuple(weights[MEAN].shape)} for a size of {side}")
     mean = weights.pop(MEAN).numpy().copy()  # the file is mapped into memory, and must not be needed later
     if mean.shape != (side, side, 3) or mean.dtype != np.float32 or int(facts["crop"]) > side:
         raise ValueError(f"mean is {mean.shape} {mean.dtype} for a crop of {facts['crop']}")

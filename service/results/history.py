@@ -3,7 +3,6 @@
 Only log.jsonl, events.jsonl and run.json are read, so a run may still train, or be on another host's disk.
 """
 
-import json
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +12,26 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.command import InputError
-from service.run.checkpoint import Validation
+from pipeline.command import InputError, printable
+from pipeline.foreign import Count, Measured, Real, checked, read_json
+from service.run.checkpoint import MOST_JSON, Validation
 from service.run.config import RUN_FILE
+from service.run.event_fields import check_event
 from service.run.log import EVENTS_FILE, LOG_FILE, read_records
 
+MOST_EVENTS: Final = 64 * 2**20  # bytes of events.jsonl; an event has 300
 COLUMNS: Final = ("epoch", "loss", "learning_rate", "images_per_second")  # of a step's record
+
+
+@dataclass
+class _Step:
+    """What is read of a step's record."""
+
+    step: Count
+    epoch: Real
+    loss: Measured
+    learning_rate: Real
+    images_per_second: Real
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,16 +76,18 @@ def read_history(folder: Path, name: str) -> RunHistory:
     try:
         for record in read_records(folder / LOG_FILE):
             if record.pop("validation", False):
+                checked(Validation, record)
                 validations.append(Validation(**record))
                 continue
             if record.get("evaluation"):
-                final = float(record["top1"])
+                final = float(checked(Measured, record["top1"]))
                 continue
-            step, final = int(record["step"]), None  # what was measured before is another network's
+            checked(_Step, record)
+            step, final = record["step"], None  # what was measured before is another network's
             for column, field in zip(columns, COLUMNS, strict=True):
                 column.append(record[field])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{folder / LOG_FILE} is damaged ({error!r}), expected a log of service.train") from error
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{folder / LOG_FILE} is damaged ({error!r:.300}), expected a log of service.train") from error
     epochs, losses, rates, speeds = (np.array(column) for column in columns)
     if not len(epochs):
         raise InputError(f"{folder / LOG_FILE} holds no step, expected a run that trains; wait for its first step")
@@ -86,8 +101,23 @@ def read_history(folder: Path, name: str) -> RunHistory:
         step=step,
         validations=tuple(validations),
         final_error=final,
-        events=tuple(read_records(folder / EVENTS_FILE)) if (folder / EVENTS_FILE).is_file() else (),
+        events=_events(folder / EVENTS_FILE),
     )
+
+
+def _events(path: Path) -> tuple[dict[str, Any], ...]:
+    """The events of a run; none where it has no such file."""
+    if not path.is_file():
+        return ()
+    if (size := path.stat().st_size) > MOST_EVENTS:
+        raise InputError(f"{path} has {size:,} bytes, expected at most {MOST_EVENTS:,}; move it away")
+    events = tuple(read_records(path))
+    try:
+        for event in events:
+            check_event(event)
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{path} is damaged ({error!r:.300}), expected events of service.train; restore it") from error
+    return events
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
@@ -114,6 +144,6 @@ def mean_points(
 
 def _recipe(folder: Path) -> str:
     try:
-        return str(json.loads((folder / RUN_FILE).read_bytes())["recipe"])
+        return printable(checked(str, read_json(folder / RUN_FILE, MOST_JSON)["recipe"])[:100])
     except (OSError, ValueError, KeyError, TypeError):
         return "?"  # it only labels the run

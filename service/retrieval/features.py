@@ -4,18 +4,20 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Final, get_type_hints
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.command import InputError
-from pipeline.files import write_atomic
+from pipeline.files import open_regular, write_atomic
+from pipeline.foreign import Count, checked, read_json
 from service.retrieval.search import RowsFile
 
 SCHEMA_VERSION: Final = 1
 FEATURES_FILE: Final = "features.npy"
 INDEX_FILE: Final = "features.json"
+MOST_JSON: Final = 16 * 2**20  # bytes of it
 LARGEST: Final = float(np.finfo(np.float16).max)  # 65,504
 
 
@@ -25,8 +27,8 @@ class IndexFacts:
 
     schema_version: int = SCHEMA_VERSION
     split: str
-    samples: int  # rows
-    width: int  # columns: units of the last hidden layer
+    samples: Count  # rows
+    width: Count  # columns: units of the last hidden layer
     shards: str
     samples_sha256: str  # of the split's sample table
     dataset_sha256: str  # by which its pictures are known
@@ -65,17 +67,15 @@ def decode_facts(path: Path) -> tuple[IndexFacts, Mapping[str, Any]]:
     """The facts in a file, and what else it says; InputError where it is damaged or of another version."""
     remedy = "remove the folder and index again"
     try:
-        values = json.loads(path.read_bytes())
+        values = read_json(path, MOST_JSON)
         version = values.pop("schema_version")
         if version == SCHEMA_VERSION:
             facts = IndexFacts(**{each.name: values.pop(each.name) for each in fields(IndexFacts)[1:]})
-            if wrong := [name for name, type in get_type_hints(IndexFacts).items()
-                         if not isinstance(getattr(facts, name), type)]:  # fmt: skip
-                raise ValueError(f"{wrong[0]} is of another type")
+            checked(IndexFacts, asdict(facts))
             return facts, values
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged ({error!r}), expected JSON of service.retrieve; {remedy}") from error
-    raise InputError(f"{path} has schema version {version}, expected {SCHEMA_VERSION}; {remedy}")
+        raise InputError(f"{path} is damaged ({error!r:.300}), expected JSON of service.retrieve; {remedy}") from error
+    raise InputError(f"{path} has schema version {version!r:.40}, expected {SCHEMA_VERSION}; {remedy}")
 
 
 def write_facts(path: Path, facts: IndexFacts, **more: Any) -> None:
@@ -117,13 +117,12 @@ def _open_rows(path: Path, facts: IndexFacts) -> RowsFile:
     expected = f"expected {shape[0]:,} x {shape[1]:,} float16"
     remedy = f"copy it again, or remove {path.parent} and index again"
     try:
-        with path.open("rb") as stream:
-            read = np.lib.format.read_array_header_1_0
-            if np.lib.format.read_magic(stream) != (1, 0):
-                read = np.lib.format.read_array_header_2_0
-            there, by_column, dtype = read(stream)
+        with open_regular(path) as stream:
+            if np.lib.format.read_magic(stream) != (1, 0):  # the next has a header of up to 4 GiB
+                raise ValueError("another format of .npy")
+            there, by_column, dtype = np.lib.format.read_array_header_1_0(stream)
             offset = stream.tell()
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # it parses Python, and raises whatever that does
         reason = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
         raise InputError(f"{path} is damaged ({reason}), {expected}; {remedy}") from error
     if there != shape or dtype != np.dtype("<f2") or by_column:

@@ -12,9 +12,10 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import torch
+from pydantic import FailFast, Field
 from safetensors import safe_open
 from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
@@ -22,14 +23,30 @@ from torch import Tensor
 
 from model.network import Network
 from model.optim import MomentumSGD
-from pipeline.command import InputError, say
-from pipeline.files import fsync_folder, is_temporary, make_folders, remove_each, sha256_of, write_atomic
+from pipeline.command import InputError, printable, say
+from pipeline.files import (
+    fsync_folder,
+    is_temporary,
+    make_folders,
+    open_regular,
+    remove_each,
+    sha256_of,
+    write_atomic,
+)
+from pipeline.foreign import Count, FileName, Measured, Sha256, checked, read_json
+from service.run.event_fields import check_event
 
 FOLDER: Final = "checkpoints"
 MANIFEST: Final = "manifest.json"
 LATEST: Final = "LATEST"
 SCHEMA_VERSION: Final = 1
 NETWORK_FILE: Final = "network.safetensors"
+# Bytes that are read at most: of manifest.json; of a file of state or options; of a safetensors file's header, which
+# says where each tensor lies, and in an exported one what the classes are called; of any file.
+MOST_MANIFEST: Final = 2**20
+MOST_JSON: Final = 16 * 2**20
+_MOST_HEADER: Final = 16 * 2**20
+_MOST_FILE: Final = 64 * 2**30
 _LEFT: Final = ("tmp", "replaced", "removed")  # with a dot before: what is no checkpoint yet, or no more
 # Before a velocity's name in a tower's file, and before an averaged weight's; weights have their plain names.
 MOMENTUM: Final = "momentum."
@@ -42,37 +59,47 @@ Tensors = dict[str, dict[str, Tensor]]  # by file name, then by tensor name
 class Validation:
     """The error on the whole validation set after an epoch."""
 
-    epoch: int
-    step: int
-    loss: float
-    top1: float  # error, 0..1
-    top5: float
+    epoch: Count
+    step: Count
+    loss: Measured
+    top1: Measured  # error, 0..1
+    top5: Measured
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """The error of a finished network on the validation set, averaged over the paper's ten views of each picture."""
 
-    epoch: int
-    step: int
-    views: int
-    samples: int
-    top1: float  # error, 0..1
-    top5: float
-    interval: tuple[float, float]  # 95% of the top-1 error
+    epoch: Count
+    step: Count
+    views: Count
+    samples: Count
+    top1: Measured  # error, 0..1
+    top5: Measured
+    interval: tuple[Measured, Measured]  # 95% of the top-1 error
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
     """Where a run stands; with its tensors all that a resume needs (there is no random state)."""
 
-    step: int = 0
-    position: int = 0  # the next training position
-    restarts: int = 0
-    history: tuple[Validation, ...] = ()
-    events: tuple[dict[str, Any], ...] = ()
+    step: Count = 0
+    position: Count = 0  # the next training position
+    restarts: Count = 0
+    history: Annotated[tuple[Validation, ...], FailFast()] = ()
+    events: Annotated[tuple[dict[str, Any], ...], FailFast()] = ()
     evaluation: Evaluation | None = None  # of the finished network
-    recent_losses: tuple[tuple[int, float], ...] = ()  # by step, where a limit is made of them
+    recent_losses: Annotated[
+        tuple[tuple[Count, Measured], ...], FailFast()
+    ] = ()  # by step, where a limit is made of them
+
+
+@dataclass
+class _Manifest:
+    """What manifest.json holds: the size and the SHA-256 of each file."""
+
+    schema_version: int
+    files: Annotated[dict[FileName, tuple[Annotated[Count, Field(le=_MOST_FILE)], Sha256]], Field(max_length=1000)]
 
 
 @dataclass(frozen=True)
@@ -126,19 +153,35 @@ def read_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
 def read_named(checkpoint: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
     """The tensors whose names are wanted, of the files that a checkpoint's manifest lists; others are not its own."""
     found: dict[str, Tensor] = {}
-    for file_name in sorted(json.loads((checkpoint / MANIFEST).read_bytes())["files"]):
+    for file_name in sorted(_manifest(checkpoint).files):
         if file_name.endswith(".safetensors"):
             found |= read_tensor_file(checkpoint / file_name, wanted)
     return found
 
 
 def read_tensor_file(path: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
-    """The tensors of a safetensors file whose names are wanted."""
+    """The tensors of a safetensors file whose names are wanted; InputError where it is none."""
     try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys() if wanted(name)}
-    except (OSError, MemoryError):  # the file system, or a limit, does not let it be mapped
-        return {name: tensor for name, tensor in deserialise(path.read_bytes()).items() if wanted(name)}
+        tensor_header(path)
+        try:
+            with safe_open(path, "pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys() if wanted(name)}
+        except (OSError, MemoryError):  # the file system, or a limit, does not let it be mapped
+            return {name: tensor for name, tensor in deserialise(path.read_bytes()).items() if wanted(name)}
+    except MemoryError:
+        raise  # this machine's fault, not the file's
+    except Exception as error:  # a type that torch does not know is an error of any type
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{path} is damaged ({reason}), expected a .safetensors file; copy it again") from error
+
+
+def tensor_header(path: Path) -> bytes:
+    """The JSON that a safetensors file begins with; ValueError where that cannot be, whatever its length says."""
+    with open_regular(path) as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > _MOST_HEADER:
+            raise ValueError(f"its header has {length:,} bytes, expected at most {_MOST_HEADER:,}")
+        return file.read(length)
 
 
 def read_weights(checkpoint: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
@@ -161,13 +204,25 @@ def restore(
     held |= {MOMENTUM + name: velocity for name, velocity in optimizer.velocities.items()}
     averages = {AVERAGE + name: average for name, average in optimizer.averages.items()}
     for name, tensor in tensors:
-        if name in held:
-            held.pop(name).copy_(tensor)
-        elif name in averages:
-            averages.pop(name).copy_(tensor)
+        if (place := held.pop(name, averages.pop(name, None))) is not None:
+            check_tensor("the checkpoint", name, tensor, place)
+            place.copy_(tensor)
     for name, average in averages.items():
         average.copy_(optimizer.parameters[name.removeprefix(AVERAGE)])
-    assert not (complete and held), f"a checkpoint of the same run lacks {sorted(held)}"
+    if complete and held:
+        lacking = ", ".join(sorted(held)[:5])
+        raise InputError(f"the checkpoint lacks {lacking}, expected all of the same run's; choose another one")
+
+
+def check_tensor(path: Path | str, name: str, tensor: Tensor | None, place: Tensor | None) -> None:
+    """InputError unless a tensor that `path` holds can be copied to a place of the network's."""
+    have, want = ("nothing" if each is None else tuple(each.shape) for each in (tensor, place))
+    if have != want:
+        raise InputError(
+            f"{path} holds {have} as {printable(name[:100])}, expected {want}; give this network's weights"
+        )
+    if tensor is not None and not tensor.is_floating_point():
+        raise InputError(f"{path} holds {tensor.dtype} as {name}, expected floating point; give another one")
 
 
 def save_checkpoint(
@@ -234,16 +289,20 @@ def step_of(path: Path) -> int:
 def checkpoint_faults(path: Path) -> Iterator[str]:
     """What is wrong with a checkpoint: nothing, if every file is there as the manifest lists it."""
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
-        if manifest["schema_version"] != SCHEMA_VERSION or "state.json" not in manifest["files"]:
+        manifest = _manifest(path)
+        if manifest.schema_version != SCHEMA_VERSION or not {"state.json", "run.json"} <= manifest.files.keys():
             yield f"its manifest is of another kind, expected schema version {SCHEMA_VERSION}"
-        for name, (size, sha256) in manifest["files"].items():
+        for name, (size, sha256) in manifest.files.items():
             if (path / name).stat().st_size != size:
                 yield f"{name} has another size than its manifest says"
             elif sha256_of(path / name) != sha256:
                 yield f"{name} is damaged"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         yield f"its manifest does not hold ({error!r})"
+
+
+def _manifest(path: Path) -> _Manifest:
+    return checked(_Manifest, read_json(path / MANIFEST, MOST_MANIFEST))
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -251,11 +310,19 @@ def read_checkpoint(path: Path) -> Checkpoint:
     wrong = list(checkpoint_faults(path))
     if wrong:
         raise InputError(f"{path} is no sound checkpoint: {'; '.join(wrong)}; choose another one")
-    fields = json.loads((path / "state.json").read_bytes())
-    return Checkpoint(path, _state(fields), json.loads((path / "run.json").read_bytes()))
+    try:
+        return Checkpoint(path, _read_state(path), checked(dict[str, Any], read_json(path / "run.json", MOST_JSON)))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is no sound checkpoint: its state is of another kind ({error!r:.300}); choose another one"
+        ) from error
 
 
-def _state(fields: dict[str, Any]) -> RunState:
+def _read_state(path: Path) -> RunState:
+    fields = read_json(path / "state.json", MOST_JSON)
+    checked(RunState, fields)
+    for event in fields["events"]:
+        check_event(event)
     history = tuple(Validation(**entry) for entry in fields["history"])
     evaluation = fields.get("evaluation")
     measured = Evaluation(**{**evaluation, "interval": tuple(evaluation["interval"])}) if evaluation else None
@@ -361,8 +428,8 @@ def _hide(path: Path) -> None:
 def _error_measured(path: Path) -> float:
     """The validation error of exactly this checkpoint's weights; infinite where they were not measured."""
     try:
-        state = json.loads((path / "state.json").read_bytes())
-    except OSError:  # it is being removed by somebody else
+        state = _read_state(path)
+    except (OSError, ValueError, KeyError, TypeError):  # it is being removed by somebody else, or is of no use
         return float("inf")
-    measured = [entry["top1"] for entry in state["history"] if entry["step"] == state["step"]]
+    measured = [entry.top1 for entry in state.history if entry.step == state.step]
     return measured[-1] if measured else float("inf")

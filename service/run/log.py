@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipeline.command import InputError
-from pipeline.files import fsync_file, fsync_folder, write_atomic
+from pipeline.files import fsync_file, fsync_folder, open_regular, write_atomic
+from pipeline.foreign import Count, Measured, Real, checked, parse_json, read_regular
 
 LOG_FILE: Final = "log.jsonl"
 EVENTS_FILE: Final = "events.jsonl"
 NOWHERE: Final = Path(os.devnull)  # where ranks other than 0 write their logs
 SAMPLED: Final = 500  # lines that are read of a log, which may have a million
+MOST_BYTES: Final = 8 * 2**30  # of a log that is read; a million steps have 0.2 GB
+MOST_LINE: Final = 2**20  # bytes
 MOST_WAITING: Final = 16 * 2**20  # bytes of lines that wait for room: about a hundred thousand steps'
 
 
@@ -22,13 +25,13 @@ MOST_WAITING: Final = 16 * 2**20  # bytes of lines that wait for room: about a h
 class StepRecord:
     """A step's line of log.jsonl; its figures are of all ranks together."""
 
-    step: int
-    epoch: float
-    loss: float
-    gradient_norm: float
-    learning_rate: float
-    images_per_second: float
-    data_wait_ratio: float
+    step: Count
+    epoch: Real
+    loss: Measured
+    gradient_norm: Measured
+    learning_rate: Real
+    images_per_second: Real
+    data_wait_ratio: Real
 
 
 class JsonLog:
@@ -135,22 +138,44 @@ class JsonLog:
 
 
 def sample_steps(path: Path) -> list[dict[str, Any]]:
-    """Evenly spaced records of a log's training steps, at most SAMPLED."""
+    """Evenly spaced records of a log's training steps, at most SAMPLED; those that are none are passed over."""
     lines = [line for line in _lines(path) if b'"loss"' in line and b'"validation"' not in line]
-    return [json.loads(line) for line in lines[:: -(-len(lines) // SAMPLED) or 1]]
+    return [record for line in lines[:: -(-len(lines) // SAMPLED) or 1] if (record := _point(line))]
+
+
+@dataclass
+class _Point:
+    """What a curve is drawn of."""
+
+    step: Count
+    epoch: Real
+    loss: Measured
+
+
+def _point(line: bytes) -> dict[str, Any] | None:
+    try:
+        checked(_Point, record := parse_json(line))
+    except ValueError:
+        return None
+    return record
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a JSON Lines file; its last line may be under way, and is passed over if it is not whole."""
     broken: ValueError | None = None
+    number = 0
     try:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
+        with open_regular(path) as lines:
+            while line := lines.readline(MOST_LINE + 1):
+                number += 1
                 if broken:
                     where = f"{path} is damaged at line {number - 1:,}"
                     raise InputError(f"{where}, expected JSON; restore it, or resume the run") from broken
+                if len(line) > MOST_LINE:
+                    where = f"{path} is damaged at line {number:,}"
+                    raise InputError(f"{where}, expected at most {MOST_LINE:,} bytes in one; restore it")
                 try:
-                    record = json.loads(line)
+                    record = parse_json(line)
                 except ValueError as error:
                     broken = error
                     continue
@@ -173,9 +198,11 @@ def _line(record: dict[str, Any]) -> bytes:
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes() if path.exists() else b""
+        return read_regular(path, MOST_BYTES) if path.exists() else b""
     except OSError as error:
         raise _unreadable(path, error) from error
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read: {error}; move it away") from error
 
 
 def _unreadable(path: Path, error: OSError) -> InputError:
@@ -189,6 +216,6 @@ def _lines(path: Path) -> list[bytes]:
 def _step(line: bytes) -> float:
     """The record's step; a line that a crash cut short comes after everything."""
     try:
-        return json.loads(line)["step"] if line.endswith(b"\n") else float("inf")
-    except (ValueError, KeyError, TypeError):
+        return checked(Count, json.loads(line)["step"]) if line.endswith(b"\n") else float("inf")
+    except (ValueError, KeyError, TypeError, RecursionError):
         return float("inf")

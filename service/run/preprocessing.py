@@ -4,19 +4,24 @@ It is saved with every checkpoint, so that a network can be used where its train
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import FailFast, Field
 
 from model.alexnet import TORCHVISION_MEAN
+from pipeline.command import InputError
+from pipeline.foreign import Count, checked, read_json, require_array
 from pipeline.load.batch_loader import central_crop
 from pipeline.load.graph import square_side
 from pipeline.manifest import Dataset, PictureClass, array_bytes, load_mean
 
+MOST_JSON: Final = 64 * 2**20  # bytes; of a thousand classes 0.1 MB
 PREPROCESSING_FILE: Final = "preprocessing.json"
 MEAN_FILE: Final = "mean.npy"
 DATASET_OPTIONS: Final = ("size", "quality", "seed", "val_fraction", "shard_samples", "encoder")  # of sharding
@@ -74,23 +79,54 @@ def dataset_facts(dataset: Dataset) -> dict[str, Any]:
     }
 
 
+@dataclass
+class _Facts:
+    """What a network's pictures were made like, as its file says."""
+
+    size: Annotated[Count, Field(le=65535)]
+    quality: Count
+    classes: Annotated[tuple[PictureClass, ...], FailFast(), Field(max_length=10**6)]
+
+
+@dataclass
+class _DatasetFacts(_Facts):
+    """The same and, but for an earlier version, what decides the data set."""
+
+    seed: Any = 0
+    pictures: dict[str, Count] = field(default_factory=dict)
+
+
 def preprocessing_from(facts: Mapping[str, Any], mean: NDArray[np.float32]) -> Preprocessing:
-    """From the values of `facts` and the mean picture."""
-    return Preprocessing(
-        size=facts["size"],
-        quality=facts["quality"],
-        classes=tuple(PictureClass(**each) for each in facts["classes"]),
-        mean=mean,
-    )
+    """From the values of `facts` and the mean picture; ValueError where they are no such values."""
+    found = checked(_Facts, facts)
+    return Preprocessing(size=found.size, quality=found.quality, classes=found.classes, mean=mean)
 
 
 def read_preprocessing(checkpoint: Path) -> Preprocessing | None:
     """A verified checkpoint's; None where an earlier version wrote it, without."""
     facts = read_dataset_facts(checkpoint)
-    return preprocessing_from(facts, np.load(checkpoint / MEAN_FILE, allow_pickle=False)) if facts else None
+    if not facts:
+        return None
+    path, side = checkpoint / MEAN_FILE, square_side(facts["size"])
+    with _reading(path):
+        require_array(path, np.float32, (side, side, 3))
+    return preprocessing_from(facts, np.load(path, allow_pickle=False))
 
 
 def read_dataset_facts(checkpoint: Path) -> dict[str, Any]:
     """What a verified checkpoint says of its data set; of an earlier version size, quality and classes, or nothing."""
     path = checkpoint / PREPROCESSING_FILE
-    return json.loads(path.read_bytes()) if path.exists() else {}
+    if not path.exists():
+        return {}
+    with _reading(path):
+        facts = read_json(path, MOST_JSON)
+        checked(_DatasetFacts, facts)
+    return facts
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error}), expected as a run wrote it; choose another one") from error

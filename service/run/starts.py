@@ -11,8 +11,10 @@ from typing import Final
 
 from pipeline.command import InputError
 from pipeline.files import write_atomic
+from pipeline.foreign import Count, checked, read_json
 
 STARTS_FILE: Final = "starts.json"
+MOST_BYTES: Final = 4096
 
 
 def count_start(out: Path, step: int, most: int) -> None:
@@ -32,8 +34,8 @@ def count_start(out: Path, step: int, most: int) -> None:
 def starts_from(out: Path, step: int) -> int:
     """How many starts in a row went on from the checkpoint of `step`, and did not end in good order."""
     try:
-        found = json.loads((out / STARTS_FILE).read_bytes())
-        return int(found["starts"]) if found["step"] == step else 0
+        found = read_json(out / STARTS_FILE, MOST_BYTES)
+        return checked(Count, found["starts"]) if found["step"] == step else 0
     except (OSError, ValueError, KeyError, TypeError):  # none, or what a crash of the disk has left
         return 0
 

@@ -1,0 +1,98 @@
+"""Files that may come from elsewhere: their JSON and arrays are held against what is expected, before they are used.
+
+What is wrong is a ValueError of one line, which each reader makes an InputError that names the file and the remedy.
+"""
+
+import json
+import os
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import numpy as np
+from numpy.typing import DTypeLike
+from pydantic import Field, TypeAdapter, ValidationError
+
+from pipeline.files import open_regular
+
+MOST_DEPTH: Final = 24  # of lists and objects in one another; our own have 6 at most
+
+# A whole number that counts something; True is none, nor is 1.0.
+Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**64)]
+Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Measured = Annotated[float, Field(strict=True)]  # a run that diverged has measured NaN, or infinity
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+# Of a file that lies in a folder: no path, no hidden file, nothing that a line of text could not hold.
+FileName = Annotated[str, Field(pattern=r"^[^./\x00-\x1f][^/\x00-\x1f]{0,254}$")]
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """A file's bytes; ValueError where they are more than `most`, OSError where it is none or cannot be read."""
+    with open_regular(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > most:
+            raise ValueError(f"it has {size:,} bytes, expected at most {most:,}")
+        return stream.read(size)
+
+
+def parse_json(data: bytes | str) -> Any:
+    """The values of a JSON text; ValueError also where they lie too deep for whoever walks through them."""
+    try:
+        values = json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    _require_shallow(values, MOST_DEPTH)
+    return values
+
+
+def _require_shallow(values: Any, left: int) -> None:
+    inner = values.values() if isinstance(values, dict) else values if isinstance(values, list) else ()
+    if inner and not left:
+        raise ValueError("it is nested too deeply")
+    for each in inner:
+        if isinstance(each, dict | list):
+            _require_shallow(each, left - 1)
+
+
+def read_json(path: Path, most: int) -> Any:
+    """The values of a JSON file of `most` bytes at most; ValueError or OSError as those of the two above."""
+    return parse_json(read_regular(path, most))
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def checked(kind: Any, values: Any) -> Any:
+    """An object of a type, such as a dataclass, of values that JSON has; ValueError names the first that is wrong.
+
+    Numbers that the type does not say are strict may be converted; fields that it does not know are passed over.
+    """
+    try:
+        return _adapter(kind).validate_python(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{place}: {first['msg']}, not {first['input']!r:.80}"[:300]) from None
+
+
+def require_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> None:
+    """ValueError unless a file is an .npy of just such an array, by its header and length.
+
+    By itself numpy makes room for whatever a header asks for.
+    """
+    expected = shape, False, np.dtype(dtype)
+    with open_regular(path) as stream:
+        try:
+            if np.lib.format.read_magic(stream) != (1, 0):  # the next has a header of up to 4 GiB
+                raise ValueError("format")
+            header = np.lib.format.read_array_header_1_0(stream)
+        except Exception as error:  # it parses Python, and raises whatever that does
+            raise ValueError(f"its header is none of an .npy file: {error!r:.80}") from None
+        if header != expected:
+            raise ValueError(f"its header is {header!r:.100}, not {expected!r:.150}")
+        size = os.fstat(stream.fileno()).st_size - stream.tell()
+    if size != (bytes_ := expected[2].itemsize * int(np.prod(shape, dtype=object))):
+        raise ValueError(f"it has {size:,} bytes of values, not {bytes_:,}")
