@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 
 import numpy as np
 from numpy.typing import DTypeLike
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline.files import open_regular
 
@@ -25,6 +25,9 @@ Measured = Annotated[float, Field(strict=True)]  # a run that diverged has measu
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 # Of a file that lies in a folder: no path, no hidden file, nothing that a line of text could not hold.
 FileName = Annotated[str, Field(pattern=r"^[^./\x00-\x1f][^/\x00-\x1f]{0,254}$")]
+
+# `__pydantic_config__` of a dataclass that is read whole: a field that it lacks is a later version's.
+FORBID_UNKNOWN: Final = ConfigDict(extra="forbid")
 
 
 def read_regular(path: Path, most: int) -> bytes:
@@ -42,6 +45,8 @@ def parse_json(data: bytes | str) -> Any:
         values = json.loads(data)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    except UnicodeDecodeError as error:  # which would hold, and show, all of it
+        raise ValueError(f"it is no text: {error.reason} at byte {error.start:,}") from None
     _require_shallow(values, MOST_DEPTH)
     return values
 
@@ -68,14 +73,18 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 def checked(kind: Any, values: Any) -> Any:
     """An object of a type, such as a dataclass, of values that JSON has; ValueError names the first that is wrong.
 
-    Numbers that the type does not say are strict may be converted; fields that it does not know are passed over.
+    Numbers that the type does not say are strict may be converted; fields that it does not know are passed over, but
+    for FORBID_UNKNOWN.
     """
     try:
         return _adapter(kind).validate_python(values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{place}: {first['msg']}, not {first['input']!r:.80}"[:300]) from None
+        found = "" if first["type"] == "missing" else f", not {first['input']!r:.80}"
+        raise ValueError(f"{place}: {first['msg']}{found}"[:300]) from None
+    except OverflowError as error:  # a whole number in place of a float
+        raise ValueError(str(error)) from None
 
 
 def require_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> None:

@@ -192,7 +192,7 @@ def _facts_beside(path: Path) -> str | None:
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors = read_tensor_file(path, lambda name: True)  # which also finds what is damaged
-    return tensors, json.loads(tensor_header(path)).get("__metadata__", {})
+    return tensors, json.loads(tensor_header(path)).get("__metadata__") or {}
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:

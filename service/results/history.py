@@ -76,16 +76,15 @@ def read_history(folder: Path, name: str) -> RunHistory:
     try:
         for record in read_records(folder / LOG_FILE):
             if record.pop("validation", False):
-                checked(Validation, record)
-                validations.append(Validation(**record))
+                validations.append(checked(Validation, record))
                 continue
             if record.get("evaluation"):
                 final = float(checked(Measured, record["top1"]))
                 continue
-            checked(_Step, record)
-            step, final = record["step"], None  # what was measured before is another network's
+            done = checked(_Step, record)
+            step, final = done.step, None  # what was measured before is another network's
             for column, field in zip(columns, COLUMNS, strict=True):
-                column.append(record[field])
+                column.append(getattr(done, field))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{folder / LOG_FILE} is damaged ({error!r:.300}), expected a log of service.train") from error
     epochs, losses, rates, speeds = (np.array(column) for column in columns)

@@ -33,7 +33,7 @@ from pipeline.files import (
     sha256_of,
     write_atomic,
 )
-from pipeline.foreign import Count, FileName, Measured, Sha256, checked, read_json
+from pipeline.foreign import FORBID_UNKNOWN, Count, FileName, Measured, Sha256, checked, read_json
 from service.run.event_fields import check_event
 
 FOLDER: Final = "checkpoints"
@@ -59,6 +59,8 @@ Tensors = dict[str, dict[str, Tensor]]  # by file name, then by tensor name
 class Validation:
     """The error on the whole validation set after an epoch."""
 
+    __pydantic_config__ = FORBID_UNKNOWN
+
     epoch: Count
     step: Count
     loss: Measured
@@ -69,6 +71,8 @@ class Validation:
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """The error of a finished network on the validation set, averaged over the paper's ten views of each picture."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
 
     epoch: Count
     step: Count
@@ -82,6 +86,8 @@ class Evaluation:
 @dataclass(frozen=True, kw_only=True)
 class RunState:
     """Where a run stands; with its tensors all that a resume needs (there is no random state)."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
 
     step: Count = 0
     position: Count = 0  # the next training position
@@ -319,16 +325,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _read_state(path: Path) -> RunState:
-    fields = read_json(path / "state.json", MOST_JSON)
-    checked(RunState, fields)
-    for event in fields["events"]:
+    state: RunState = checked(RunState, read_json(path / "state.json", MOST_JSON))
+    for event in state.events:
         check_event(event)
-    history = tuple(Validation(**entry) for entry in fields["history"])
-    evaluation = fields.get("evaluation")
-    measured = Evaluation(**{**evaluation, "interval": tuple(evaluation["interval"])}) if evaluation else None
-    losses = tuple((step, loss) for step, loss in fields.get("recent_losses", ()))
-    read = {"history": history, "events": tuple(fields["events"]), "evaluation": measured, "recent_losses": losses}
-    return RunState(**{**fields, **read})
+    return state
 
 
 def identity_of(checkpoint: Path) -> str:

@@ -10,7 +10,7 @@ from pipeline.foreign import Count, Real, checked
 class _Event:
     kind: str
     step: Count
-    epoch: Real = 0.0
+    epoch: Real
 
 
 @dataclass

@@ -56,7 +56,9 @@ def test_what_is_saved_comes_back_exactly(tmp_path: Path) -> None:
     model, optimizer = network(seed=1)
     for velocity in optimizer.velocities.values():
         velocity.normal_()
-    state = RunState(step=7, position=56, restarts=2, history=history(0.5, 0.4), events=({"kind": "x", "step": 3},))
+    state = RunState(
+        step=7, position=56, restarts=2, history=history(0.5, 0.4), events=({"kind": "x", "step": 3, "epoch": 0.5},)
+    )
     path = save_checkpoint(tmp_path, state, copy_tensors(model, optimizer), RUN)
     found = newest_checkpoint(tmp_path, print)
     assert found and found.path == path and found.state == state and found.run == RUN

@@ -12,7 +12,7 @@ import pytest
 from networks import saved_network, small_run
 from pipeline.command import InputError
 from pipeline.files import sha256_of
-from pipeline.manifest import DATASET_FILE, Dataset, PictureClass, Split, encode_dataset, load_dataset
+from pipeline.manifest import DATASET_FILE, Dataset, PictureClass, Shard, Split, encode_dataset, load_dataset
 from service.run.checkpoint import MANIFEST, read_checkpoint
 from service.run.config import check_same_call, run_fields
 from service.run.dataset_change import change_since, describe_change
@@ -26,7 +26,10 @@ def with_classes(dataset: Dataset, *ids: str, words: str = "") -> Dataset:
 
 
 def with_pictures(dataset: Dataset, **pictures: int) -> Dataset:
-    splits = {name: Split(samples=samples, shards=()) for name, samples in pictures.items()}
+    shards = {
+        name: Shard(name="000000.tar", samples=samples, bytes=0, sha256="0" * 64) for name, samples in pictures.items()
+    }
+    splits = {name: Split(samples=samples, shards=(shards[name],)) for name, samples in pictures.items()}
     return replace(dataset, splits=splits, source_sha256="of others")
 
 
