@@ -113,11 +113,15 @@ def assemble(
 ) -> TrainedNetwork:
     """A network with these weights; InputError where their names or shapes are not the network's."""
     classes = len(preprocessing.classes)
+    if crop > preprocessing.side:
+        raise InputError(
+            f"{path} takes crops of {crop} pixels, expected at most {preprocessing.side}, its pictures' side"
+        )
     try:
         with torch.device("meta"):  # first its shapes alone: a file may ask for a network of any size
             check_weights(path, make_network(config, classes=classes, crop=crop, seed=0), weights)
         model = make_network(config, classes=classes, crop=crop, seed=0)
-    except (ValueError, TypeError, OverflowError, RuntimeError) as error:
+    except (ValueError, TypeError, ArithmeticError, IndexError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path} holds no network that can be built: {reason}") from error
     load_weights(path, model, weights)

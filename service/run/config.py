@@ -13,6 +13,7 @@ from model.layers.lrn import LRNConfig
 from model.optim import FOLLOW_EPOCHS, OptimConfig
 from pipeline.command import InputError
 from pipeline.files import write_atomic
+from pipeline.foreign import Count, Real, checked
 from pipeline.load.augment import AugmentConfig
 from pipeline.load.config import PLACE_AND_SPEED, DataConfig
 
@@ -314,12 +315,42 @@ def with_defaults(fields: dict[str, Any]) -> dict[str, Any]:
     return flattened(run_fields(Run(), "")) | flattened(fields)
 
 
+@dataclass
+class _Model:
+    precision: str
+
+
+@dataclass
+class _Optim:
+    lr: Real
+
+
+@dataclass
+class _Fields:
+    """What a resume or a fork uses of a run.json beside comparing it."""
+
+    model: _Model
+    optim: _Optim
+    epochs: Count
+
+
+def check_fields(place: Path, theirs: dict[str, Any]) -> None:
+    """InputError where a checkpoint's run.json is no run's."""
+    try:
+        checked(_Fields, theirs)
+    except ValueError as error:
+        raise InputError(
+            f"{place} holds a run.json of another kind ({error}), expected a run's; give another"
+        ) from error
+
+
 def check_same_run(out: Path, theirs: dict[str, Any], ours: dict[str, Any], dataset_change: str = "") -> None:
     """InputError naming the fields in which a checkpoint in `out` and this call disagree, but for MAY_CHANGE.
 
     Under the schedule manual the rate may change too; under one that ends with the run's epochs, these may not: other
     epochs would be another schedule, from the first step on. A fork may have it.
     """
+    check_fields(out, theirs)
     schedule = ours["optim"]["schedule"]
     allowed = MAY_CHANGE | ({"optim.lr"} if schedule == "manual" else set())
     if schedule in FOLLOW_EPOCHS:

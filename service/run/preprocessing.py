@@ -85,7 +85,7 @@ class _Facts:
 
     size: Annotated[Count, Field(le=65535)]
     quality: Count
-    classes: Annotated[tuple[PictureClass, ...], FailFast(), Field(max_length=10**6)]
+    classes: Annotated[tuple[PictureClass, ...], FailFast(), Field(min_length=1, max_length=10**6)]
 
 
 @dataclass

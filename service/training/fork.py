@@ -12,8 +12,8 @@ from model.optim import OptimConfig
 from pipeline.command import InputError
 from pipeline.manifest import Dataset
 from service.network.read import load
-from service.run.checkpoint import RunState, find_checkpoint, identity_of, read_tensors
-from service.run.config import MAY_CHANGE, Run, differences, with_defaults
+from service.run.checkpoint import Checkpoint, RunState, find_checkpoint, identity_of, read_tensors
+from service.run.config import MAY_CHANGE, Run, check_fields, differences, with_defaults
 from service.run.dataset_change import change_since
 from service.run.events import Event, make_fork_event, make_rate_event, rates_of
 
@@ -49,6 +49,7 @@ def _fork(parent: Path, run: Run, fields: Mapping[str, Any], dataset: Dataset, s
     if parent.is_file():
         raise InputError(f"{parent} holds weights alone, expected a run or a checkpoint of one; use --keep weights")
     checkpoint = find_checkpoint(parent)
+    check_fields(checkpoint.path, checkpoint.run)
     theirs = with_defaults(checkpoint.run)
     names = [name for name in theirs if name.startswith(FORK_MUST_AGREE) and not name.startswith(FORK_MAY_CHANGE)]
     change = change_since(checkpoint, dataset)
@@ -62,12 +63,20 @@ def _fork(parent: Path, run: Run, fields: Mapping[str, Any], dataset: Dataset, s
     decisive = [name for name in ours if name.startswith("optim.") or (name == "epochs" and run.optim.follows_epochs)]
     new_schedule = any(theirs[name] != ours[name] for name in decisive)
     state = replace(checkpoint.state, restarts=0, evaluation=None)
-    old = rates_of(OptimConfig(**checkpoint.run["optim"]), state, samples, checkpoint.run["epochs"])
+    old = rates_of(_optim(checkpoint), state, samples, checkpoint.run["epochs"])
     event = make_fork_event(state, samples, identity, "all", new_schedule)
     state = replace(state, events=(*state.events, event))
     if (new := rates_of(run.optim, state, samples, run.epochs)) != old:
         state = replace(state, events=(*state.events, make_rate_event(state, samples, old, new, "command line")))
     return Start(state, read_tensors(checkpoint), checkpoint.run, event, ())
+
+
+def _optim(checkpoint: Checkpoint) -> OptimConfig:
+    try:
+        return OptimConfig(**checkpoint.run["optim"])
+    except (ValueError, TypeError) as error:
+        reason = f"{checkpoint.path} has options --optim of another version ({error!r:.200})"
+        raise InputError(f"{reason}, expected those of this one; use --keep weights") from error
 
 
 def _weights(parent: Path, run: Run, dataset: Dataset, samples: int) -> Start:

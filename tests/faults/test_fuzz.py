@@ -140,6 +140,7 @@ def cell(column: str, value: int) -> Callable[[Path], None]:
     return rows(change)
 
 
+NULL = b'{"__metadata__":null}'
 TENSORS = "network.safetensors"
 STEP = {"step": 9, "epoch": 2.25, "loss": 1.0, "learning_rate": 0.1, "images_per_second": 1.0}
 EVENT = {"step": 2, "epoch": 0.5}
@@ -147,18 +148,11 @@ EVENT = {"step": 2, "epoch": 0.5}
 CORPUS: dict[str, list[tuple[Callable[[Path], None], str]]] = {
     "checkpoint": [
         (listed("/dev/zero"), "manifest does not hold"),  # of no bytes, and hashed for ever
-        (listed("../x"), "manifest does not hold"),
-        (listed("a\nb"), "manifest does not hold"),
         (listed(".."), "manifest does not hold"),
-        (listed("more", [2**60, "0" * 64]), "manifest does not hold"),
-        (listed("more", None), "manifest does not hold"),
         (file("manifest.json", deep(100_000)), "manifest does not hold"),
         (file("manifest.json", b'{"files": "\xff' + b"x" * 9999), "manifest does not hold"),
-        (put("manifest.json", lambda values: []), "manifest does not hold"),
         (link("manifest.json", "/dev/zero"), "manifest does not hold"),
-        (link("manifest.json", "manifest.json"), "manifest does not hold"),
         (pipe("manifest.json"), "manifest does not hold"),
-        (pipe("run.json"), "damaged|does not hold|another size"),
         (file("state.json", deep(100_000)), "state is of another kind"),
         (put("state.json", lambda values: None), "state is of another kind"),
         (put("state.json", lambda values: {**values, "step": -1}), "state is of another kind"),
@@ -180,14 +174,9 @@ CORPUS: dict[str, list[tuple[Callable[[Path], None], str]]] = {
         (file("mean.npy", b"\x93NUMPY\x02\x00\xff\xff\xff\xff"), "mean.npy is damaged"),
     ],
     "data set": [
-        (link("dataset.json", "/dev/zero"), "dataset.json"),
-        (pipe("dataset.json"), "dataset.json"),
-        (file("dataset.json", deep(100_000)), "dataset.json is damaged"),
         (file("dataset.json", b'"\xff' + b"x" * 9999), "dataset.json is damaged"),
         (put("dataset.json", lambda values: {**values, "size": -1}), "dataset.json is damaged"),
         (put("dataset.json", lambda values: {**values, "rejected": "1"}), "dataset.json is damaged"),
-        (put("dataset.json", lambda values: {**values, "colour": 3}), "dataset.json is damaged"),
-        (put("dataset.json", lambda values: {**values, "store": "zip"}), "dataset.json is damaged"),
         (put("dataset.json", lambda values: {**values, "schema_version": "x\n" * 999}), "schema version"),
         (put("dataset.json", lambda values: {**values, "files": {}}), "dataset.json is damaged"),
         (
@@ -203,7 +192,6 @@ CORPUS: dict[str, list[tuple[Callable[[Path], None], str]]] = {
         (rows(lambda table: np.zeros(len(table))), "samples.npy is damaged"),
         (rows(lambda table: table[:, None]), "samples.npy is damaged"),
         (file("train/samples.npy", b"\x93NUMPY\x02\x00\xff\xff\xff\xff"), "samples.npy is damaged"),
-        (pipe("train/samples.npy"), "samples.npy"),
         (cell("shard", 9), "row 1, shard 9"),
         (cell("offset", 2**64 - 1), "row 1, offset"),
         (cell("offset", 0), "row 1, offset"),
@@ -213,11 +201,9 @@ CORPUS: dict[str, list[tuple[Callable[[Path], None], str]]] = {
         (file("mean.npy", array_bytes(np.zeros((2, 2, 3), np.float32))), "mean.npy is damaged"),
     ],
     "run compared": [
-        (pipe("log.jsonl"), "log.jsonl"),
         (file("log.jsonl", deep(100_000) + b"\n" + line(**STEP)), "log.jsonl is damaged"),
         (file("log.jsonl", line(**{**STEP, "step": float("inf")})), "log.jsonl is damaged"),
         (file("log.jsonl", line(**{**STEP, "epoch": float("nan")})), "log.jsonl is damaged"),
-        (file("log.jsonl", line(**{**STEP, "loss": "1"})), "log.jsonl is damaged"),
         (file("log.jsonl", b" " * 2**21 + line(**STEP)), "bytes in one"),
         (appended("log.jsonl", line(validation=True, epoch="x", step=1, loss=1, top1=1, top5=1)), "log.jsonl is dam"),
         (appended("log.jsonl", line(evaluation=True, top1=10**400)), "log.jsonl is damaged"),
@@ -230,14 +216,12 @@ CORPUS: dict[str, list[tuple[Callable[[Path], None], str]]] = {
         (pipe("run.json"), ""),
     ],
     "weights": [
-        (file("w.safetensors", b""), "damaged"),
-        (file("w.safetensors", (2**40).to_bytes(8, "little") + b"{}"), "damaged"),
-        (file("w.safetensors", (17).to_bytes(8, "little") + b'{"__metadata__":null}'[:17]), "damaged"),
+        (lambda root: exported(root, classes=[]), "another version"),
+        (file("w.safetensors", len(NULL).to_bytes(8, "little") + NULL), "has no classifier.6.weight"),
+        (lambda root: exported(root, crop=67, model={"layout": "towers", "fc_width": 2**22, "lrn": {}}), "holds"),
+        (lambda root: exported(root, crop=67, model={"layout": "towers", "fc_width": 2**62, "lrn": {}}), "no network"),
         (lambda root: exported(root, crop=0), "another version"),
-        (lambda root: exported(root, crop=10**30), "another version"),
-        (lambda root: exported(root, size=-1), "another version"),
         (lambda root: exported(root, step=-1), "another version"),
-        (lambda root: exported(root, model={"layout": "towers", "fc_width": 10**12, "lrn": {}}), "holds"),
         (lambda root: exported(root, classes=[{"index": "0", "id": 1, "words": None}]), "another version"),
     ],
 }
