@@ -18,8 +18,15 @@ from typing import Final
 from pipeline.command import InputError
 from pipeline.files import free_bytes, sha256_of, write_atomic
 from pipeline.folder import Folder, folder_at
-from pipeline.foreign import Count, checked, read_json
-from pipeline.manifest import DATASET_FILE, MEAN_FILE, REJECTS_FILE, SAMPLES_FILE, parse_dataset
+from pipeline.foreign import Count, checked, read_json, read_regular
+from pipeline.manifest import (
+    DATASET_FILE,
+    MEAN_FILE,
+    MOST_DESCRIPTION_BYTES,
+    REJECTS_FILE,
+    SAMPLES_FILE,
+    parse_dataset,
+)
 from pipeline.reading.cache import LOCK_FILE, SEGMENT_SUFFIX, Held
 from pipeline.reading.fetch import patiently
 
@@ -153,8 +160,8 @@ def _may_take(root: Path) -> int:
 def _is_cache(folder: Path) -> bool:
     """Whether open_place made this folder, whose name ends as the data set in it says; a person's own never does."""
     try:
-        place, dataset = remote_place(folder), (folder / DATASET_FILE).read_bytes()
-    except (OSError, TypeError, ValueError):
+        place, dataset = remote_place(folder), read_regular(folder / DATASET_FILE, MOST_DESCRIPTION_BYTES)
+    except (OSError, ValueError, InputError):
         return False
     ours = place is not None and folder.name.endswith(f"-{_digest(dataset)}") and (folder / LOCK_FILE).is_file()
     return ours and not folder.is_symlink()
