@@ -5,7 +5,7 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow portable faults compose check format clean
+.PHONY: demo test slow portable faults fuzz compose check format clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m pipeline.sample data/sample
@@ -37,6 +37,11 @@ portable: $(VENV)/installed-dev
 SEED ?= 0
 faults: $(VENV)/installed-dev
 	PYTHONPATH=tests/helpers $(BIN)/python tests/faults/run.py --seed $(SEED)
+
+# Mutations of all that is read from elsewhere, so many seconds of each; a part of it is in `make test`.
+SECONDS ?= 60
+fuzz: $(VENV)/installed-dev
+	PYTHONPATH=.:tests/helpers $(BIN)/python tests/faults/fuzz.py --seed $(SEED) --seconds $(SECONDS)
 
 # Builds the image, and runs the containers for real; needs a Docker engine with Compose.
 compose:

@@ -1,6 +1,6 @@
 """A mutation fuzzer of all that reads files which may come from elsewhere; each execution is repeated by its number.
 
-    PYTHONPATH=.:tests/helpers:tests/faults python tests/faults/fuzz.py --seconds 600 --seed 3
+    make fuzz SEED=3 SECONDS=600
 
 A reader may read what a mutation left, or refuse it by an InputError of one line. Another exception, more than SECONDS
 and more than MEMORY are findings.

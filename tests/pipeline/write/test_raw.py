@@ -288,5 +288,5 @@ def test_a_picture_that_changes_before_the_contact_sheet_is_an_error(
 def test_another_store_is_no_data_set(raw: Path, tmp_path: Path) -> None:
     dataset = replace(load_dataset(raw), store=cast(Any, "webp"))
     (tmp_path / "dataset.json").write_bytes(encode_dataset(dataset))
-    with pytest.raises(InputError, match="store: .* not 'webp'"):
+    with pytest.raises(InputError, match=r"store: .* not 'webp'"):
         load_dataset(tmp_path)
