@@ -198,7 +198,7 @@ def _line(record: dict[str, Any]) -> bytes:
 
 def _content(path: Path) -> bytes:
     try:
-        return read_regular(path, MOST_BYTES) if path.exists() else b""
+        return read_regular(path, MOST_BYTES) if path != NOWHERE and path.exists() else b""
     except OSError as error:
         raise _unreadable(path, error) from error
     except ValueError as error:
