@@ -93,6 +93,7 @@ def _from_shards(checkpoint: Checkpoint) -> Preprocessing:
 
 def model_config(values: dict[str, Any]) -> ModelConfig:
     """The ModelConfig of a run.json, in float32; what an earlier version did not know has its default."""
+    checked(dict[str, Any], values)
     known = {each.name for each in fields(ModelConfig)}
     if unknown := values.keys() - known:
         raise ValueError(f"unknown {', '.join(sorted(unknown))}")

@@ -17,6 +17,7 @@ from safetensors.torch import save
 from fuzz import TARGETS, files_of, fuzz, mutated_json, seed_of
 from pipeline.command import InputError
 from pipeline.manifest import array_bytes, load_dataset, load_samples
+from service.network.read import load
 
 EXECUTIONS = 300  # of each target, in about two seconds
 REFUSED_AT_LEAST = {"data set verified": 1}  # which reports faults in place of refusing
@@ -275,6 +276,20 @@ def test_what_was_found(target: str, number: int, tmp_path: Path, monkeypatch: p
     assert bool(refused) == bool(said)
     if said:
         assert re.search(said, refused[0]), refused[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("run.json", {"model": 3}), ("run.json", {"data": []}), ("preprocessing.json", {"classes": []})],
+)
+def test_a_network_of_a_checkpoint_of_another_kind(tmp_path: Path, name: str, changes: dict[str, Any]) -> None:
+    """What only who builds the network sees, found after some hundred thousand executions."""
+    copy = tmp_path / "copy"
+    shutil.copytree(seed_of("checkpoint"), copy)
+    put(name, lambda values: {**values, **changes})(copy)
+    TARGETS["checkpoint"].reseal(copy)
+    with pytest.raises(InputError, match=f"another version|{name} is damaged"):
+        load(copy, "cpu")
 
 
 def test_links_to_regular_files_are_followed(tmp_path: Path) -> None:
