@@ -4,8 +4,8 @@
 
 Each round saves once into each folder, and once into the last one as if its disk took `slow` MB/s, which is made by
 waiting in each flush. The pause is what the training loop waits for: the copy of weights and velocities. Memory is the
-most that the process had above what it had before (VmHWM), in units of what is saved. A step of batch 128 in float32,
-eager, is timed in the same rounds.
+most that the process had (VmHWM) above what it had before the first save, in units of what is saved. Then steps of
+batch 128 in float32 are timed, eager.
 """
 
 import statistics
@@ -78,10 +78,10 @@ def memory(which: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{which}:"))
 
 
-def saved(snapshots: Snapshots, saver: BackgroundSaver, step: int) -> Cost:
-    """One save, as the worker does it."""
+def saved(snapshots: Snapshots, saver: BackgroundSaver, step: int, before: int) -> Cost:
+    """One save, as the worker does it; before: bytes that the process had before the first."""
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before, start = memory("VmRSS"), time.monotonic()
+    start = time.monotonic()
     saver.wait()
     saver.submit(RunState(step=step), snapshots.take())
     pause = time.monotonic() - start
@@ -107,7 +107,7 @@ def main() -> None:
     optimizer = MomentumSGD(OptimConfig(), dict(model.named_parameters()))
     training = TrainingState(model, optimizer, torch.zeros(CROP, CROP, 3), torch.tensor(True))
     size = sum(each.nbytes for each in (*model.parameters(), *optimizer.velocities.values()))
-    snapshots, steps = Snapshots(model, optimizer), list[float]()
+    snapshots, before = Snapshots(model, optimizer), memory("VmRSS")
     places = {str(folder): (folder, 0.0) for folder in options.folders}
     places[f"{options.folders[-1]}, {options.slow:g} MB/s"] = options.folders[-1], options.slow * MEGABYTE
     costs: dict[str, list[Cost]] = {name: [] for name in places}
@@ -120,14 +120,13 @@ def main() -> None:
                 saver = BackgroundSaver(writer)
                 if rate:
                     with flushes_at(rate):
-                        cost = saved(snapshots, saver, number + 1)
+                        cost = saved(snapshots, saver, number + 1, before)
                 else:
-                    cost = saved(snapshots, saver, number + 1)
+                    cost = saved(snapshots, saver, number + 1, before)
                 saver.close()
             if number:  # the first is to be warm
                 costs[name].append(cost)
-        if options.step:
-            steps.append(timed_step(training))
+    steps = [timed_step(training) for _ in range(options.rounds + 1)] if options.step else []
     rows = []
     for name, found in costs.items():
         pauses, durable = [each.pause for each in found], [each.durable for each in found]
