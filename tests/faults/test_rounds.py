@@ -15,7 +15,7 @@ from rounds import Grounds, played, prepared
 
 pytestmark = pytest.mark.skipif(not COMPILER, reason=WHY_NOT)
 
-DEFAULT = ("killed again and again", "shard truncated")
+DEFAULT = ("shard truncated",)
 
 
 @pytest.fixture(scope="module")

@@ -182,6 +182,7 @@ run_command(train.main)
 """
 
 
+@pytest.mark.slow
 def test_a_stop_during_the_last_validation_does_not_count_as_done(shards: Path, tmp_path: Path) -> None:
     arguments = command(shards, tmp_path, "--epochs", "1")
     status, output = run([arguments[0], "-c", TOLD_WHILE_VALIDATING, *arguments[3:]])
