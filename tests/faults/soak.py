@@ -127,7 +127,9 @@ def soak(minutes: float, seed: int) -> Soak:
     if watched:
         fired = {name for _, name in found.alerts}
         found.faults += [f"{name} fired" for name in NEVER if name in fired]
-        expected = {alert for kind, alert in EXPECTED.items() if found.rounds[kind]}
+        said = [end.output for end in disturbed.ends]
+        expected = {alert for words, alert in EXPECTED.items() if sum(each.count(words) for each in said) >= OFTEN}
+        expected |= {"TrainerDown"} if found.rounds["down"] else set()
         found.faults += [f"{name} did not fire" for name in sorted(expected - fired)]
     return found
 
