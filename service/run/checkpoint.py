@@ -146,7 +146,11 @@ def read_tensor_file(path: Path, wanted: Callable[[str], bool]) -> dict[str, Ten
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys() if wanted(name)}
-    except (OSError, MemoryError):  # the file system, or a limit, does not let it be mapped
+    except (
+        OSError,
+        MemoryError,
+        RuntimeError,
+    ):  # the file system, or a limit, does not let it be mapped; torch says so
         return {name: tensor for name, tensor in deserialise(path.read_bytes()).items() if wanted(name)}
 
 

@@ -27,7 +27,14 @@ OPTIONS: Final = (
 )
 MOST_STARTS: Final = 6
 PATIENCE: Final = 120.0  # seconds
-WHY: Final = ("error: ", " failed (", "MemoryError", "bad_alloc", "ChildFailedError")  # a line with one says why
+WHY: Final = (
+    "error: ",
+    " failed (",
+    "MemoryError",
+    "Cannot allocate memory",
+    "bad_alloc",
+    "ChildFailedError",
+)  # a line with one says why
 
 Layout = Literal["one process", "two ranks"]
 
