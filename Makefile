@@ -33,10 +33,11 @@ portable: export TORCH_COMPILE_CACHE_KEY_TAG := avx2
 portable: $(VENV)/installed-dev
 	$(PYTEST) -m 'not slow' $$(grep -lE '^(from|import) (torch|model)\b|^from processes import (\(|.*\bcommand\b)' $$(find tests -name 'test_*.py'))
 
-# Every state that a crash may leave of what is written; a part of it is in `make test`.
+# Crashes, faults while it runs, hostile files, load and a soak, in under an hour; a part of it is in `make test`.
 SEED ?= 0
+ROUNDS ?= 200
 faults: $(VENV)/installed-dev
-	PYTHONPATH=tests/helpers $(BIN)/python tests/faults/run.py --seed $(SEED)
+	PYTHONPATH=tests/helpers:tests/docker $(BIN)/python tests/faults/run.py --seed $(SEED) --rounds $(ROUNDS)
 
 # Mutations of all that is read from elsewhere, so many seconds of each; a part of it is in `make test`.
 SECONDS ?= 60

@@ -11,20 +11,21 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import IO, Annotated, Any, Final
 
 import torch
 from pydantic import FailFast, Field
 from safetensors import safe_open
 from safetensors.torch import load as deserialise
-from safetensors.torch import save as serialise
 from torch import Tensor
 
 from model.network import Network
 from model.optim import MomentumSGD
 from pipeline.command import InputError, printable, say
 from pipeline.files import (
+    atomic_writer,
     fsync_folder,
     is_temporary,
     make_folders,
@@ -47,6 +48,7 @@ MOST_MANIFEST: Final = 2**20
 MOST_JSON: Final = 16 * 2**20
 _MOST_HEADER: Final = 16 * 2**20
 _MOST_FILE: Final = 64 * 2**30
+_DTYPES: Final = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16"}
 _LEFT: Final = ("tmp", "replaced", "removed")  # with a dot before: what is no checkpoint yet, or no more
 # Before a velocity's name in a tower's file, and before an averaged weight's; weights have their plain names.
 MOMENTUM: Final = "momentum."
@@ -172,11 +174,11 @@ def read_tensor_file(path: Path, wanted: Callable[[str], bool]) -> dict[str, Ten
         try:
             with safe_open(path, "pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys() if wanted(name)}
-        except (OSError, MemoryError):  # the file system, or a limit, does not let it be mapped
+        except (OSError, MemoryError, RuntimeError):  # the file system, or a limit, which torch reports
             return {name: tensor for name, tensor in deserialise(path.read_bytes()).items() if wanted(name)}
-    except MemoryError:
-        raise  # this machine's fault, not the file's
     except Exception as error:  # a type that torch does not know is an error of any type
+        if isinstance(error, MemoryError) or "memory" in str(error):
+            raise  # this machine's fault, not the file's
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{path} is damaged ({reason}), expected a .safetensors file; copy it again") from error
 
@@ -246,7 +248,8 @@ def save_checkpoint(
     temporary.mkdir()
     try:
         for name, file in tensors.items():
-            write_atomic(temporary / name, serialise(file))
+            with atomic_writer(temporary / name) as stream:
+                _write_tensors(stream, file)
         _write_json(temporary / "state.json", asdict(state))
         _write_json(temporary / "run.json", run)
         for name, data in (files or {}).items():
@@ -270,6 +273,24 @@ def save_checkpoint(
     fsync_folder(parent)  # and only then: a crash may undo the renames, but not what is removed
     shutil.rmtree(replaced, ignore_errors=True)
     return final
+
+
+def _write_tensors(stream: IO[bytes], tensors: Mapping[str, Tensor]) -> None:
+    """Write the bytes that safetensors.torch.save gives, without holding them: a second copy of half a gigabyte.
+
+    Its save_file holds none either, but says what the system's error was only in words, and lets nobody else read.
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+    ends = list(accumulate((tensors[name].nbytes for name in names), initial=0))
+    header = {
+        name: {"dtype": _DTYPES[tensors[name].dtype], "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
+        for name, begin, end in zip(names, ends, ends[1:], strict=False)
+    }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    stream.write(len(text).to_bytes(8, "little") + text)
+    for name in names:
+        stream.write(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def write_latest(checkpoint: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Final
 
 from crashes import place
 from disturbances import DISTURBANCES
-from failing_calls import library
+from failing_calls import Failing, library
 from processes import small_shards
 from trial import Layout, Lost, Trial, Undisturbed, undisturbed
 
@@ -62,10 +62,14 @@ def played(grounds: Grounds, kind: str, number: int, seed: int) -> Round:
         shards=str(folder / "shards"),
         layout=disturbance.layout,
         library=grounds.library,
+        options=disturbance.options,
+        always=(Failing("mmap", "ENODEV", folder / "shards"),) if disturbance.unmapped else (),
         random=random.Random(f"{seed} {kind} {number}"),
     )
     start, named = time.monotonic(), False
     try:
+        trial.start()
+        trial.reach_some_step()
         disturbance.disturb(trial)
         trial.finish()
         named = disturbance.damages and trial.named_damage()
@@ -79,7 +83,7 @@ def played(grounds: Grounds, kind: str, number: int, seed: int) -> Round:
     return Round(kind, number, len(trial.ends), time.monotonic() - start, fault, named)
 
 
-def rounds(count: int, seed: int, kinds: Sequence[str] = tuple(DISTURBANCES), jobs: int = JOBS) -> Iterator[Round]:
+def rounds(count: int, seed: int, kinds: tuple[str, ...] = tuple(DISTURBANCES), jobs: int = JOBS) -> Iterator[Round]:
     """So many rounds, the kinds in turn; each as it ends."""
     with place() as folder, ThreadPoolExecutor(jobs) as pool:
         grounds = prepared(folder, sorted({DISTURBANCES[kind].layout for kind in kinds}))

@@ -1,5 +1,6 @@
 """A training run that something is done to, and whether it came to what it would have come to without."""
 
+import json
 import os
 import random
 import signal
@@ -13,9 +14,10 @@ from typing import Any, Final, Literal, NamedTuple
 
 import torch
 
-from failing_calls import rules
+from failing_calls import Failing, rules
 from processes import command, descendants, losses, rank_pids, weights
 from service.run.checkpoint import FOLDER, LATEST, newest_checkpoint
+from service.run.log import LOG_FILE
 
 STEPS: Final = 30
 EVERY: Final = 4  # steps from one checkpoint to the next
@@ -25,6 +27,14 @@ OPTIONS: Final = (
 )
 MOST_STARTS: Final = 6
 PATIENCE: Final = 120.0  # seconds
+WHY: Final = (
+    "error: ",
+    " failed (",
+    "MemoryError",
+    "Cannot allocate memory",
+    "bad_alloc",
+    "ChildFailedError",
+)  # a line with one says why
 
 Layout = Literal["one process", "two ranks"]
 
@@ -52,7 +62,7 @@ class Lost(AssertionError):
 class Trial:
     """One round: a run of its own in `folder`, over `shards` that are its own too.
 
-    library: the one that makes calls fail, whose rules are a file of `folder`.
+    library: the one that makes calls fail, whose rules are a file of `folder`. always: calls that always fail.
     """
 
     folder: Path
@@ -61,6 +71,7 @@ class Trial:
     library: Path
     random: random.Random
     options: tuple[str, ...] = ()
+    always: tuple[Failing, ...] = ()
     ends: list[End] = field(default_factory=list)
     process: "subprocess.Popen[bytes] | None" = None
     disturbed_at: int = 0  # the step that was logged when something was done
@@ -77,6 +88,8 @@ class Trial:
 
     def start(self) -> None:
         """Start the run, or start it again."""
+        assert self.process is None, "it runs already"
+        self.fail()
         arguments = command(self.shards, self.out, *OPTIONS, *self.options)
         if self.layout == "two ranks":
             arguments = [sys.executable, "-m", "service.launch", "--nproc-per-node", "2", *arguments[3:]]
@@ -95,8 +108,13 @@ class Trial:
         """What this start has said so far."""
         return (self.folder / f"output-{len(self.ends)}").read_text(encoding="utf-8", errors="replace")
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal, unless it has ended."""
+        assert self.process
+        self.process.send_signal(number)
+
     def ended(self, within: float = PATIENCE) -> End:
-        """Wait for this start's end."""
+        """Wait for this start's end, which says why in a line unless it was asked for."""
         assert self.process
         try:
             status = self.process.wait(within)
@@ -106,6 +124,8 @@ class Trial:
         self.kill()  # ranks that outlive their launcher
         self.ends.append(end := End(status, self.output()))
         self.process = None
+        if status in (1, 2) and not any(why in end.output for why in WHY):
+            raise Lost(f"status {status} without a reason: {end.output[-500:]}")
         return end
 
     def kill(self) -> None:
@@ -130,20 +150,30 @@ class Trial:
             time.sleep(0.01)
         raise Lost(f"waited {within:.0f} s in vain: {self.output()[-500:]}")
 
+    def logged_step(self) -> int:
+        """The last step of the log, of which only the end is read; 0 where there is none."""
+        path = self.out / LOG_FILE
+        if not path.exists():
+            return 0
+        with open(path, "rb") as file:
+            file.seek(max(0, path.stat().st_size - 2000))
+            lines = [line for line in file.read().splitlines(keepends=True) if line[:1] == b"{" and line[-1:] == b"\n"]
+        return max((json.loads(line)["step"] for line in lines if b"gradient_norm" in line), default=0)
+
     def reach(self, step: int) -> bool:
         """Wait until a step is logged; False when the run ends before."""
-        return bool(self.wait_until(lambda: any(logged >= step for logged in losses(self.out))))
+        return bool(self.wait_until(lambda: self.logged_step() >= step))
 
     def reach_some_step(self) -> None:
         """Wait until a step by chance is logged, and a moment by chance more."""
         self.reach(self.random.randrange(1, STEPS - 4))
         time.sleep(self.random.uniform(0, 0.1))
-        self.disturbed_at = max(losses(self.out), default=0)
+        self.disturbed_at = self.logged_step()
 
-    def fail(self, *failing: object) -> None:
-        """Have calls fail from now on; without any, none."""
+    def fail(self, *failing: Failing) -> None:
+        """Have calls fail from now on, besides those that always do."""
         new = self.rules.with_suffix(".new")
-        new.write_text(rules(*failing), encoding="utf-8")  # type: ignore[arg-type]
+        new.write_text(rules(*self.always, *failing), encoding="utf-8")
         new.rename(self.rules)  # so that nobody reads half of it
 
     def ranks(self) -> dict[int, int]:

@@ -4,12 +4,14 @@ import errno
 import json
 import os
 import shutil
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from model.alexnet import AlexNet, ModelConfig
@@ -67,6 +69,27 @@ def test_what_is_saved_comes_back_exactly(tmp_path: Path) -> None:
     for (name, a), b in zip(model.named_parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b) and torch.equal(optimizer.velocities[name], others.velocities[name])
         assert b.stride() == a.stride()  # channels-last kernels stay so
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_files_are_those_of_the_library_without_a_copy_in_memory(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Byte for byte: of any shape, also of views, none and one number; and written piece by piece."""
+    tensors = {
+        "towers.0.b": torch.randn(3, 5).to(dtype),
+        "towers.0.a": torch.randn(4, 6).to(dtype).t(),
+        "towers.0.none": torch.empty(0, 2).to(dtype),
+        "towers.0.é": torch.randn(()).to(dtype),
+        "towers.0.large": torch.ones(1 << 23, dtype=dtype),
+    }
+    path = save_checkpoint(tmp_path, RunState(step=1), {"towers-0.safetensors": tensors}, {})
+    expected = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    assert (path / "towers-0.safetensors").read_bytes() == expected
+    assert (path / "towers-0.safetensors").stat().st_mode == (path / "state.json").stat().st_mode
+    tracemalloc.start()
+    save_checkpoint(tmp_path, RunState(step=2), {"towers-0.safetensors": tensors}, {})
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < len(expected) / 4
 
 
 def test_averages_come_back_exactly_and_are_the_network_that_is_used(tmp_path: Path) -> None:

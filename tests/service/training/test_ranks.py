@@ -149,6 +149,7 @@ def test_nccl_ends_a_process_at_once_unless_somebody_says_otherwise() -> None:
     assert by_user == {**NCCL_ENVIRONMENT, "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_FR_BUFFER_SIZE": "20"}
 
 
+@pytest.mark.slow
 def test_a_wrong_call_is_said_once(shards: Path, tmp_path: Path) -> None:
     def errors(arguments: list[str], ranks: int) -> list[str]:
         status, output = run(torchrun(arguments, ranks))

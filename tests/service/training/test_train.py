@@ -138,6 +138,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_still_ends_the_same(sha
     assert_same_end(broken, whole, 6)
 
 
+@pytest.mark.slow
 def test_a_stop_during_validation_leaves_it_to_the_resume(shards: Path, tmp_path: Path) -> None:
     """The last step done, its validation not: a checkpoint without the last error, made by taking it out."""
     arguments = command(shards, tmp_path, "--epochs", "1")
@@ -152,7 +153,8 @@ def test_a_stop_during_validation_leaves_it_to_the_resume(shards: Path, tmp_path
     assert again and again.state.history == checkpoint.state.history
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_checkpoints_by_time_change_no_number_of_the_run(shards: Path, tmp_path: Path, ranks: int) -> None:
     """3 steps of an epoch of 8: one after each where any time is too long, else one at the end."""
     steps: dict[str, list[str]] = {}
@@ -182,6 +184,7 @@ run_command(train.main)
 """
 
 
+@pytest.mark.slow
 def test_a_stop_during_the_last_validation_does_not_count_as_done(shards: Path, tmp_path: Path) -> None:
     arguments = command(shards, tmp_path, "--epochs", "1")
     status, output = run([arguments[0], "-c", TOLD_WHILE_VALIDATING, *arguments[3:]])

@@ -402,6 +402,7 @@ def certificate(folder: Path) -> tuple[Path, Path]:
     return files
 
 
+@pytest.mark.slow
 def test_tls_serves_who_trusts_it_while_others_say_nothing_and_a_posted_stop_ends_with_0(
     shards: Path, tokens: Path, tmp_path: Path
 ) -> None:
