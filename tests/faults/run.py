@@ -10,11 +10,14 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from crashes import WRITERS, explore
+from fuzz import TARGETS, fuzz
 from load import REQUESTS, load
 from rounds import ROUNDS, Round, rounds
 from service.results.table import markdown
@@ -22,6 +25,7 @@ from soak import MINUTES, Soak, draw, soak
 
 RANDOMLY: Final = 40  # states by chance after each call: of all that there are, beside the systematic ones
 CRASHES: Final = 30  # of each writer's states, that are recovered from and crash again
+MUTATED: Final = 20_000  # files of each kind that are read
 
 
 class Report(NamedTuple):
@@ -50,6 +54,19 @@ def crash_states(share: float, seed: int) -> Report:
         rows.append((name, *states, f"{len(caught)} of {len(broken)}", took))
     columns = ("writer", "calls", "crash states", "after a second crash", "survived", "broken writers caught", "s")
     return Report("Crash states", columns, rows, lost)
+
+
+def hostile_files(share: float, seed: int) -> Report:
+    """What mutations of files from elsewhere did to their readers."""
+    rows, lost = [], []
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:  # each bounds its own memory
+        mutate = partial(fuzz, executions=max(1, int(share * MUTATED)), seed=seed)
+        for target, found in zip(TARGETS, pool.map(mutate, TARGETS), strict=True):
+            lost += found.findings
+            counts = (found.executions, found.refused, found.read, len(found.findings))
+            rows.append((target, *(f"{count:,}" for count in counts)))
+    columns = ("what is read", "executions", "refused in one line", "read", "findings")
+    return Report("Hostile files", columns, rows, lost)
 
 
 def server_load(share: float) -> Report:
@@ -116,7 +133,7 @@ def main() -> int:
     parser.add_argument("--plot", type=Path, default=Path("soak.png"), help="picture of the soak")
     options = parser.parse_args()
     share = options.rounds / ROUNDS
-    lost = say(crash_states(share, options.seed)) + say(server_load(share))
+    lost = say(crash_states(share, options.seed)) + say(hostile_files(share, options.seed)) + say(server_load(share))
     with ThreadPoolExecutor(1) as beside:  # a core for each
         soaking = beside.submit(soak, max(1.0, share * MINUTES), options.seed)
         lost += say(disturbed(rounds(options.rounds, options.seed, jobs=1)))

@@ -198,6 +198,7 @@ def test_a_host_that_dies_is_done_without_and_its_replacement_is_taken_in(shards
     for launcher in (first, third):
         launcher.terminate()
     output = first.communicate()[0] + third.communicate()[0]
+    print(output)  # which pytest shows where the test fails
     sizes = [line.split("rank 0 of ")[1][0] for line in output.splitlines() if "rank 0 of " in line]
     assert len(sizes) >= 2 and "1" not in sizes[1:-1], output
     arguments = in_float64(shards, reference, *options, "--max-steps", str(newest_step(out)))
