@@ -170,7 +170,7 @@ def host(arguments: list[str], address: str, port: int, record: Path) -> subproc
     elastic = ["--nnodes", "1:2", "--max-restarts", "5", "--monitor-interval", "0.1", "--local-addr", address]
     elastic += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "test"]
     # Each address is this machine's own, so torchrun cannot tell by it which of them is the place to meet.
-    patience = "join_timeout=60,last_call_timeout=5,keep_alive_interval=1,keep_alive_max_attempt=3"
+    patience = "join_timeout=60,last_call_timeout=5,keep_alive_interval=1,keep_alive_max_attempt=10"
     elastic += ["--rdzv-conf", f"is_host={int(address == '127.0.0.1')},{patience}"]
     # Else a torchrun of 2.13 does not tell one that joins later where to meet; docs/operations.md says so.
     environment = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "RECORD": str(record)}
@@ -198,12 +198,15 @@ def test_a_host_that_dies_is_done_without_and_its_replacement_is_taken_in(shards
     for launcher in (first, third):
         launcher.terminate()
     output = first.communicate()[0] + third.communicate()[0]
-    print(output)  # which pytest shows where the test fails
     sizes = [line.split("rank 0 of ")[1][0] for line in output.splitlines() if "rank 0 of " in line]
     assert len(sizes) >= 2 and "1" not in sizes[1:-1], output
-    arguments = in_float64(shards, reference, *options, "--max-steps", str(newest_step(out)))
-    assert run(arguments, RECORD=str(tmp_path))[0] == 0
-    assert_near(out, reference, newest_step(out))
+    # A busy machine's torchruns may have lost each other once more, and the steps since the last checkpoint: one process
+    # goes on from it, and every step is there once.
+    last = newest_step(out) + 2
+    for folder in (out, reference):
+        arguments = in_float64(shards, folder, *options, "--max-steps", str(last))
+        assert run(arguments, RECORD=str(tmp_path))[0] == 0, output
+    assert_near(out, reference, last)
 
 
 def restarts(out: Path) -> int:
