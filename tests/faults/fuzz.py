@@ -303,7 +303,7 @@ def seed_of(target: str) -> Path:
 def _shards() -> Path:
     """A data set of 72 pixels, without the source that it was made of."""
     parent = Path(_folder().name) / "shards"
-    with contextlib.redirect_stderr(io.StringIO()):
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         root = make_data_set(parent, size=72)
     shutil.rmtree(parent / "source")
     return root

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from crashes import place
@@ -230,7 +231,7 @@ def compare(disturbed: Trial, plain: Trial, found: Soak) -> None:
 
 
 def draw(found: Soak, path: Path) -> None:
-    """A picture of it: steps, memory, what was done, and which alerts were firing, over minutes."""
+    """Over minutes: steps, memory of the worker and its server, what was done to them, and which alerts were firing."""
     figure = Figure(figsize=(11, 8), layout="constrained")
     upper, middle, lower = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 2))
     minutes = [seconds / 60 for seconds, _, _ in found.progress]
@@ -240,13 +241,14 @@ def draw(found: Soak, path: Path) -> None:
         f"{found.steps:,} steps, {sum(found.rounds.values())} faults, {found.starts} starts, {len(found.faults)} lost"
     )
     kinds = sorted(found.rounds)
+    colours = colormaps["tab20"].colors  # pyright: ignore[reportAttributeAccessIssue]
     for seconds, kind in found.moments:
-        upper.axvline(seconds / 60, color=f"C{kinds.index(kind) % 10}", linewidth=0.8, alpha=0.7)
+        upper.axvline(seconds / 60, color=colours[kinds.index(kind) % 20], linewidth=0.8)
     for kind in kinds:
-        upper.plot([], [], color=f"C{kinds.index(kind) % 10}", label=f"{kind}, {found.rounds[kind]}")
-    upper.legend(loc="upper left", fontsize="small", ncols=2)
+        upper.plot([], [], color=colours[kinds.index(kind) % 20], label=f"{kind}, {found.rounds[kind]}")
+    upper.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
     middle.plot(minutes, [memory for _, _, memory in found.progress], color="C0", linewidth=0.8)
-    middle.set_ylabel("memory of worker and server, MiB")
+    middle.set_ylabel("memory, MiB")
     middle.set_ylim(bottom=0)
     names = sorted({name for _, name in found.alerts})
     for row, name in enumerate(names):

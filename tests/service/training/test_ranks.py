@@ -200,8 +200,8 @@ def test_a_host_that_dies_is_done_without_and_its_replacement_is_taken_in(shards
     output = first.communicate()[0] + third.communicate()[0]
     sizes = [line.split("rank 0 of ")[1][0] for line in output.splitlines() if "rank 0 of " in line]
     assert len(sizes) >= 2 and "1" not in sizes[1:-1], output
-    # A busy machine's torchruns may have lost each other once more, and the steps since the last checkpoint: one process
-    # goes on from it, and every step is there once.
+    # On a busy machine the torchruns may have lost each other once more, and the steps since the last checkpoint: one
+    # process goes on from it, and every step is there once.
     last = newest_step(out) + 2
     for folder in (out, reference):
         arguments = in_float64(shards, folder, *options, "--max-steps", str(last))
