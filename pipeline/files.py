@@ -195,7 +195,10 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
 def open_descriptor(path: str | os.PathLike[str], flags: int = os.O_RDONLY | os.O_CLOEXEC) -> int:
     """The descriptor of a regular file, or of one that a link leads to; OSError as open_regular's."""
     _require_regular(os.stat(path), path)  # before it is opened, which a device may notice
-    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    try:
+        descriptor = os.open(path, flags | os.O_NONBLOCK)
+    except BlockingIOError:  # of a regular file somebody has a lease, as Samba does: he is asked to give it back
+        descriptor = os.open(path, flags)
     try:
         _require_regular(os.fstat(descriptor), path)  # it may have been replaced
     except BaseException:

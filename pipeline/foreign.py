@@ -5,6 +5,7 @@ What is wrong is a ValueError of one line, which each reader makes an InputError
 
 import json
 import os
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -13,9 +14,12 @@ import numpy as np
 from numpy.typing import DTypeLike
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from pipeline.command import printable
 from pipeline.files import open_regular
 
+MOST_JSON: Final = 32 * 2**20  # bytes of a file that is read whole; ImageNet's dataset.json has 0.3 MB
 MOST_DEPTH: Final = 24  # of lists and objects in one another; our own have 6 at most
+MOST_NAMES: Final = 10_000  # of an object and those in it: each that is wrong costs a kilobyte
 
 # A whole number that counts something; True is none, nor is 1.0.
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
@@ -40,27 +44,30 @@ def read_regular(path: Path, most: int) -> bytes:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """The values of a JSON text; ValueError also where they lie too deep for whoever walks through them."""
+    """The values of a JSON text; ValueError also where they are too deep or too many to be walked through."""
     try:
         values = json.loads(data)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except UnicodeDecodeError as error:  # which would hold, and show, all of it
         raise ValueError(f"it is no text: {error.reason} at byte {error.start:,}") from None
-    _require_shallow(values, MOST_DEPTH)
+    _names(values, MOST_DEPTH)
     return values
 
 
-def _require_shallow(values: Any, left: int) -> None:
+def _names(values: Any, left: int) -> int:
+    """How many names an object and those in it have; of a list, which is checked up to its first fault, an item."""
     inner = values.values() if isinstance(values, dict) else values if isinstance(values, list) else ()
     if inner and not left:
         raise ValueError("it is nested too deeply")
-    for each in inner:
-        if isinstance(each, dict | list):
-            _require_shallow(each, left - 1)
+    found = (_names(each, left - 1) for each in inner if isinstance(each, dict | list))
+    names = len(values) + sum(found) if isinstance(values, dict) else max(found, default=0)
+    if names > MOST_NAMES:
+        raise ValueError(f"it has more than {MOST_NAMES:,} names")
+    return names
 
 
-def read_json(path: Path, most: int) -> Any:
+def read_json(path: Path, most: int = MOST_JSON) -> Any:
     """The values of a JSON file of `most` bytes at most; ValueError or OSError as those of the two above."""
     return parse_json(read_regular(path, most))
 
@@ -80,11 +87,19 @@ def checked(kind: Any, values: Any) -> Any:
         return _adapter(kind).validate_python(values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        place = ".".join(map(str, first["loc"]))
+        place = printable(".".join(map(str, first["loc"]))[:100])
         found = "" if first["type"] == "missing" else f", not {first['input']!r:.80}"
         raise ValueError(f"{place}: {first['msg']}{found}"[:300]) from None
     except OverflowError as error:  # a whole number in place of a float
         raise ValueError(str(error)) from None
+
+
+def checked_whole(kind: Any, values: Any) -> Any:
+    """The same, where a field that the dataclass does not know is wrong too: a later version's."""
+    known = {each.name for each in fields(kind)}
+    if unknown := checked(dict[str, Any], values).keys() - known:
+        raise ValueError(f"unknown {', '.join(map(printable, sorted(unknown)))}"[:300])
+    return checked(kind, values)
 
 
 def require_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> None:

@@ -21,7 +21,7 @@ from pydantic import FailFast, Field
 
 from pipeline.command import InputError
 from pipeline.files import limit_remedy, sha256_of
-from pipeline.foreign import Count, Real, Seed, Sha256, checked, parse_json, read_regular, require_array
+from pipeline.foreign import MOST_JSON, Count, Real, Seed, Sha256, checked, parse_json, read_regular, require_array
 from pipeline.randomness import SHARD, permutation
 
 SCHEMA_VERSION: Final = 2
@@ -43,8 +43,9 @@ SAMPLE_DTYPE: Final = np.dtype(
 )
 
 HEADER_BYTES: Final = 512  # of a member in a tar, whose bytes follow it
-MOST_DESCRIPTION_BYTES: Final = 64 * 2**20  # of dataset.json; ImageNet's has 0.3 MB
 _STATISTICS_SIDE: Final = 256  # of the mean picture where each picture has its own size
+_MOST_HEADER: Final = 4096  # bytes before what is counted; numpy's header of a sample table has 128
+_MOST_REJECT: Final = 2**14  # bytes of a line of REJECTS_FILE, whose longest part is a path
 
 Triple = tuple[Real, Real, Real]
 
@@ -152,7 +153,7 @@ def load_dataset(root: Path) -> Dataset:
         if not path.is_file():
             raise InputError(f"{root} has no {DATASET_FILE}, expected a finished data set; run pipeline.shard again")
         try:
-            data = read_regular(path, MOST_DESCRIPTION_BYTES)
+            data = read_regular(path, MOST_JSON)
         except ValueError as error:
             raise InputError(f"{path} is damaged ({error}), expected JSON of pipeline.shard; shard again") from error
     return parse_dataset(data, str(path))
@@ -243,6 +244,16 @@ def _wrong_row(table: NDArray[np.void], dataset: Dataset, split: str) -> str:
             row = int(np.argmax(wrong))
             return f"row {row:,}, {column} {table[column][row]}"
     return ""
+
+
+def most_bytes(dataset: Dataset, name: str) -> int:
+    """The bytes that one of a data set's small files can have at most; name: as `dataset.files` has it."""
+    split, _, file = name.rpartition("/")
+    if file == SAMPLES_FILE:
+        return dataset.splits[split].samples * SAMPLE_DTYPE.itemsize + _MOST_HEADER
+    if file == MEAN_FILE:
+        return 3 * 4 * (dataset.size or _STATISTICS_SIDE) ** 2 + _MOST_HEADER
+    return dataset.rejected * _MOST_REJECT + _MOST_HEADER
 
 
 def load_mean(root: Path, dataset: Dataset) -> NDArray[np.float32]:

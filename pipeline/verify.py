@@ -26,10 +26,10 @@ from pipeline.executors.ordered import results_in_order
 from pipeline.executors.pool import LocalPool
 from pipeline.files import check_outputs, write_output
 from pipeline.folder import Folder, folder_at
+from pipeline.foreign import MOST_JSON
 from pipeline.host.cpus import usable_cores
 from pipeline.manifest import (
     DATASET_FILE,
-    MOST_DESCRIPTION_BYTES,
     SAMPLES_FILE,
     TUNED_FILE,
     Dataset,
@@ -134,8 +134,8 @@ def _listing(folder: Folder) -> dict[str, int]:
 
 def _description(folder: Folder, size: int) -> tuple[Dataset | None, tuple[Fault, ...]]:
     """What the data set should be; None where dataset.json cannot be trusted, and so nothing else can be checked."""
-    if size > MOST_DESCRIPTION_BYTES:
-        return None, (Fault(DATASET_FILE, "bytes", f"at most {MOST_DESCRIPTION_BYTES:,}", f"{size:,}"),)
+    if size > MOST_JSON:
+        return None, (Fault(DATASET_FILE, "bytes", f"at most {MOST_JSON:,}", f"{size:,}"),)
     try:
         dataset = parse_dataset(folder.read(DATASET_FILE), "it")
     except OSError as error:

@@ -20,10 +20,10 @@ from pipeline.manifest import (
     SAMPLES_FILE,
     Dataset,
     index_name,
+    most_bytes,
 )
 
 _BESIDE: Final = (MEAN_FILE, MEAN_PICTURE, REJECTS_FILE, CONTACT_FILE)
-_MOST_HEADER: Final = 4096  # bytes; numpy's of a sample table has 128
 
 
 def expected_names(dataset: Dataset) -> set[str]:
@@ -67,7 +67,7 @@ def check_table(
     name = f"{split}/{SAMPLES_FILE}"
     faults = Faults(name)
     samples = dataset.splits[split].samples
-    most = samples * SAMPLE_DTYPE.itemsize + _MOST_HEADER
+    most = most_bytes(dataset, name)
     if size > most:
         faults.report("bytes", f"at most {most:,} for {samples:,} samples", f"{size:,}")
         return None, faults.listed()

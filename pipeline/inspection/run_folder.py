@@ -17,7 +17,7 @@ from pipeline.load.config import PLACE_AND_SPEED, DataConfig
 
 RUN_FILE: Final = "run.json"
 LOG_FILE: Final = "log.jsonl"
-MOST_BYTES: Final = 16 * 2**20  # of run.json
+_MOST_LINE: Final = 2**20  # bytes; what is longer is no line of a log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ def read_run(folder: Path) -> RunBatches:
     """What `folder`/run.json says; InputError where there is none, or a later version's with options unknown here."""
     path = folder / RUN_FILE
     try:
-        run = read_json(path, MOST_BYTES)
+        run = read_json(path)
         batches = RunBatches(
             batch_size=int(run["batch_size"]),
             seed=int(run["seed"]),
@@ -92,7 +92,7 @@ def _logged_positions(folder: Path, samples: int) -> Iterator[tuple[int, int]]:
     """Step, and the position after it, of each training step in the log; nothing where there is no log."""
     try:
         with open_regular(folder / LOG_FILE) as log:
-            for line in log:
+            while line := log.readline(_MOST_LINE):
                 try:
                     record = json.loads(line)
                     if "gradient_norm" in record:  # else of a validation

@@ -18,13 +18,13 @@ from typing import Final
 from pipeline.command import InputError
 from pipeline.files import free_bytes, sha256_of, write_atomic
 from pipeline.folder import Folder, folder_at
-from pipeline.foreign import Count, checked, read_json, read_regular
+from pipeline.foreign import MOST_JSON, Count, checked, read_json, read_regular
 from pipeline.manifest import (
     DATASET_FILE,
     MEAN_FILE,
-    MOST_DESCRIPTION_BYTES,
     REJECTS_FILE,
     SAMPLES_FILE,
+    most_bytes,
     parse_dataset,
 )
 from pipeline.reading.cache import LOCK_FILE, SEGMENT_SUFFIX, Held
@@ -33,6 +33,7 @@ from pipeline.reading.fetch import patiently
 CACHE_BYTES: Final = 50 * 10**9
 PLACE_FILE: Final = "remote.json"  # in a copy of small files: where the rest is
 _MOST_PLACE: Final = 2**16  # bytes of it
+_MOST_SMALL: Final = 2**31  # bytes of a table, a mean or a list of rejects; of ImageNet's 31 MB
 _KEPT_FREE: Final = 0.1  # of what a disk has free when a cache is opened: for checkpoints, and other programs
 _ROOM: Final = 1.25  # times the shards' bytes, that no process which begins a segment is left without
 _OPENING_FILE: Final = ".opening"  # in the folder of all data sets, locked by who opens one
@@ -65,7 +66,7 @@ def open_place(place: str | os.PathLike[str], kept_in: Path | None = None, most:
     if source.local:
         return source.local
     folder = kept_in or default_cache()
-    data = _read(source, DATASET_FILE, None)
+    data = _read(source, DATASET_FILE, None, MOST_JSON)
     dataset = parse_dataset(data, f"{source.place}/{DATASET_FILE}")
     root = folder / f"{source.root.rpartition('/')[2] or 'shards'}-{_digest(data)}"
     with _writing(root):
@@ -78,7 +79,7 @@ def open_place(place: str | os.PathLike[str], kept_in: Path | None = None, most:
             for name, sha256 in dataset.files.items():
                 if name.rpartition("/")[2] in _SMALL and not _is_there(root / name, sha256):
                     (root / name).parent.mkdir(exist_ok=True)
-                    write_atomic(root / name, _read(source, name, sha256))
+                    write_atomic(root / name, _read(source, name, sha256, min(_MOST_SMALL, most_bytes(dataset, name))))
             shards = [shard for split in dataset.splits.values() for shard in split.shards]
             bound = _make_room(folder, root, sum(shard.bytes for shard in shards), most)
             write_atomic(root / PLACE_FILE, json.dumps(asdict(RemotePlace(url=source.place, bound=bound))).encode())
@@ -98,7 +99,9 @@ def remote_place(root: Path) -> RemotePlace | None:
     with suppress(FileNotFoundError, NotADirectoryError):
         try:
             return checked(RemotePlace, read_json(path, _MOST_PLACE))
-        except ValueError as error:
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError) as error:
             raise InputError(f"{path} is damaged ({error}), expected a URL and a number; remove its folder") from error
     return None
 
@@ -109,10 +112,12 @@ def default_cache() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "alexnet-trainer" / "shards"
 
 
-def _read(source: Folder, name: str, sha256: str | None) -> bytes:
-    """A small file, held against its SHA-256, or the one that is in `dataset.json` itself."""
+def _read(source: Folder, name: str, sha256: str | None, most: int) -> bytes:
+    """A small file of `most` bytes, held against its SHA-256, or the one that is in `dataset.json` itself."""
     place = f"{source.place}/{name}"
     for attempt in range(_TRIES):
+        if (size := patiently(lambda: source.size(name), source.place, name)) > most:
+            raise InputError(f"{place} has {size:,} bytes, expected at most {most:,}; copy the data set there again")
         data = patiently(lambda: source.read(name), source.place, name)
         if sha256 is None:
             with suppress(*([InputError] if attempt < _TRIES - 1 else [])):
@@ -160,7 +165,7 @@ def _may_take(root: Path) -> int:
 def _is_cache(folder: Path) -> bool:
     """Whether open_place made this folder, whose name ends as the data set in it says; a person's own never does."""
     try:
-        place, dataset = remote_place(folder), read_regular(folder / DATASET_FILE, MOST_DESCRIPTION_BYTES)
+        place, dataset = remote_place(folder), read_regular(folder / DATASET_FILE, MOST_JSON)
     except (OSError, ValueError, InputError):
         return False
     ours = place is not None and folder.name.endswith(f"-{_digest(dataset)}") and (folder / LOCK_FILE).is_file()

@@ -3,6 +3,7 @@
 import io
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,7 @@ from pipeline.source.names import is_passed_over, is_picture
 from service.run.preprocessing import Preprocessing
 
 STANDARD_INPUT: Final = Path("-")
+MOST_BYTES: Final = 2**28  # of a picture's file
 
 PictureSource = str | PathLike[str] | bytes | NDArray[np.uint8] | Image.Image  # a file, its bytes, or pixels
 
@@ -81,9 +83,13 @@ def _bytes(picture: PictureSource) -> bytes:
         return stream.getvalue()
     path = Path(picture)
     try:
-        return sys.stdin.buffer.read() if path == STANDARD_INPUT else path.read_bytes()
+        with nullcontext(sys.stdin.buffer) if path == STANDARD_INPUT else path.open("rb") as stream:
+            data = stream.read(MOST_BYTES + 1)
     except OSError as error:
         raise UnusablePicture(f"it cannot be read ({error.strerror})") from error
+    if len(data) > MOST_BYTES:
+        raise UnusablePicture(f"it has more than {MOST_BYTES:,} bytes")
+    return data
 
 
 def class_of(path: Path, preprocessing: Preprocessing) -> int | None:

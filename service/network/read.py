@@ -2,7 +2,8 @@
 
 import json
 import warnings
-from dataclasses import dataclass, fields
+import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -17,7 +18,7 @@ from model.layers.lrn import LRNConfig
 from model.network import make_network
 from pipeline.command import InputError
 from pipeline.files import sha256_of
-from pipeline.foreign import Count, checked, parse_json, read_regular
+from pipeline.foreign import MOST_JSON, Count, checked, checked_whole, parse_json, read_regular
 from pipeline.load.batch_loader import choose_device
 from pipeline.load.graph import FULL_SIDE, square_side
 from pipeline.manifest import DATASET_FILE, PictureClass, load_dataset, pictures_sha256
@@ -31,19 +32,26 @@ from service.run.checkpoint import (
     read_weights,
     tensor_header,
 )
-from service.run.preprocessing import MOST_JSON, Preprocessing, preprocessing_from, preprocessing_of, read_preprocessing
+from service.run.preprocessing import (
+    MOST_CLASSES,
+    Preprocessing,
+    preprocessing_from,
+    preprocessing_of,
+    read_preprocessing,
+)
 
 METADATA: Final = "alexnet-trainer"  # the key of our metadata in exported files
 MEAN: Final = "mean"  # the tensor with the mean picture there
 WEIGHTS_SHA256: Final = "weights_sha256"  # in a file of metadata: which weights it is of
 TORCHVISION_CROP: Final = 224
+MOST_CROP: Final = 4096  # pixels, of which the first fully connected layer alone would take 70 GB
 TORCHVISION_LAST: Final = "classifier.6.weight"
 DEVICES: Final = {"cpu": "cpu", "gpu": "cuda"}
 
 
 @dataclass
 class _Crop:
-    crop: Annotated[Count, Field(ge=1, le=65535)]
+    crop: Annotated[Count, Field(ge=1, le=MOST_CROP)]
 
 
 def load(path: str | Path, device: Literal["auto", "cpu", "gpu"] = "auto") -> TrainedNetwork:
@@ -93,11 +101,8 @@ def _from_shards(checkpoint: Checkpoint) -> Preprocessing:
 
 def model_config(values: dict[str, Any]) -> ModelConfig:
     """The ModelConfig of a run.json, in float32; what an earlier version did not know has its default."""
-    checked(dict[str, Any], values)
-    known = {each.name for each in fields(ModelConfig)}
-    if unknown := values.keys() - known:
-        raise ValueError(f"unknown {', '.join(sorted(unknown))}")
-    return checked(ModelConfig, {**values, "lrn": checked(LRNConfig, values["lrn"]), "precision": "float32"})
+    given = {**checked(dict[str, Any], values), "precision": "float32"}
+    return checked_whole(ModelConfig, {**given, "lrn": checked_whole(LRNConfig, given["lrn"])})
 
 
 def assemble(
@@ -205,6 +210,10 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)  # not torch's: read it or not
+            if zipfile.is_zipfile(path):  # which torch does not compress, and which may hold a thousand times its size
+                with zipfile.ZipFile(path) as parts:
+                    if sum(part.file_size for part in parts.infolist()) > path.stat().st_size:
+                        raise ValueError("it is compressed")
             weights = torch.load(path, map_location="cpu", weights_only=True)  # which unpickles nothing but tensors
     except MemoryError:
         raise  # this machine's fault, not the file's
@@ -213,7 +222,12 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} holds no weights ({reason}), expected tensors alone; {remedy}") from error
     if not isinstance(weights, dict) or not all(isinstance(each, Tensor) for each in weights.values()):
         raise InputError(f"{path} holds {type(weights).__name__}, expected tensors by name; {remedy}")
-    return dict(weights)
+    for name, each in weights.items():
+        # A view may show one number a billion times; other kinds of tensors cannot be copied into a network.
+        plain = each.layout is torch.strided and each.device.type == "cpu"
+        if not isinstance(name, str) or not plain or each.nbytes > each.untyped_storage().nbytes():
+            raise InputError(f"{path} holds no plain tensor as {name!r:.100}, expected those alone; {remedy}")
+    return {name: each.detach() for name, each in weights.items()}
 
 
 def _from_exported(path: Path, weights: dict[str, Tensor], metadata: str, device: torch.device) -> TrainedNetwork:
@@ -235,7 +249,9 @@ def _mean_picture(facts: dict[str, Any], weights: dict[str, Tensor], config: Mod
     """The mean picture, taken out of the weights."""
     side = square_side(checked(Count, facts["size"]))
     if MEAN not in weights and config.layout == "torchvision":  # as torchvision itself takes them
-        return np.full((side, side, 3), TORCHVISION_MEAN, np.float32)
+        if side > MOST_CROP:
+            raise ValueError(f"pictures have {side} pixels a side, expected at most {MOST_CROP}")
+        return torchvision_mean(side)
     if tuple(weights[MEAN].shape) != (side, side, 3):
         raise ValueError(f"mean is {tuple(weights[MEAN].shape)} for a size of {side}")
     mean = weights.pop(MEAN).numpy().copy()  # the file is mapped into memory, and must not be needed later
@@ -249,6 +265,8 @@ def _from_torchvision(path: Path, weights: dict[str, Tensor], device: torch.devi
     if last is None or last.dim() != 2:
         raise InputError(f"{path} has no {TORCHVISION_LAST}, expected the weights of torchvision's AlexNet; give those")
     classes, width = last.shape
+    if not 0 < classes <= MOST_CLASSES:
+        raise InputError(f"{path} has {classes:,} classes, expected 1 to {MOST_CLASSES:,}; give another")
     try:
         config = ModelConfig(layout="torchvision", fc_width=width)
     except ValueError as error:
@@ -267,5 +285,10 @@ def torchvision_preprocessing(classes: int) -> Preprocessing:
         size=FULL_SIDE,
         quality=0,
         classes=tuple(PictureClass(index=index, id="", words=f"class {index}") for index in range(classes)),
-        mean=np.full((FULL_SIDE, FULL_SIDE, 3), TORCHVISION_MEAN, np.float32),
+        mean=torchvision_mean(FULL_SIDE),
     )
+
+
+def torchvision_mean(side: int) -> NDArray[np.float32]:
+    """(side, side, 3): the colour that torchvision takes off a picture."""
+    return np.full((side, side, 3), TORCHVISION_MEAN, np.float32)

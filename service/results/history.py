@@ -13,25 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.command import InputError, printable
-from pipeline.foreign import Count, Measured, Real, checked, read_json
-from service.run.checkpoint import MOST_JSON, Validation
+from pipeline.foreign import Measured, checked, read_json
+from service.run.checkpoint import Validation
 from service.run.config import RUN_FILE
 from service.run.event_fields import check_event
 from service.run.log import EVENTS_FILE, LOG_FILE, read_records
 
 MOST_EVENTS: Final = 64 * 2**20  # bytes of events.jsonl; an event has 300
 COLUMNS: Final = ("epoch", "loss", "learning_rate", "images_per_second")  # of a step's record
-
-
-@dataclass
-class _Step:
-    """What is read of a step's record."""
-
-    step: Count
-    epoch: Real
-    loss: Measured
-    learning_rate: Real
-    images_per_second: Real
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,10 +70,12 @@ def read_history(folder: Path, name: str) -> RunHistory:
             if record.get("evaluation"):
                 final = float(checked(Measured, record["top1"]))
                 continue
-            done = checked(_Step, record)
-            step, final = done.step, None  # what was measured before is another network's
+            step, final = int(record["step"]), None  # what was measured before is another network's
             for column, field in zip(columns, COLUMNS, strict=True):
-                column.append(getattr(done, field))
+                column.append(record[field])  # TypeError where it is no number
+        for column, field in zip(columns, COLUMNS, strict=True):
+            if field != "loss" and not np.isfinite(column).all():  # a run that diverged has a loss of NaN
+                raise ValueError(f"{field}: expected finite numbers")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{folder / LOG_FILE} is damaged ({error!r:.300}), expected a log of service.train") from error
     epochs, losses, rates, speeds = (np.array(column) for column in columns)
@@ -143,6 +134,6 @@ def mean_points(
 
 def _recipe(folder: Path) -> str:
     try:
-        return printable(checked(str, read_json(folder / RUN_FILE, MOST_JSON)["recipe"])[:100])
+        return printable(checked(str, read_json(folder / RUN_FILE)["recipe"])[:100])
     except (OSError, ValueError, KeyError, TypeError):
         return "?"  # it only labels the run

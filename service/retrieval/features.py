@@ -17,7 +17,6 @@ from service.retrieval.search import RowsFile
 SCHEMA_VERSION: Final = 1
 FEATURES_FILE: Final = "features.npy"
 INDEX_FILE: Final = "features.json"
-MOST_JSON: Final = 16 * 2**20  # bytes of it
 LARGEST: Final = float(np.finfo(np.float16).max)  # 65,504
 
 
@@ -67,7 +66,7 @@ def decode_facts(path: Path) -> tuple[IndexFacts, Mapping[str, Any]]:
     """The facts in a file, and what else it says; InputError where it is damaged or of another version."""
     remedy = "remove the folder and index again"
     try:
-        values = read_json(path, MOST_JSON)
+        values = read_json(path)
         version = values.pop("schema_version")
         if version == SCHEMA_VERSION:
             facts = IndexFacts(**{each.name: values.pop(each.name) for each in fields(IndexFacts)[1:]})

@@ -42,12 +42,12 @@ MANIFEST: Final = "manifest.json"
 LATEST: Final = "LATEST"
 SCHEMA_VERSION: Final = 1
 NETWORK_FILE: Final = "network.safetensors"
-# Bytes that are read at most: of manifest.json; of a file of state or options; of a safetensors file's header, which
-# says where each tensor lies, and in an exported one what the classes are called; of any file.
+# Bytes that are read at most: of manifest.json; of a safetensors file's header, which says where each tensor lies, and
+# in an exported one what the classes are called; of any file.
 MOST_MANIFEST: Final = 2**20
-MOST_JSON: Final = 16 * 2**20
 _MOST_HEADER: Final = 16 * 2**20
 _MOST_FILE: Final = 64 * 2**30
+_LACKS_MEMORY: Final = re.compile("not enough memory|Cannot allocate memory")  # in torch's errors
 _DTYPES: Final = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16"}
 _LEFT: Final = ("tmp", "replaced", "removed")  # with a dot before: what is no checkpoint yet, or no more
 # Before a velocity's name in a tower's file, and before an averaged weight's; weights have their plain names.
@@ -176,8 +176,12 @@ def read_tensor_file(path: Path, wanted: Callable[[str], bool]) -> dict[str, Ten
                 return {name: file.get_tensor(name) for name in file.keys() if wanted(name)}
         except (OSError, MemoryError, RuntimeError):  # the file system, or a limit, which torch reports
             return {name: tensor for name, tensor in deserialise(path.read_bytes()).items() if wanted(name)}
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}), expected a .safetensors file; mend that"
+        ) from error
     except Exception as error:  # a type that torch does not know is an error of any type
-        if isinstance(error, MemoryError) or "memory" in str(error):
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _LACKS_MEMORY.search(str(error))):
             raise  # this machine's fault, not the file's
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{path} is damaged ({reason}), expected a .safetensors file; copy it again") from error
@@ -315,6 +319,7 @@ def step_of(path: Path) -> int:
 
 def checkpoint_faults(path: Path) -> Iterator[str]:
     """What is wrong with a checkpoint: nothing, if every file is there as the manifest lists it."""
+    name = MANIFEST
     try:
         manifest = _manifest(path)
         if manifest.schema_version != SCHEMA_VERSION or not {"state.json", "run.json"} <= manifest.files.keys():
@@ -324,7 +329,9 @@ def checkpoint_faults(path: Path) -> Iterator[str]:
                 yield f"{name} has another size than its manifest says"
             elif sha256_of(path / name) != sha256:
                 yield f"{name} is damaged"
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        yield f"{name} cannot be read ({error.strerror})"
+    except ValueError as error:
         yield f"its manifest does not hold ({error!r})"
 
 
@@ -338,15 +345,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if wrong:
         raise InputError(f"{path} is no sound checkpoint: {'; '.join(wrong)}; choose another one")
     try:
-        return Checkpoint(path, _read_state(path), checked(dict[str, Any], read_json(path / "run.json", MOST_JSON)))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Checkpoint(path, _read_state(path), checked(dict[str, Any], read_json(path / "run.json")))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}), expected a checkpoint; mend that") from error
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} is no sound checkpoint: its state is of another kind ({error!r:.300}); choose another one"
         ) from error
 
 
 def _read_state(path: Path) -> RunState:
-    state: RunState = checked(RunState, read_json(path / "state.json", MOST_JSON))
+    state: RunState = checked(RunState, read_json(path / "state.json"))
     for event in state.events:
         check_event(event)
     return state

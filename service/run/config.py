@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import tyro
+from pydantic import Field
 
 from model.alexnet import ModelConfig
 from model.layers.lrn import LRNConfig
@@ -304,7 +305,10 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any], allowed: frozenset
     """
     there, here = with_defaults(theirs), with_defaults(ours)
     differing = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
-    said = {name: f"{name} {there.get(name)} there, {here.get(name)} here" for name in differing if name not in allowed}
+    values = {
+        name: (f"{there.get(name)!s:.200}", f"{here.get(name)!s:.200}") for name in differing if name not in allowed
+    }
+    said = {name: f"{name} {their} there, {our} here" for name, (their, our) in values.items()}
     if dataset_change and said.pop(DATASET, None):
         said[DATASET] = f"another data set: {dataset_change}"  # the last, for it has commas of its own
     return ", ".join(said.values())
@@ -331,7 +335,7 @@ class _Fields:
 
     model: _Model
     optim: _Optim
-    epochs: Count
+    epochs: Annotated[Count, Field(ge=1)]
 
 
 def check_fields(place: Path, theirs: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ LOG_FILE: Final = "log.jsonl"
 EVENTS_FILE: Final = "events.jsonl"
 NOWHERE: Final = Path(os.devnull)  # where ranks other than 0 write their logs
 SAMPLED: Final = 500  # lines that are read of a log, which may have a million
-MOST_BYTES: Final = 8 * 2**30  # of a log that is read; a million steps have 0.2 GB
+MOST_BYTES: Final = 2 * 2**30  # of a log that is gone on with; a million steps have 0.2 GB
 MOST_LINE: Final = 2**20  # bytes
 MOST_WAITING: Final = 16 * 2**20  # bytes of lines that wait for room: about a hundred thousand steps'
 
@@ -188,8 +188,15 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
 
 def last_step(path: Path) -> float:
     """The last step that a log has; 0 where there is none."""
-    steps = map(_step, reversed(_lines(path)))  # from the end: a log may have a million lines
-    return next((step for step in steps if step < float("inf")), 0)
+    try:
+        if not path.exists():
+            return 0
+        with open_regular(path) as log:  # its end: it may have a million lines
+            log.seek(max(0, os.fstat(log.fileno()).st_size - MOST_LINE))
+            lines = log.read(MOST_LINE).splitlines(keepends=True)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return next((step for step in map(_step, reversed(lines)) if step < float("inf")), 0)
 
 
 def _line(record: dict[str, Any]) -> bytes:

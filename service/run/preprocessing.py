@@ -21,9 +21,9 @@ from pipeline.load.batch_loader import central_crop
 from pipeline.load.graph import square_side
 from pipeline.manifest import Dataset, PictureClass, array_bytes, load_mean
 
-MOST_JSON: Final = 64 * 2**20  # bytes; of a thousand classes 0.1 MB
 PREPROCESSING_FILE: Final = "preprocessing.json"
 MEAN_FILE: Final = "mean.npy"
+MOST_CLASSES: Final = 10**6
 DATASET_OPTIONS: Final = ("size", "quality", "seed", "val_fraction", "shard_samples", "encoder")  # of sharding
 
 
@@ -85,7 +85,7 @@ class _Facts:
 
     size: Annotated[Count, Field(le=65535)]
     quality: Count
-    classes: Annotated[tuple[PictureClass, ...], FailFast(), Field(min_length=1, max_length=10**6)]
+    classes: Annotated[tuple[PictureClass, ...], FailFast(), Field(min_length=1, max_length=MOST_CLASSES)]
 
 
 @dataclass
@@ -119,7 +119,7 @@ def read_dataset_facts(checkpoint: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     with _reading(path):
-        facts = read_json(path, MOST_JSON)
+        facts = read_json(path)
         checked(_DatasetFacts, facts)
     return facts
 
@@ -128,5 +128,7 @@ def read_dataset_facts(checkpoint: Path) -> dict[str, Any]:
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}), expected as a run wrote it; mend that") from error
+    except ValueError as error:
         raise InputError(f"{path} is damaged ({error}), expected as a run wrote it; choose another one") from error

@@ -8,8 +8,9 @@ from typing import Any, Final
 from torch import Tensor
 
 from model.network import make_network
-from model.optim import OptimConfig
+from model.optim import LearningRates, OptimConfig
 from pipeline.command import InputError
+from pipeline.foreign import checked_whole
 from pipeline.manifest import Dataset
 from service.network.read import load
 from service.run.checkpoint import Checkpoint, RunState, find_checkpoint, identity_of, read_tensors
@@ -63,7 +64,7 @@ def _fork(parent: Path, run: Run, fields: Mapping[str, Any], dataset: Dataset, s
     decisive = [name for name in ours if name.startswith("optim.") or (name == "epochs" and run.optim.follows_epochs)]
     new_schedule = any(theirs[name] != ours[name] for name in decisive)
     state = replace(checkpoint.state, restarts=0, evaluation=None)
-    old = rates_of(_optim(checkpoint), state, samples, checkpoint.run["epochs"])
+    old = _rates(checkpoint, state, samples)
     event = make_fork_event(state, samples, identity, "all", new_schedule)
     state = replace(state, events=(*state.events, event))
     if (new := rates_of(run.optim, state, samples, run.epochs)) != old:
@@ -71,10 +72,12 @@ def _fork(parent: Path, run: Run, fields: Mapping[str, Any], dataset: Dataset, s
     return Start(state, read_tensors(checkpoint), checkpoint.run, event, ())
 
 
-def _optim(checkpoint: Checkpoint) -> OptimConfig:
+def _rates(checkpoint: Checkpoint, state: RunState, samples: int) -> LearningRates:
+    """The learning rates of the parent's next step."""
+    values = checkpoint.run["optim"]
     try:
-        return OptimConfig(**checkpoint.run["optim"])
-    except (ValueError, TypeError) as error:
+        return rates_of(checked_whole(OptimConfig, values), state, samples, checkpoint.run["epochs"])
+    except (ValueError, TypeError, ArithmeticError) as error:
         reason = f"{checkpoint.path} has options --optim of another version ({error!r:.200})"
         raise InputError(f"{reason}, expected those of this one; use --keep weights") from error
 

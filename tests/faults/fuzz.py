@@ -20,7 +20,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -38,8 +38,8 @@ from pipeline.folder import folder_at
 from pipeline.load.storage import SampleStore
 from pipeline.manifest import load_dataset, load_mean, pictures_sha256
 from pipeline.verify import verify
-from service.network.export import export
-from service.network.read import load
+from service.network.export import export, facts_of
+from service.network.read import MEAN, WEIGHTS_SHA256, facts_file, load
 from service.results.curves import curves_figure
 from service.results.history import read_histories
 from service.results.table import table_rows
@@ -55,6 +55,7 @@ from service.run.checkpoint import (
 )
 from service.run.config import run_fields
 from service.run.preprocessing import preprocessing_of, read_preprocessing
+from service.training.fork import start_from
 
 SECONDS: Final = 5.0  # of an execution
 MEMORY: Final = 2**30  # bytes more than before the first
@@ -445,12 +446,39 @@ def _read_weights(root: Path, random: Random) -> None:
     load(root / "w.safetensors", "cpu")
 
 
+def _pickled(root: Path) -> None:
+    _checkpoint(checkpoint := root.parent / "pickled")
+    network, path = load(checkpoint, "cpu"), root / "w.pth"
+    root.mkdir()
+    mean = torch.from_numpy(network.preprocessing.mean)
+    torch.save({**dict(network.model.named_parameters()), MEAN: mean}, path)
+    facts_file(path).write_text(json.dumps({**facts_of(network), WEIGHTS_SHA256: _sha256(path.read_bytes())}))
+
+
+def _read_pickled(root: Path, random: Random) -> None:
+    load(root / "w.pth", "cpu")
+
+
+def _reseal_pickled(root: Path) -> None:
+    facts = json.loads(_plain(root / "w.pth.json"))
+    facts[WEIGHTS_SHA256] = _sha256(_plain(root / "w.pth"))
+    _write(root / "w.pth.json", json.dumps(facts).encode())
+
+
+def _fork(root: Path, random: Random) -> None:
+    dataset = load_dataset(_shards())
+    run = replace(small_run(_shards(), **SMALL), parent=root, keep="weights" if random.random() < 0.1 else "all")
+    start_from(run, run_fields(run, pictures_sha256(dataset)), dataset)
+
+
 TARGETS: Final[dict[str, Target]] = {
     "checkpoint": Target(_checkpoint, _read_checkpoint, _reseal_checkpoint),
+    "checkpoint forked": Target(_checkpoint, _fork, _reseal_checkpoint),
     "data set": Target(_data_set, _read_as_loader, _reseal_data_set),
     "data set verified": Target(_data_set, _verify, _reseal_data_set),
     "run compared": Target(_run, _compare),
     "weights": Target(_weights, _read_weights),
+    "pickled weights": Target(_pickled, _read_pickled, _reseal_pickled),
 }
 
 

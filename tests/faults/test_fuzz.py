@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -93,7 +94,7 @@ def file(name: str, data: bytes) -> Callable[[Path], None]:
 
 def link(name: str, to: str) -> Callable[[Path], None]:
     def do(root: Path) -> None:
-        (root / name).unlink()
+        (root / name).unlink(missing_ok=True)
         (root / name).symlink_to(to)
 
     return do
@@ -101,7 +102,7 @@ def link(name: str, to: str) -> Callable[[Path], None]:
 
 def pipe(name: str) -> Callable[[Path], None]:
     def do(root: Path) -> None:
-        (root / name).unlink()
+        (root / name).unlink(missing_ok=True)
         os.mkfifo(root / name)
 
     return do
@@ -117,6 +118,22 @@ def line(**record: Any) -> bytes:
 
 def appended(name: str, data: bytes) -> Callable[[Path], None]:
     return lambda root: write(root / name, (root / name).read_bytes() + data)
+
+
+def pickled(last: torch.Tensor, compression: int = zipfile.ZIP_STORED) -> Callable[[Path], None]:
+    """A file as torchvision's, of its last layer alone."""
+
+    def do(root: Path) -> None:
+        torch.save({"classifier.6.weight": last}, root / "w.pth")
+        (root / "w.pth.json").unlink()
+        if compression != zipfile.ZIP_STORED:
+            with zipfile.ZipFile(root / "w.pth") as plain:
+                parts = {name: plain.read(name) for name in plain.namelist()}
+            with zipfile.ZipFile(root / "w.pth", "w", compression) as squeezed:
+                for name, data in parts.items():
+                    squeezed.writestr(name, data)
+
+    return do
 
 
 def deep(levels: int) -> bytes:
@@ -141,7 +158,9 @@ def cell(column: str, value: int) -> Callable[[Path], None]:
     return rows(change)
 
 
+TORCHVISION = {"layout": "torchvision", "lrn": {}}
 NULL = b'{"__metadata__":null}'
+MEMORY = b'{"a":{"dtype":"memory","shape":[1],"data_offsets":[0,4]}}'
 TENSORS = "network.safetensors"
 STEP = {"step": 9, "epoch": 2.25, "loss": 1.0, "learning_rate": 0.1, "images_per_second": 1.0}
 EVENT = {"step": 2, "epoch": 0.5}
@@ -152,8 +171,8 @@ CORPUS: dict[str, list[tuple[Callable[[Path], None], str]]] = {
         (listed(".."), "manifest does not hold"),
         (file("manifest.json", deep(100_000)), "manifest does not hold"),
         (file("manifest.json", b'{"files": "\xff' + b"x" * 9999), "manifest does not hold"),
-        (link("manifest.json", "/dev/zero"), "manifest does not hold"),
-        (pipe("manifest.json"), "manifest does not hold"),
+        (link("manifest.json", "/dev/zero"), "manifest.json cannot be read"),
+        (pipe("manifest.json"), "manifest.json cannot be read"),
         (file("state.json", deep(100_000)), "state is of another kind"),
         (put("state.json", lambda values: None), "state is of another kind"),
         (put("state.json", lambda values: {**values, "step": -1}), "state is of another kind"),
@@ -171,8 +190,21 @@ CORPUS: dict[str, list[tuple[Callable[[Path], None], str]]] = {
         (put("preprocessing.json", lambda values: []), "preprocessing.json is damaged"),
         (put("preprocessing.json", lambda values: {**values, "classes": [{}]}), "preprocessing.json is damaged"),
         (put("preprocessing.json", lambda values: {**values, "size": 10**9}), "preprocessing.json is damaged"),
+        (put("preprocessing.json", lambda values: {**values, "pictures": {f"{n}": n for n in range(10**5)}}), "names"),
+        (
+            put("preprocessing.json", lambda values: {**values, "pictures": {"a\nb": -1}}),
+            "preprocessing.json is damaged",
+        ),
         (file("mean.npy", array_bytes(np.zeros(7))), "mean.npy is damaged"),
         (file("mean.npy", b"\x93NUMPY\x02\x00\xff\xff\xff\xff"), "mean.npy is damaged"),
+    ],
+    "checkpoint forked": [
+        (put("run.json", lambda values: optim(values, drop_epochs="abc")), "of another version"),
+        (put("run.json", lambda values: optim(values, drop_epochs=[None])), "of another version"),
+        (put("run.json", lambda values: optim(values, drop_factor=None)), "of another version"),
+        (put("run.json", lambda values: optim(values, unknown=1)), "of another version"),
+        (put("run.json", lambda values: {**optim(values, schedule="cosine"), "epochs": 0}), "of another kind"),
+        (put("run.json", lambda values: {**values, "model": {**values["model"], "layout": "x" * 10**6}}), "go on as"),
     ],
     "data set": [
         (file("dataset.json", b'"\xff' + b"x" * 9999), "dataset.json is damaged"),
@@ -187,6 +219,10 @@ CORPUS: dict[str, list[tuple[Callable[[Path], None], str]]] = {
         (put("dataset.json", lambda values: shards(values, name="../../x.tar")), "dataset.json is damaged"),
         (put("dataset.json", lambda values: shards(values, samples=-1)), "dataset.json is damaged"),
         (put("dataset.json", lambda values: shards(values, samples=10**18)), "dataset.json is damaged"),
+        (put("dataset.json", lambda values: {**values, "splits": {f"{n}": n for n in range(10**5)}}), "names"),
+        (pipe("remote.json"), "remote.json is damaged"),
+        (link("remote.json", "remote.json"), "remote.json is damaged"),
+        (link("remote.json", "/dev/zero"), "remote.json is damaged"),
         (pipe("train/000000.tar"), "cannot be read"),
         (link("train/000000.tar", "/dev/zero"), "cannot be read"),
         (rows(lambda table: table[:-1]), "samples.npy is damaged"),
@@ -222,10 +258,28 @@ CORPUS: dict[str, list[tuple[Callable[[Path], None], str]]] = {
         (lambda root: exported(root, crop=67, model={"layout": "towers", "fc_width": 2**22, "lrn": {}}), "holds"),
         (lambda root: exported(root, crop=67, model={"layout": "towers", "fc_width": 2**62, "lrn": {}}), "no network"),
         (lambda root: exported(root, crop=0), "another version"),
+        (lambda root: exported(root, crop=65535), "another version"),
+        (file("w.safetensors", len(MEMORY).to_bytes(8, "little") + MEMORY + bytes(4)), "damaged"),
+        (
+            lambda root: exported(root, size=65535, model={"layout": "torchvision", "lrn": {}}, alone=True),
+            "at most 4096",
+        ),
         (lambda root: exported(root, step=-1), "another version"),
         (lambda root: exported(root, classes=[{"index": "0", "id": 1, "words": None}]), "another version"),
     ],
+    "pickled weights": [
+        (pickled(torch.zeros(1).expand(10**9, 2)), "no plain tensor"),  # of four bytes
+        (pickled(torch.zeros(2, 2).to_sparse()), "no plain tensor"),
+        (pickled(torch.zeros(2, 2, device="meta")), "no plain tensor"),
+        (pickled(torch.zeros(2 * 10**6, 1)), "2,000,000 classes"),
+        (pickled(torch.zeros(0, 1)), "0 classes"),
+        (pickled(torch.zeros(2000, 1000), zipfile.ZIP_DEFLATED), "compressed"),
+    ],
 }
+
+
+def optim(values: Any, **changes: Any) -> Any:
+    return {**values, "optim": {**values["optim"], **changes}}
 
 
 def shards(values: Any, **changes: Any) -> Any:
@@ -233,16 +287,16 @@ def shards(values: Any, **changes: Any) -> Any:
     return values
 
 
-def exported(root: Path, **changes: Any) -> None:
-    """The exported file with other facts."""
+def exported(root: Path, *, alone: bool = False, **changes: Any) -> None:
+    """The exported file with other facts; or these alone, without tensors."""
     path = root / "w.safetensors"
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     facts = json.loads(header["__metadata__"]["alexnet-trainer"])
     header["__metadata__"]["alexnet-trainer"] = json.dumps({**facts, **changes})
-    text = json.dumps(header).encode()
-    write(path, len(text).to_bytes(8, "little") + text + data[8 + length :])
+    text = json.dumps({"__metadata__": header["__metadata__"]} if alone else header).encode()
+    write(path, len(text).to_bytes(8, "little") + text + (b"" if alone else data[8 + length :]))
 
 
 @pytest.mark.parametrize(

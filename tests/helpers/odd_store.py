@@ -30,6 +30,9 @@ class OddStore(AbstractFileSystem):
     requests: list[tuple[str, int, int]] = []  # noqa: RUF012  of all instances: (shard's name, start, stop)
     lock = threading.Lock()
 
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        return {"name": path, "size": Path(path.removeprefix("odd://")).stat().st_size, "type": "file"}
+
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
         path = path.removeprefix("odd://")
         if not path.endswith(".tar"):
