@@ -143,16 +143,6 @@ def state_tensors(model: Network, optimizer: MomentumSGD) -> Tensors:
     return files
 
 
-def copy_tensors(model: Network, optimizer: MomentumSGD) -> Tensors:
-    """Copies on the host of what `state_tensors` gives."""
-    files = state_tensors(model, optimizer)
-    return {file: {name: _host_copy(tensor) for name, tensor in found.items()} for file, found in files.items()}
-
-
-def _host_copy(tensor: Tensor) -> Tensor:
-    return tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
-
-
 def read_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """A verified checkpoint's weights, velocities and averaged weights, of both towers."""
     return read_named(checkpoint.path, lambda name: True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from model.network import Network
 from model.optim import MomentumSGD
-from service.run.checkpoint import Tensors, copy_tensors, state_tensors
+from service.run.checkpoint import Tensors, state_tensors
 
 ALIGNMENT: Final = 64  # bytes, of each tensor in a buffer: a cache line, and enough for any type
 
@@ -16,35 +16,40 @@ ALIGNMENT: Final = 64  # bytes, of each tensor in a buffer: a cache line, and en
 class Snapshots:
     """Snapshots of a network in training, one at a time.
 
-    On a GPU the loop pays for a clone there, which goes to the host on a stream of its own: into pinned memory, which
-    is kept for the next one and costs time to get. On a CPU the copy is the snapshot.
+    On a GPU the loop pays for a clone there, which goes to the host on a stream of its own. On a CPU the copy is the
+    snapshot. The host's memory is kept for the next one: pinned memory costs time to get, and what is taken and given
+    back between steps, which do the same, leaves gaps that fit nobody.
     """
 
     def __init__(self, model: Network, optimizer: MomentumSGD):
         self._model, self._optimizer = model, optimizer
         self._clone: tuple[Tensor, torch.cuda.Event] | None = None  # on the device, until it is fetched
-        self._pinned: Tensor | None = None
+        self._host: Tensor | None = None  # what `pack` makes; pinned, if there is a GPU
 
     def take(self) -> Callable[[], Tensors]:
         """Snapshot what the steps so far have made; the function that is returned has it on the host.
 
-        That may be called once, in any thread; what it returns on a GPU holds until the next snapshot is fetched.
+        That may be called once, in any thread; what it returns holds until the next snapshot is taken.
         """
         tensors = state_tensors(self._model, self._optimizer)
         if not on_gpu(tensors):
-            return self._copied()
+            return self._copied(tensors)
         assert self._clone is None, "the last snapshot was not fetched"
         try:
             clone = pack(tensors)
         except torch.OutOfMemoryError:  # on a device that has no room for a clone the loop waits for the host's copy
-            return self._copied()
+            return self._copied(tensors)
         cloned = torch.cuda.Event()
         cloned.record()
         self._clone = clone, cloned
         return self._fetch
 
-    def _copied(self) -> Callable[[], Tensors]:
-        copies = copy_tensors(self._model, self._optimizer)
+    def _copied(self, tensors: Tensors) -> Callable[[], Tensors]:
+        if self._host is None:
+            self._host = host_memory(packed_bytes(tensors), pinned=on_gpu(tensors))
+        copies = views_of(self._host, tensors)
+        for copy, tensor in zip(_each(copies), _each(tensors), strict=True):
+            copy.copy_(tensor)
         return lambda: copies
 
     def _fetch(self) -> Tensors:
@@ -53,13 +58,13 @@ class Snapshots:
         (clone, cloned), self._clone = self._clone, None
         stream = torch.cuda.Stream(clone.device)
         with torch.cuda.stream(stream):  # which also makes the GPU this thread's
-            if self._pinned is None:
-                self._pinned = pinned_like(clone)
+            if self._host is None:
+                self._host = host_memory(clone.nbytes, pinned=True)
             stream.wait_event(cloned)
-            self._pinned.copy_(clone, non_blocking=True)
+            self._host.copy_(clone, non_blocking=True)
         # Also what keeps the clone's memory from being given to the steps' stream while it is still read.
         stream.synchronize()
-        return views_of(self._pinned, state_tensors(self._model, self._optimizer))
+        return views_of(self._host, state_tensors(self._model, self._optimizer))
 
 
 def on_gpu(tensors: Tensors) -> bool:
@@ -67,18 +72,23 @@ def on_gpu(tensors: Tensors) -> bool:
     return next(_each(tensors)).is_cuda
 
 
-def pinned_like(tensor: Tensor) -> Tensor:
-    """Memory on the host for a tensor's numbers, which a GPU can write by itself, or any where none can be pinned."""
+def host_memory(size: int, *, pinned: bool) -> Tensor:
+    """(size,) uint8; pinned: which a GPU can write by itself, but any where none can be pinned."""
     try:
-        return torch.empty_like(tensor, device="cpu", pin_memory=True)
+        return torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
     except RuntimeError:
-        return torch.empty_like(tensor, device="cpu")
+        return torch.empty(size, dtype=torch.uint8)
+
+
+def packed_bytes(tensors: Tensors) -> int:
+    """How large the buffer is that holds them all."""
+    return sum(map(_padded_bytes, _each(tensors)))
 
 
 def pack(tensors: Tensors) -> Tensor:
     """A copy of all tensors, on their device, in one buffer of bytes, (n,) uint8: for one copy to the host."""
     first = next(_each(tensors))
-    buffer = torch.empty(sum(map(_padded_bytes, _each(tensors))), dtype=torch.uint8, device=first.device)
+    buffer = torch.empty(packed_bytes(tensors), dtype=torch.uint8, device=first.device)
     for view, tensor in zip(_each(views_of(buffer, tensors)), _each(tensors), strict=True):
         view.copy_(tensor)
     return buffer

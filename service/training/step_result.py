@@ -12,7 +12,7 @@ from torch import Tensor
 from model.optim import LearningRates
 from model.step import StepResult
 from service.run.checkpoint import RunState
-from service.training.snapshot import pinned_like
+from service.training.snapshot import host_memory
 
 WINDOW: Final = 100  # losses whose median the limit is a multiple of
 LEAST: Final = 20  # of them; before there is no limit
@@ -28,10 +28,10 @@ class Copying:
 
     @classmethod
     def start(cls, values: Tensor) -> "Copying":
-        """Of the values as torch's current stream makes them; later changes do not show."""
+        """Of the values, (n,), as torch's current stream makes them; later changes do not show."""
         if not values.is_cuda:
             return cls(values.clone(), None)
-        host = pinned_like(values).copy_(values, non_blocking=True)
+        host = host_memory(values.nbytes, pinned=True).view(values.dtype).copy_(values, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record()
         return cls(host, arrived)

@@ -20,10 +20,11 @@ from torch.distributed.launcher.api import LaunchConfig
 
 from model.alexnet import AlexNet
 from model.optim import MomentumSGD
+from networks import copy_tensors
 from paths import ROOT
 from pipeline.sample import SampleConfig
 from pipeline.shard import ShardOptions
-from service.run.checkpoint import RunState, copy_tensors
+from service.run.checkpoint import RunState
 from service.run.config import RECIPES, Run, parse_run
 from service.telemetry.metrics import Metrics
 from service.training.checkpoint_writer import CheckpointWriter

@@ -32,7 +32,7 @@ import torch
 from damaged import make_data_set
 from model.network import Network, make_network
 from model.optim import MomentumSGD, OptimConfig
-from networks import small_run
+from networks import copy_tensors, small_run
 from pipeline.command import InputError
 from pipeline.folder import folder_at
 from pipeline.load.storage import SampleStore
@@ -46,7 +46,6 @@ from service.results.table import table_rows
 from service.run.checkpoint import (
     RunState,
     Validation,
-    copy_tensors,
     read_checkpoint,
     read_tensors,
     read_weights,

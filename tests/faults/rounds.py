@@ -4,7 +4,8 @@ import random
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,7 +17,7 @@ from processes import small_shards
 from trial import Layout, Lost, Trial, Undisturbed, undisturbed
 
 ROUNDS: Final = 200
-JOBS: Final = 2
+CORES: Final = 2
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,10 @@ def played(grounds: Grounds, kind: str, number: int, seed: int) -> Round:
     return Round(kind, number, len(trial.ends), time.monotonic() - start, fault, named)
 
 
-def rounds(count: int, seed: int, kinds: tuple[str, ...] = tuple(DISTURBANCES), jobs: int = JOBS) -> Iterator[Round]:
-    """So many rounds, the kinds in turn; each as it ends."""
-    with place() as folder, ThreadPoolExecutor(jobs) as pool:
+def rounds(
+    count: int, seed: int, kinds: tuple[str, ...] = tuple(DISTURBANCES), cores: Executor | None = None
+) -> Iterator[Round]:
+    """So many rounds, the kinds in turn; each as it ends. cores: what runs them, if not CORES of their own."""
+    with place() as folder, nullcontext(cores) if cores else ThreadPoolExecutor(CORES) as pool:
         grounds = prepared(folder, sorted({DISTURBANCES[kind].layout for kind in kinds}))
         yield from pool.map(lambda number: played(grounds, kinds[number % len(kinds)], number, seed), range(count))

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 from crashes import WRITERS, explore
 from fuzz import TARGETS, fuzz
 from load import REQUESTS, load
-from rounds import ROUNDS, Round, rounds
+from rounds import CORES, ROUNDS, Round, rounds
 from service.results.table import markdown
 from soak import MINUTES, Soak, draw, soak
 
@@ -59,7 +59,7 @@ def crash_states(share: float, seed: int) -> Report:
 def hostile_files(share: float, seed: int) -> Report:
     """What mutations of files from elsewhere did to their readers."""
     rows, lost = [], []
-    with ProcessPoolExecutor(2, get_context("spawn")) as pool:  # each bounds its own memory
+    with ProcessPoolExecutor(CORES, get_context("spawn")) as pool:  # each bounds its own memory
         mutate = partial(fuzz, executions=max(1, int(share * MUTATED)), seed=seed)
         for target, found in zip(TARGETS, pool.map(mutate, TARGETS), strict=True):
             lost += found.findings
@@ -134,9 +134,9 @@ def main() -> int:
     options = parser.parse_args()
     share = options.rounds / ROUNDS
     lost = say(crash_states(share, options.seed)) + say(hostile_files(share, options.seed)) + say(server_load(share))
-    with ThreadPoolExecutor(1) as beside:  # a core for each
-        soaking = beside.submit(soak, max(1.0, share * MINUTES), options.seed)
-        lost += say(disturbed(rounds(options.rounds, options.seed, jobs=1)))
+    with ThreadPoolExecutor(CORES) as cores:
+        soaking = cores.submit(soak, max(1.0, share * MINUTES), options.seed)  # one core's, as long as it lasts
+        lost += say(disturbed(rounds(options.rounds, options.seed, cores=cores)))
         found = soaking.result()
     lost += say(soaked(found))
     draw(found, options.plot)

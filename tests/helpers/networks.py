@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.network import make_network
+from model.network import Network, make_network
 from model.optim import MomentumSGD, OptimConfig
 from pictures import decoded
 from pipeline.load.config import DataConfig
 from pipeline.manifest import load_dataset, pictures_sha256
-from service.run.checkpoint import RunState, copy_tensors, save_checkpoint
+from service.run.checkpoint import RunState, Tensors, save_checkpoint, state_tensors
 from service.run.config import RECIPES, Run, run_fields
 from service.run.preprocessing import preprocessing_of
 
@@ -50,3 +50,9 @@ def stored_pictures(shards: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     pictures = [decoded(data) for name, data in sorted(files.items()) if name.endswith(".jpg")]
     labels = [int(data) for name, data in sorted(files.items()) if name.endswith(".cls")]
     return np.stack(pictures), np.array(labels)
+
+
+def copy_tensors(model: Network, optimizer: MomentumSGD) -> Tensors:
+    """Copies of what a checkpoint holds."""
+    files = state_tensors(model, optimizer)
+    return {file: {name: tensor.clone() for name, tensor in found.items()} for file, found in files.items()}

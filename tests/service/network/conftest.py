@@ -13,9 +13,10 @@ from model.alexnet import ModelConfig
 from model.layers.lrn import LRNConfig
 from model.network import make_network
 from model.optim import MomentumSGD, OptimConfig
+from networks import copy_tensors
 from pipeline.command import run_command
 from pipeline.manifest import load_dataset
-from service.run.checkpoint import RunState, copy_tensors, save_checkpoint
+from service.run.checkpoint import RunState, save_checkpoint
 from service.run.preprocessing import preprocessing_of
 
 SaveRun = Callable[..., Path]

@@ -16,6 +16,7 @@ import torch
 
 from model.alexnet import AlexNet, ModelConfig
 from model.optim import MomentumSGD, OptimConfig
+from networks import copy_tensors
 from pipeline.command import InputError
 from pipeline.files import fsync_folder
 from service.run import checkpoint
@@ -25,7 +26,6 @@ from service.run.checkpoint import (
     Validation,
     checkpoints,
     clear_unfinished,
-    copy_tensors,
     newest_checkpoint,
     prune_checkpoints,
     read_checkpoint,

@@ -10,7 +10,8 @@ import torch
 
 from model.optim import OptimConfig
 from model.step import train_step
-from service.run.checkpoint import RunState, Tensors, copy_tensors, newest_checkpoint, read_tensors, save_checkpoint
+from networks import copy_tensors
+from service.run.checkpoint import RunState, Tensors, newest_checkpoint, read_tensors, save_checkpoint
 from service.training import snapshot
 from service.training.snapshot import ALIGNMENT, Snapshots, pack, views_of
 from steps import CONFIG, Bench, examples
@@ -83,16 +84,21 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGPU:
     for name in ("Event", "Stream", "stream"):
         monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
     monkeypatch.setattr(snapshot, "on_gpu", lambda tensors: True)
-    monkeypatch.setattr(snapshot, "pinned_like", torch.empty_like)
+    monkeypatch.setattr(snapshot, "host_memory", lambda size, pinned: torch.empty(size, dtype=torch.uint8))
     return fake
 
 
-def test_on_a_cpu_a_snapshot_is_a_copy() -> None:
+def test_on_a_cpu_a_snapshot_is_a_copy_in_memory_that_is_kept() -> None:
     bench = trained()
-    expected = copy_tensors(bench.model, bench.optimizer)
-    fetch = Snapshots(bench.model, bench.optimizer).take()
-    bench.run(train_step, examples())
-    assert_equal(fetch(), expected)
+    snapshots = Snapshots(bench.model, bench.optimizer)
+    buffers: set[int] = set()
+    for step in (1, 2):
+        expected = copy_tensors(bench.model, bench.optimizer)
+        fetch = snapshots.take()
+        bench.run(train_step, examples(first=8 * step))
+        assert_equal(fetch(), expected)
+        buffers.add(next(iter(next(iter(fetch().values())).values())).untyped_storage().data_ptr())
+    assert len(buffers) == 1
 
 
 def test_on_a_gpu_it_is_cloned_there_and_fetched_into_one_buffer_behind_an_event(gpu: FakeGPU, tmp_path) -> None:
