@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -50,7 +51,8 @@ class Watchdog:
                 stalled += min(now - last, 2 * self._between_looks)
             last = now
             # Where the interpreter itself hangs, or the disk, so does this thread; faulthandler's needs neither.
-            faulthandler.dump_traceback_later(2 * ENDS * limit, exit=True)
+            with suppress(RuntimeError):  # no memory for that thread: this one goes on
+                faulthandler.dump_traceback_later(2 * ENDS * limit, exit=True)
             if stalled and not told:
                 self._tell(f"it is ended {(ENDS - 1) * limit:g} s from now unless it goes on")
                 told = True
@@ -76,8 +78,9 @@ class Watchdog:
                 if dist.is_initialized():
                     stacks.write(f"Last exchanges of this rank: {_flight_record()}\n".encode())
                 stacks.write(b"\n")
-        except OSError as error:  # such as a full disk, which may be why
-            where = f"{self._file} cannot be written ({error.strerror}), so stacks are above"
+        except (OSError, MemoryError) as error:  # such as a full disk, which may be why
+            reason = error.strerror if isinstance(error, OSError) else "no memory"
+            where = f"{self._file} cannot be written ({reason}), so stacks are above"
             faulthandler.dump_traceback(all_threads=True)
         self._say(f"no progress for {age:.0f} s while {phase}, expected some within {limit:g} s; {what}; {where}")
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from model.flop import training_flops_per_picture
 from model.optim import LearningRates, changes_each_step, step_rates
 from model.step import StepControls, StepInputs, compiled_train_step, train_step
+from pipeline.host.memory import HolesInHeap
 from pipeline.load.batch_loader import Batch
 from pipeline.load.order import rank_slice
 from service.run.checkpoint import Evaluation, RunState, Validation
@@ -112,6 +113,7 @@ class Worker:
         self.pending: deque[PendingResult] = deque()
         self.losses = RecentLosses(self.state.recent_losses)
         self.speed, self.waited = Throughput(), 0.0
+        self.heap = HolesInHeap()
         self.rates = self.current_rates()
         self.latest: StepRecord | None = None
         logged = sample_steps(run.out / LOG_FILE) if ranks.is_leader else []
@@ -170,6 +172,7 @@ class Worker:
         self.metrics.step_seconds.labels("data_wait").observe(self.waited)
         self.metrics.step_seconds.labels("compute").observe(now - start)
         self.heartbeat.beat("training")
+        self.heap.after_step()
 
     def current_rates(self) -> LearningRates:
         """The learning rates as the run stands."""

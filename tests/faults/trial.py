@@ -101,7 +101,12 @@ class Trial:
         }
         with open(self.folder / f"output-{len(self.ends)}", "wb") as output:
             self.process = subprocess.Popen(
-                arguments, stdout=output, stderr=subprocess.STDOUT, env=os.environ | environment, start_new_session=True
+                # A run hears SIGHUP also where the tests were started by nohup.
+                ["env", "--default-signal=HUP", *arguments],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=os.environ | environment,
+                start_new_session=True,
             )
 
     def output(self) -> str:
