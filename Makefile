@@ -37,7 +37,7 @@ portable: $(VENV)/installed-dev
 SEED ?= 0
 ROUNDS ?= 200
 faults: $(VENV)/installed-dev
-	PYTHONPATH=tests/helpers:tests/docker $(BIN)/python tests/faults/run.py --seed $(SEED) --rounds $(ROUNDS)
+	PYTHONPATH=tests/helpers:tests/docker $(BIN)/python tests/faults/every_fault.py --seed $(SEED) --rounds $(ROUNDS)
 
 # Mutations of all that is read from elsewhere, so many seconds of each; a part of it is in `make test`.
 SECONDS ?= 60

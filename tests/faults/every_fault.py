@@ -127,7 +127,7 @@ def say(report: Report) -> list[str]:
 
 def main() -> int:
     """Try it all, and say what came of it."""
-    parser = argparse.ArgumentParser(prog="python tests/faults/run.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python tests/faults/every_fault.py", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of faults; the other parts in proportion")
     parser.add_argument("--plot", type=Path, default=Path("soak.png"), help="picture of the soak")
