@@ -80,7 +80,9 @@ class Folder:
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
         """A file's bytes, or those from start to before stop."""
         if self.local:
-            open_regular(self._path(name)).close()  # a pipe or a device would have no end
+            with open_regular(self._path(name)) as stream:  # a pipe or a device would have no end
+                stream.seek(start or 0)
+                return stream.read(-1 if stop is None else stop - (start or 0))
         with _failures(self._path(name)):
             return self.fs.cat_file(self._path(name), start=start, end=stop)
 

@@ -18,6 +18,7 @@ from pipeline.command import printable
 from pipeline.files import open_regular
 
 MOST_JSON: Final = 32 * 2**20  # bytes of a file that is read whole; ImageNet's dataset.json has 0.3 MB
+MOST_LINE: Final = 2**20  # bytes of a line of a log
 MOST_DEPTH: Final = 24  # of lists and objects in one another; our own have 6 at most
 MOST_NAMES: Final = 10_000  # of an object and those in it: each that is wrong costs a kilobyte
 

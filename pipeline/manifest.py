@@ -48,6 +48,7 @@ _MOST_HEADER: Final = 4096  # bytes before what is counted; numpy's header of a 
 _MOST_REJECT: Final = 2**14  # bytes of a line of REJECTS_FILE, whose longest part is a path
 
 Triple = tuple[Real, Real, Real]
+Side = Annotated[Count, Field(le=65535)]  # pixels of a stored picture, JPEG's most; 0: each has its own size
 
 Store = Literal["jpeg", "raw"]  # what a tar has of a picture: KEY.jpg, or its pixels as KEY.npy
 SUFFIXES: Final[dict[Store, str]] = {"jpeg": ".jpg", "raw": ".npy"}
@@ -107,7 +108,7 @@ class Dataset:
 
     schema_version: Count = SCHEMA_VERSION
     encoder: str  # name and version: another one writes other bytes
-    size: Annotated[Count, Field(le=65535)]  # pixels a side; 0 means that each picture has its own size
+    size: Side
     quality: Count  # JPEG, 1..100
     seed: Seed
     shard_samples: Count  # as asked for; 0 means chosen by the number of pictures

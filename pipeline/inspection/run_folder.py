@@ -11,13 +11,12 @@ from typing import Any, Final
 
 from pipeline.command import InputError
 from pipeline.files import open_regular
-from pipeline.foreign import read_json
+from pipeline.foreign import MOST_LINE, read_json
 from pipeline.load.augment import AugmentConfig
 from pipeline.load.config import PLACE_AND_SPEED, DataConfig
 
 RUN_FILE: Final = "run.json"
 LOG_FILE: Final = "log.jsonl"
-_MOST_LINE: Final = 2**20  # bytes; what is longer is no line of a log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +91,7 @@ def _logged_positions(folder: Path, samples: int) -> Iterator[tuple[int, int]]:
     """Step, and the position after it, of each training step in the log; nothing where there is no log."""
     try:
         with open_regular(folder / LOG_FILE) as log:
-            while line := log.readline(_MOST_LINE):
+            while line := log.readline(MOST_LINE):
                 try:
                     record = json.loads(line)
                     if "gradient_norm" in record:  # else of a validation

@@ -252,12 +252,10 @@ def _mean_picture(facts: dict[str, Any], weights: dict[str, Tensor], config: Mod
         if side > MOST_CROP:
             raise ValueError(f"pictures have {side} pixels a side, expected at most {MOST_CROP}")
         return torchvision_mean(side)
-    if tuple(weights[MEAN].shape) != (side, side, 3):
-        raise ValueError(f"mean is {tuple(weights[MEAN].shape)} for a size of {side}")
-    mean = weights.pop(MEAN).numpy().copy()  # the file is mapped into memory, and must not be needed later
-    if mean.shape != (side, side, 3) or mean.dtype != np.float32 or int(facts["crop"]) > side:
-        raise ValueError(f"mean is {mean.shape} {mean.dtype} for a crop of {facts['crop']}")
-    return mean
+    mean = weights[MEAN]
+    if mean.shape != (side, side, 3) or mean.dtype != torch.float32 or int(facts["crop"]) > side:
+        raise ValueError(f"mean is {tuple(mean.shape)} {mean.dtype} for a size of {side} and a crop of {facts['crop']}")
+    return weights.pop(MEAN).numpy().copy()  # the file is mapped into memory, and must not be needed later
 
 
 def _from_torchvision(path: Path, weights: dict[str, Tensor], device: torch.device) -> TrainedNetwork:

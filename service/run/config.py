@@ -305,10 +305,11 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any], allowed: frozenset
     """
     there, here = with_defaults(theirs), with_defaults(ours)
     differing = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
-    values = {
-        name: (f"{there.get(name)!s:.200}", f"{here.get(name)!s:.200}") for name in differing if name not in allowed
+    said = {
+        name: f"{name} {there.get(name)!s:.200} there, {here.get(name)!s:.200} here"
+        for name in differing
+        if name not in allowed
     }
-    said = {name: f"{name} {their} there, {our} here" for name, (their, our) in values.items()}
     if dataset_change and said.pop(DATASET, None):
         said[DATASET] = f"another data set: {dataset_change}"  # the last, for it has commas of its own
     return ", ".join(said.values())

@@ -10,14 +10,13 @@ from typing import Any, Final
 
 from pipeline.command import InputError
 from pipeline.files import fsync_file, fsync_folder, open_regular, write_atomic
-from pipeline.foreign import Count, Measured, Real, checked, parse_json, read_regular
+from pipeline.foreign import MOST_LINE, Count, Measured, Real, checked, parse_json, read_regular
 
 LOG_FILE: Final = "log.jsonl"
 EVENTS_FILE: Final = "events.jsonl"
 NOWHERE: Final = Path(os.devnull)  # where ranks other than 0 write their logs
 SAMPLED: Final = 500  # lines that are read of a log, which may have a million
 MOST_BYTES: Final = 2 * 2**30  # of a log that is gone on with; a million steps have 0.2 GB
-MOST_LINE: Final = 2**20  # bytes
 MOST_WAITING: Final = 16 * 2**20  # bytes of lines that wait for room: about a hundred thousand steps'
 
 
@@ -25,13 +24,13 @@ MOST_WAITING: Final = 16 * 2**20  # bytes of lines that wait for room: about a h
 class StepRecord:
     """A step's line of log.jsonl; its figures are of all ranks together."""
 
-    step: Count
-    epoch: Real
-    loss: Measured
-    gradient_norm: Measured
-    learning_rate: Real
-    images_per_second: Real
-    data_wait_ratio: Real
+    step: int
+    epoch: float
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    images_per_second: float
+    data_wait_ratio: float
 
 
 class JsonLog:

@@ -19,7 +19,7 @@ from pipeline.command import InputError
 from pipeline.foreign import Count, checked, read_json, require_array
 from pipeline.load.batch_loader import central_crop
 from pipeline.load.graph import square_side
-from pipeline.manifest import Dataset, PictureClass, array_bytes, load_mean
+from pipeline.manifest import Dataset, PictureClass, Side, array_bytes, load_mean
 
 PREPROCESSING_FILE: Final = "preprocessing.json"
 MEAN_FILE: Final = "mean.npy"
@@ -83,7 +83,7 @@ def dataset_facts(dataset: Dataset) -> dict[str, Any]:
 class _Facts:
     """What a network's pictures were made like, as its file says."""
 
-    size: Annotated[Count, Field(le=65535)]
+    size: Side
     quality: Count
     classes: Annotated[tuple[PictureClass, ...], FailFast(), Field(min_length=1, max_length=MOST_CLASSES)]
 

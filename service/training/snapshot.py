@@ -47,9 +47,7 @@ class Snapshots:
     def _copied(self, tensors: Tensors) -> Callable[[], Tensors]:
         if self._host is None:
             self._host = host_memory(packed_bytes(tensors), pinned=on_gpu(tensors))
-        copies = views_of(self._host, tensors)
-        for copy, tensor in zip(_each(copies), _each(tensors), strict=True):
-            copy.copy_(tensor)
+        copies = copied_into(self._host, tensors)
         return lambda: copies
 
     def _fetch(self) -> Tensors:
@@ -89,13 +87,20 @@ def pack(tensors: Tensors) -> Tensor:
     """A copy of all tensors, on their device, in one buffer of bytes, (n,) uint8: for one copy to the host."""
     first = next(_each(tensors))
     buffer = torch.empty(packed_bytes(tensors), dtype=torch.uint8, device=first.device)
-    for view, tensor in zip(_each(views_of(buffer, tensors)), _each(tensors), strict=True):
-        view.copy_(tensor)
+    copied_into(buffer, tensors)
     return buffer
 
 
+def copied_into(buffer: Tensor, tensors: Tensors) -> Tensors:
+    """Copies of all tensors, in a buffer of `packed_bytes`."""
+    views = views_of(buffer, tensors)
+    for view, tensor in zip(_each(views), _each(tensors), strict=True):
+        view.copy_(tensor)
+    return views
+
+
 def views_of(buffer: Tensor, tensors: Tensors) -> Tensors:
-    """Views into a buffer that `pack` has filled: contiguous, with the names, shapes and types of `tensors`."""
+    """Views into a buffer such as `pack` fills: contiguous, with the names, shapes and types of `tensors`."""
     start, views = 0, {}
     for file, named in tensors.items():
         views[file] = {}
