@@ -56,6 +56,6 @@ class HolesInHeap:
 def resident_bytes() -> int:
     """What this process has in memory; 0 where the system does not say so as Linux does."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return 0
