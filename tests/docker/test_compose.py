@@ -182,6 +182,7 @@ def test_the_cpu_override_takes_the_gpu_away_and_nothing_else() -> None:
     assert TRAINER["ulimits"] == {"memlock": -1}
 
 
+@pytest.mark.slow
 def test_a_stop_has_time_for_the_full_size_save(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measured save < torchrun's patience with its ranks < Docker's patience with torchrun."""
     model = AlexNet(replace(Run().model, precision="float32"), classes=1000, crop=Run().data.crop, seed=0)

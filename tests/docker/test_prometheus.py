@@ -24,6 +24,8 @@ from service.telemetry.metrics import Metrics
 from service.web.status import DATA_WAIT_HIGH, DISK_CHECKPOINTS
 
 ALERTS_DOCUMENTED = DOCKER.parent / "docs" / "operations.md"
+CASES = sorted((FOLDER / "rules_test").glob("*.yml"))
+TAKE_LONG = ("answering", "pace")
 TOKEN = "0123456789abcdef-alice"
 # Of a healthy run on a CPU these and no others return nothing, or only NaN.
 NO_ALERT = {"9 Alerts A", "annotation Alerts"}
@@ -50,7 +52,7 @@ def rules(kind: str) -> list[dict[str, Any]]:
 
 def cases() -> list[dict[str, Any]]:
     """When which alert is expected to fire, or not to."""
-    files = [yaml.safe_load(path.read_text()) for path in (FOLDER / "rules_test").glob("*.yml")]
+    files = [yaml.safe_load(path.read_text()) for path in CASES]
     return [case for file in files for test in file["tests"] for case in test.get("alert_rule_test", ())]
 
 
@@ -61,8 +63,13 @@ def test_the_configuration_is_sound() -> None:
 
 
 @needs_promtool
-def test_the_rules_do_what_their_cases_say() -> None:
-    promtool("test", "rules", *sorted((FOLDER / "rules_test").glob("*.yml")))
+@pytest.mark.parametrize(
+    "file",
+    [pytest.param(path, marks=pytest.mark.slow if path.stem in TAKE_LONG else ()) for path in CASES],
+    ids=lambda path: path.stem,
+)
+def test_the_rules_do_what_their_cases_say(file: Path) -> None:
+    promtool("test", "rules", file)
 
 
 @pytest.mark.parametrize("rule", rules("alert"), ids=lambda rule: rule["alert"])
@@ -217,6 +224,7 @@ def test_variables_find_the_run(run: Run) -> None:
         assert values == {"job": ["trainer"], "instance": [run.url.removeprefix("http://")]}[variable["name"]]
 
 
+@pytest.mark.slow
 @needs_prometheus
 def test_an_operators_stop_is_seen_to_be_the_end(shards: Path, tmp_path: Path) -> None:
     with running(shards, tmp_path) as run:
@@ -232,6 +240,7 @@ def test_an_operators_stop_is_seen_to_be_the_end(shards: Path, tmp_path: Path) -
         until(lambda: states() == {5}, states)
 
 
+@pytest.mark.slow
 @needs_prometheus
 def test_a_step_that_is_not_finite_is_seen_although_the_process_ends(shards: Path, tmp_path: Path) -> None:
     with running(shards, tmp_path) as run:

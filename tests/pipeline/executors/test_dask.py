@@ -93,6 +93,7 @@ def test_a_cluster_writes_the_same_bytes_also_when_a_worker_dies(
     assert tree_bytes(out) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_lost_scheduler_ends_the_run_and_others_go_on(
     source: Path, undisturbed: dict[str, bytes], tmp_path: Path, cluster: Cluster
 ) -> None:
@@ -107,6 +108,7 @@ def test_a_lost_scheduler_ends_the_run_and_others_go_on(
     assert tree_bytes(out) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_cluster_that_loses_all_its_workers_says_so_and_goes_on_with_new_ones(
     source: Path, undisturbed: dict[str, bytes], tmp_path: Path, cluster: Cluster
 ) -> None:

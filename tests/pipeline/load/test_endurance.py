@@ -87,6 +87,7 @@ print(json.dumps({"along": along, "left": left}))
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_memory_descriptors_and_threads_are_flat_over_thousands_of_batches(long_run: dict[str, list[list[int]]]):
     first, _, last = long_run["along"]
     # 2,000 batches of 8 crops are 38 MB. What an allocator keeps back settles later than after the first 1,000.
@@ -94,6 +95,7 @@ def test_memory_descriptors_and_threads_are_flat_over_thousands_of_batches(long_
     assert last[1:] == first[1:]
 
 
+@pytest.mark.slow
 def test_iterators_left_in_the_middle_leave_nothing_behind(long_run: dict[str, list[list[int]]]):
     first, *_, last = long_run["left"]
     assert last[1] == first[1]

@@ -45,6 +45,7 @@ def half(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "out"
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_same_bytes(
     source: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:

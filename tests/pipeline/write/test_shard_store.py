@@ -33,6 +33,7 @@ def records(folder: Folder) -> list[str]:
     return [name for name in folder.sizes() if name.endswith(RECORD_SUFFIX)]
 
 
+@pytest.mark.slow
 def test_a_store_gets_the_same_bytes_by_processes_too(source: Path, undisturbed: dict[str, bytes], bucket: str) -> None:
     assert shard(options(source, f"{bucket}/one")) == 0
     assert stored(f"{bucket}/one") == undisturbed

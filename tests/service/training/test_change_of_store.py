@@ -53,6 +53,7 @@ def train_in_turn(*calls: list[str]) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_changes_its_store_equals_one_that_does_not(shards: Path, raw: Path, tmp_path: Path) -> None:
     """JPEG, raw, JPEG; over the end of an epoch, with a validation after it."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"

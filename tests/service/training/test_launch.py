@@ -31,6 +31,7 @@ def test_a_stop_is_143_when_all_is_saved_and_a_finished_run_0(shards: Path, tmp_
         assert (status, max(losses(tmp_path))) == (0, steps), output
 
 
+@pytest.mark.slow
 def test_a_stop_that_lost_steps_is_a_fault(shards: Path, tmp_path: Path) -> None:
     worker = start(launch(shards, tmp_path, 2, "--epochs", "1000"), TORCH_ELASTIC_SHUTDOWN_TIMEOUT="1")
     wait_until(lambda: len(losses(tmp_path)) >= 2 and len(rank_pids(worker)) == 2, worker)

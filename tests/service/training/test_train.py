@@ -74,6 +74,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(shards: Path, tmp_path: 
     assert [r for r in records(broken) if "validation" in r] == validation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["--no-compile", pytest.param("--compile", marks=pytest.mark.slow)])
 def test_a_modern_run_resumes_bit_for_bit_and_its_averaged_network_is_what_it_measures(
     shards: Path, tmp_path: Path, mode: str
@@ -124,6 +125,7 @@ def test_too_many_damaged_samples_end_the_run_saved_with_a_line(tmp_path: Path) 
     assert saved and 0 < saved.state.step == max(losses(out)) < 4  # before the end of the epoch
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over_and_the_run_still_ends_the_same(shards: Path, tmp_path: Path) -> None:
     options = ("--checkpoint-every", "2")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -251,6 +253,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoi
     assert max(losses(tmp_path)) == checkpoint.state.step  # the bad step is not logged as done
 
 
+@pytest.mark.slow
 def test_every_other_network_and_no_validation_train_too(tmp_path: Path) -> None:
     shards = small_shards(tmp_path, val=False)
     for recipe in ("paper", "source"):

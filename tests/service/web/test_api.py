@@ -333,6 +333,7 @@ def test_hundreds_of_connections_that_abuse_it_keep_no_scrape_and_no_step_waitin
         wait_until(lambda: client.json("/api/status")["step"] > before, client.process)
 
 
+@pytest.mark.slow
 def test_slow_and_flooding_clients_stall_neither_scrapes_nor_training_and_are_dropped(client: Client) -> None:
     with ExitStack() as stack:
 
