@@ -18,8 +18,13 @@ EXIT_WRONG_CALL: Final = 2
 class InputError(Exception):
     """The call or its input is wrong; the message is one line: what, expected, remedy.
 
+    Names in it may come from files of others: what cannot be printed is escaped, which also keeps it one line.
+
     Not a ValueError, so that tyro lets it through from a dataclass's `__post_init__` to the one line of `run_command`.
     """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class _Ended(KeyboardInterrupt):
@@ -64,7 +69,7 @@ def run_command(main: Callable[[], int], *, results: bool = False) -> NoReturn:
             raise InputError(f"stdout cannot be written ({why}), expected room for the results; run the same again")
     except InputError as error:
         sys.stdout.flush()  # into a pipe it is buffered, and the error is to be the last line of both
-        say(printable(f"error: {error}"))
+        say(f"error: {error}")
         status = EXIT_WRONG_CALL
     except KeyboardInterrupt as stop:
         _exit_at_once(stop)

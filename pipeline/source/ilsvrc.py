@@ -64,11 +64,7 @@ def find_pictures(root: Path) -> Source:
         return _find_pictures(detect_layout(root))
     except OSError as error:
         where, why = error.filename or root, error.strerror or error
-        raise InputError(
-            printable(f"{where} cannot be read ({why}), expected ImageNet; mend it or its rights")
-        ) from error
-    except InputError as error:
-        raise InputError(printable(str(error))) from error
+        raise InputError(f"{where} cannot be read ({why}), expected ImageNet; mend it or its rights") from error
 
 
 def _find_pictures(layout: Layout) -> Source:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.command import InputError, printable
+from pipeline.command import InputError
 from pipeline.folder import Folder
 from pipeline.manifest import (
     CONTACT_FILE,
@@ -151,7 +151,7 @@ def _hashes(contents: Mapping[str, bytes]) -> dict[str, str]:
 
 def _nothing_usable(split: str, rejects: list[tuple[str, Reject]]) -> InputError:
     example = next((f"{reject.name}: {reject.reason}" for of, reject in rejects if of == split), "there are none")
-    return InputError(f"no picture of {split} could be used, expected pictures that decode; {printable(example)}")
+    return InputError(f"no picture of {split} could be used, expected pictures that decode; {example}")
 
 
 def _tiles(

@@ -1,6 +1,8 @@
 """The network of a run, a checkpoint or an exported file, ready to be used."""
 
+import io
 import json
+import os
 import warnings
 import zipfile
 from dataclasses import dataclass
@@ -205,6 +207,15 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, json.loads(tensor_header(path)).get("__metadata__") or {}
 
 
+class _NoLongerThanFile(io.BufferedReader):
+    """A file that is asked for no more than it has left: Python takes the memory for all that is asked for."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > io.DEFAULT_BUFFER_SIZE:
+            size = min(size, os.fstat(self.fileno()).st_size - self.tell())
+        return super().read(size)
+
+
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     remedy = "give a state dict as torchvision's AlexNet_Weights download it"
     try:
@@ -214,7 +225,8 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
                 with zipfile.ZipFile(path) as parts:
                     if sum(part.file_size for part in parts.infolist()) > path.stat().st_size:
                         raise ValueError("it is compressed")
-            weights = torch.load(path, map_location="cpu", weights_only=True)  # which unpickles nothing but tensors
+            with _NoLongerThanFile(open(path, "rb", buffering=0)) as file:
+                weights = torch.load(file, map_location="cpu", weights_only=True)  # which unpickles nothing but tensors
     except MemoryError:
         raise  # this machine's fault, not the file's
     except Exception as error:  # it raises a dozen unrelated types on damaged data

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from model.network import Network
 from model.optim import MomentumSGD
-from pipeline.command import InputError, printable, say
+from pipeline.command import InputError, say
 from pipeline.files import (
     atomic_writer,
     fsync_folder,
@@ -220,9 +220,7 @@ def check_tensor(path: Path | str, name: str, tensor: Tensor | None, place: Tens
     """InputError unless a tensor that `path` holds can be copied to a place of the network's."""
     have, want = ("nothing" if each is None else tuple(each.shape) for each in (tensor, place))
     if have != want:
-        raise InputError(
-            f"{path} holds {have} as {printable(name[:100])}, expected {want}; give this network's weights"
-        )
+        raise InputError(f"{path} holds {have} as {name[:100]}, expected {want}; give this network's weights")
     if tensor is not None and not tensor.is_floating_point():
         raise InputError(f"{path} holds {tensor.dtype} as {name}, expected floating point; give another one")
 

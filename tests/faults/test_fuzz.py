@@ -205,6 +205,7 @@ CORPUS: dict[str, list[tuple[Callable[[Path], None], str]]] = {
         (put("run.json", lambda values: optim(values, unknown=1)), "of another version"),
         (put("run.json", lambda values: {**optim(values, schedule="cosine"), "epochs": 0}), "of another kind"),
         (put("run.json", lambda values: {**values, "model": {**values["model"], "layout": "x" * 10**6}}), "go on as"),
+        (put("run.json", lambda values: {**values, "model": {**values["model"], "a\nb": 1}}), r"model.a\\nb 1 there"),
     ],
     "data set": [
         (file("dataset.json", b'"\xff' + b"x" * 9999), "dataset.json is damaged"),
@@ -274,6 +275,7 @@ CORPUS: dict[str, list[tuple[Callable[[Path], None], str]]] = {
         (pickled(torch.zeros(2 * 10**6, 1)), "2,000,000 classes"),
         (pickled(torch.zeros(0, 1)), "0 classes"),
         (pickled(torch.zeros(2000, 1000), zipfile.ZIP_DEFLATED), "compressed"),
+        (file("w.pth", b"\x80\x02X" + (2**32 - 1).to_bytes(4, "little") + b"a"), "holds no weights"),  # 4 GB of words
     ],
 }
 
