@@ -60,7 +60,7 @@ def test_the_recipe_is_paper_unless_named() -> None:
 
 def test_modern_is_the_papers_network_with_every_part_of_todays_training() -> None:
     paper, modern = RECIPES["paper"][1], RECIPES["modern"][1]
-    assert replace(modern.model, init="paper", pixel_std=1.0) == paper.model
+    assert replace(modern.model, init="paper", pixel_std=1.0, batch_norm=False) == paper.model
     assert modern.data == replace(paper.data, augment=replace(paper.data.augment, crop="resized"))
     optim = modern.optim
     assert optim.schedule == "cosine" and optim.warmup_epochs and optim.label_smoothing and optim.average_decay
