@@ -38,10 +38,10 @@ def passed_over_as(name: str, *, is_folder: bool) -> str:
     return "hidden pictures" if is_picture(name) and not name.startswith("._") else ""
 
 
-def first_few(names: Iterable[str]) -> str:
+def first_few(names: Iterable[str], most: int = 5) -> str:
     """The first names of some, for a message."""
     names = list(names)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def look_the_same(names: Iterable[str]) -> str:

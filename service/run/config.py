@@ -17,6 +17,7 @@ from pipeline.files import write_atomic
 from pipeline.foreign import Count, Real, checked
 from pipeline.load.augment import AugmentConfig
 from pipeline.load.config import PLACE_AND_SPEED, DataConfig
+from pipeline.source.names import first_few
 
 RUN_FILE: Final = "run.json"
 DATASET: Final = "dataset_sha256"
@@ -304,15 +305,15 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any], allowed: frozenset
     dataset_change: in what their data sets differ, in place of two hashes where that is known.
     """
     there, here = with_defaults(theirs), with_defaults(ours)
-    differing = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
+    names = sorted(there.keys() | here.keys(), key=lambda name: (name != "recipe", name))  # which explains the others
     said = {
-        name: f"{name} {there.get(name)!s:.200} there, {here.get(name)!s:.200} here"
-        for name in differing
-        if name not in allowed
+        name: f"{name:.50} {there.get(name)!s:.64} there, {here.get(name)!s:.64} here"
+        for name in names
+        if name not in allowed and there.get(name) != here.get(name)
     }
-    if dataset_change and said.pop(DATASET, None):
-        said[DATASET] = f"another data set: {dataset_change}"  # the last, for it has commas of its own
-    return ", ".join(said.values())
+    # The last, for it has commas of its own.
+    last = [f"another data set: {dataset_change}"] if dataset_change and said.pop(DATASET, None) else []
+    return ", ".join([*([first_few(said.values(), most=8)] if said else []), *last])
 
 
 def with_defaults(fields: dict[str, Any]) -> dict[str, Any]:

@@ -46,11 +46,11 @@ def test_an_execution_is_repeated_by_its_number(monkeypatch: pytest.MonkeyPatch)
     assert seen[4] == seen[6] and seen[4] != seen[3]
 
 
-def test_exceptions_slowness_and_lines_too_many_are_findings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exceptions_slowness_and_lines_too_long_are_findings(monkeypatch: pytest.MonkeyPatch) -> None:
     """The test of the test: readers that do what none may."""
 
-    def two_lines(root: Path, random: Any) -> None:
-        raise InputError("one\ntwo")
+    def endless(root: Path, random: Any) -> None:
+        raise InputError("x" * 3000)
 
     def slow(root: Path, random: Any) -> None:
         while True:
@@ -64,7 +64,7 @@ def test_exceptions_slowness_and_lines_too_many_are_findings(monkeypatch: pytest
 
     monkeypatch.setattr("fuzz.SECONDS", 0.1)
     target = TARGETS["run compared"]
-    for read, said in ((two_lines, "no line"), (slow, "longer"), (greedy, "MemoryError"), (broken, "KeyError")):
+    for read, said in ((endless, "no line"), (slow, "longer"), (greedy, "MemoryError"), (broken, "KeyError")):
         monkeypatch.setitem(TARGETS, "run compared", type(target)(target.make, read, target.reseal))
         (finding,) = fuzz("run compared", 1).findings
         assert said in finding
@@ -205,6 +205,14 @@ CORPUS: dict[str, list[tuple[Callable[[Path], None], str]]] = {
         (put("run.json", lambda values: optim(values, unknown=1)), "of another version"),
         (put("run.json", lambda values: {**optim(values, schedule="cosine"), "epochs": 0}), "of another kind"),
         (put("run.json", lambda values: {**values, "model": {**values["model"], "layout": "x" * 10**6}}), "go on as"),
+        (put("run.json", lambda values: {**values, "model": {**values["model"], "x" * 10**6: 1}}), "go on as"),
+        (
+            put(
+                "run.json",
+                lambda values: {**values, "model": {**values["model"], **dict.fromkeys(map(str, range(1000)), 1)}},
+            ),
+            r"and [\d,]+ more",
+        ),
         (put("run.json", lambda values: {**values, "model": {**values["model"], "a\nb": 1}}), r"model.a\\nb 1 there"),
     ],
     "data set": [

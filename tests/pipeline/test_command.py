@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.command import InputError
+
 START = """
 import signal, sys, time
 from pipeline.command import EXIT_DONE, InputError, end_on_signals, run_command
@@ -216,3 +218,7 @@ def test_no_line_waits_where_python_is_unbuffered() -> None:
     code += "run_command(lambda: (say('told'), print('shown'), os.abort()))"
     done = subprocess.run([sys.executable, "-u", "-c", code], capture_output=True, text=True, timeout=50)
     assert (done.returncode, done.stdout, done.stderr) == (-6, "shown\n", "told\n")
+
+
+def test_an_error_is_one_printable_line_whatever_is_named_in_it() -> None:
+    assert str(InputError("no folder pêche\n\x1b[0m\udcff")) == r"no folder pêche\n\x1b[0m\udcff"
