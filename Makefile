@@ -19,7 +19,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: $(VENV)/installed-dev
 	$(PYTEST) -m 'not slow'
 
-# What takes minutes to compile; a small part of each is in `make test`.
+# What takes long: compiling, many processes, many states; a part of each is in `make test`.
 slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2 -m slow
 

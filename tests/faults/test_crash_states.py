@@ -20,8 +20,9 @@ def test_a_start_finds_all_that_was_promised(writer: str, most: int) -> None:
     assert found.tried == min(most, found.states) and found.states > 100 and found.calls > 50
 
 
+@pytest.mark.slow
 @needs_compiler
-@pytest.mark.parametrize("writer", ["checkpoints and log", pytest.param("sharding", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("writer", WRITERS)
 def test_a_start_that_crashes_too_loses_nothing(writer: str) -> None:
     found = explore(writer, most=0, crashes=2, seed=1)
     assert not found.faults, found.faults[:3]

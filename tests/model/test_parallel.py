@@ -143,14 +143,15 @@ def test_the_compiled_step_is_one_graph_on_every_rank(found: Found) -> None:
             assert all(mine["graphs"].tolist() == [1, 0] for mine in ranks)  # and no break
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "backend", "networks"),
     [
         ("tower", "eager", ("silent",)),
-        pytest.param("data", "eager", ("cifar",), marks=pytest.mark.slow),
-        pytest.param("tower", "aot_eager", ("silent", "shallow"), marks=pytest.mark.slow),
-        pytest.param("2014", "aot_eager", ("silent", "shallow"), marks=pytest.mark.slow),
-        pytest.param("data", "aot_eager", ("silent", "column"), marks=pytest.mark.slow),
+        ("data", "eager", ("cifar",)),
+        ("tower", "aot_eager", ("silent", "shallow")),
+        ("2014", "aot_eager", ("silent", "shallow")),
+        ("data", "aot_eager", ("silent", "column")),
     ],
 )
 def test_variants_of_the_network_are_the_same_on_two_ranks(

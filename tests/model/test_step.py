@@ -44,13 +44,13 @@ def test_channels_may_have_deviations_of_their_own() -> None:
     assert torch.equal(normalise_pictures(batch, mean, (58.0, 58.0, 58.0)), normalise_pictures(batch, mean, 58.0))
 
 
-# Generating code takes a minute; the other precisions' graphs are traced, counted and run without it.
+# Generating code takes a minute; the others' graphs are traced, counted and run without it.
 @pytest.mark.parametrize(
     ("precision", "backend"),
     [
         ("float32", "aot_eager"),
         ("mixed", "aot_eager"),
-        ("bfloat16", "aot_eager"),
+        pytest.param("bfloat16", "aot_eager", marks=pytest.mark.slow),
         pytest.param("float32", "inductor", marks=pytest.mark.slow),
     ],
 )

@@ -32,6 +32,7 @@ def test_a_data_set_in_a_store_is_verified_alike(out: Path, bucket: str) -> None
     assert named(folder.place) == {"train/.000000.made.npz", "val/000000.tar"}
 
 
+@pytest.mark.slow
 def test_the_command_verifies_a_store(out: Path, bucket: str) -> None:
     folder = upload(out, f"{bucket}/command")
     run = command(folder.place, "--workers", 2)

@@ -108,6 +108,7 @@ def test_a_prefix_with_other_objects_is_left_alone(source: Path, bucket: str) ->
     assert stored(folder.place) == {"thesis.txt": b"mine"}
 
 
+@pytest.mark.slow
 def test_a_shard_whose_object_is_cut_is_made_again(
     source: Path, undisturbed: dict[str, bytes], bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

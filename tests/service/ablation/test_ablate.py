@@ -349,6 +349,7 @@ def test_a_run_that_fails_is_told_and_the_others_go_on_and_are_not_repeated(shar
     assert not said.exists()  # nothing was started
 
 
+@pytest.mark.slow
 def test_a_rate_with_which_a_run_diverges_is_no_fault(shards: Path, tmp_path: Path) -> None:
     experiment = replace(LEARNING, variants={}, base=replace(SMALL, drops=()), rates=(1e9,), trial_epochs=1)
     (each,) = trials(experiment, out=tmp_path, epochs=2)
@@ -358,6 +359,7 @@ def test_a_rate_with_which_a_run_diverges_is_no_fault(shards: Path, tmp_path: Pa
     assert has_diverged(each) and DIVERGED in fault and best_rates([each]) == {BASE_LABEL: 1e9}
 
 
+@pytest.mark.slow
 def test_a_run_that_has_not_learned_in_all_its_epochs_is_finished_all_the_same(shards: Path, tmp_path: Path) -> None:
     """However far its worker came with the last evaluation, in which it is stopped."""
     base = replace(SMALL, drops=(), changes={**SMALL.changes, "optim.lr": 1e-12})

@@ -83,6 +83,7 @@ def files(*folders: Path) -> set[Path]:
     return {path for folder in folders for path in folder.rglob("*")}
 
 
+@pytest.mark.slow
 def test_the_screen_of_a_machine_that_trains(shards: Path, tmp_path: Path) -> None:
     """Every check has its line, the last line is a command that can be called, and nothing is left behind."""
     (tmp_path / "tmp").mkdir()

@@ -47,6 +47,7 @@ def events(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_fork_takes_its_parents_next_steps_bit_for_bit(shards: Path, parent: Path, tmp_path: Path) -> None:
     arguments = command(shards, tmp_path / "fork", *STEPS, "--max-steps", "6", "--from", str(step(parent, 4)))
     status, output = run(arguments)

@@ -41,8 +41,10 @@ def test_a_stop_that_lost_steps_is_a_fault(shards: Path, tmp_path: Path) -> None
     assert worker.returncode == 1, output
 
 
-def test_a_wrong_call_is_2_and_said_once(shards: Path, tmp_path: Path) -> None:
-    for options in (["--batch-size", "0"], ["--parallel", "2014", "--data.crop", "500"]):
-        status, output = run(launch(shards, tmp_path, 2, *options))
-        assert status == 2, output
-        assert len([line for line in output.splitlines() if line.startswith("error: ")]) == 1, output
+@pytest.mark.parametrize(
+    "options", ["--batch-size 0", pytest.param("--parallel 2014 --data.crop 500", marks=pytest.mark.slow)]
+)
+def test_a_wrong_call_is_2_and_said_once(shards: Path, tmp_path: Path, options: str) -> None:
+    status, output = run(launch(shards, tmp_path, 2, *options.split()))
+    assert status == 2, output
+    assert len([line for line in output.splitlines() if line.startswith("error: ")]) == 1, output

@@ -426,6 +426,7 @@ def test_tls_serves_who_trusts_it_while_others_say_nothing_and_a_posted_stop_end
     assert checkpoint.state.events[-1]["reason"] == "enough"
 
 
+@pytest.mark.slow
 def test_wrong_files_end_the_call_in_a_line(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected a PEM certificate"):
         check_tls(tmp_path / "a", tmp_path / "b")

@@ -20,6 +20,7 @@ def driver(tmp_path: Path) -> Iterator[Chrome]:
         yield browser
 
 
+@pytest.mark.slow
 def test_a_run_is_watched_steered_and_stopped_from_its_page(driver: Chrome, shards: Path, tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
     tokens.touch(mode=0o600)
