@@ -75,7 +75,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(shards: Path, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["--no-compile", pytest.param("--compile", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mode", ["--no-compile", "--compile"])
 def test_a_modern_run_resumes_bit_for_bit_and_its_averaged_network_is_what_it_measures(
     shards: Path, tmp_path: Path, mode: str
 ) -> None:
