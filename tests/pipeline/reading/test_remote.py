@@ -97,7 +97,7 @@ def test_another_opening_of_a_data_set_shares_its_samples_whatever_its_bound(roo
         )
         assert (place := remote_place(folder)) and place.bound <= most
     assert shards[0] == shards[1] == shards[2]
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len(os.listdir("/proc/self/fd")) <= descriptors  # what other tests left may close meanwhile
 
 
 LIES: dict[str, Callable[[Answer, str, int, int], bytes]] = {
