@@ -1,9 +1,10 @@
 """Why a network's first steps learn or do not: activations and gradients of each layer, at the start and later.
 
-    python benchmarks/starting.py SHARDS --out starting.png [--recipes paper source] [--steps 0 100]
+    python benchmarks/starting.py SHARDS --out starting.png [--recipes paper source] [--steps 0 100] [--crop 96]
 
 One process and eager, on the CPU, in float32. Of tower 0's layers, over a batch of training pictures:
 - mean of the outputs before the activation, over all units, pictures and places, without dropout;
+- alive, the share of units that are above 0 anywhere in any of these pictures: ReLU passes no gradient to the others;
 - signal, the mean over units of a unit's standard deviation over pictures and places: what tells pictures apart;
 - the norm of the loss's gradient with respect to the layer's weights, over the weights' own norm, times the rate: the
   part of themselves by which a step changes the weights; the same of its biases, where they are not 0.
@@ -45,6 +46,7 @@ class Options:
     """Of service.train; RECIPE:FIELD=VALUE changes a field of its network, as paper:bias=0.1 does."""
     steps: tuple[int, ...] = (0,)
     """After which training steps to look; each takes seconds."""
+    crop: int = 224
     batch_size: int = 128
     seed: int = 0
     json: Path | None = None
@@ -56,6 +58,7 @@ class Layer:
 
     name: str
     mean: float
+    alive: float
     signal: float
     gradient: float
     offset: float
@@ -113,7 +116,9 @@ def run_of(recipe: str, options: Options) -> Run:
                 f"{recipe} names the field {field!r}, expected one of ModelConfig; give RECIPE:FIELD=VALUE"
             )
         model = replace(model, **{field: json.loads(value)})
-    return replace(run, model=model, data=replace(run.data, shards=options.shards), seed=options.seed)
+    return replace(
+        run, model=model, data=replace(run.data, shards=options.shards, crop=options.crop), seed=options.seed
+    )
 
 
 def look(training: TrainingState, inputs: StepInputs, rate: float) -> tuple[float, list[Layer]]:
@@ -139,8 +144,15 @@ def look(training: TrainingState, inputs: StepInputs, rate: float) -> tuple[floa
 
     def layer(name: str, module: Any) -> Layer:
         output = outputs[name].float()
-        spread = output.transpose(0, 1).flatten(1).std(1)
-        return Layer(name, output.mean().item(), spread.mean().item(), change(module.weight), change(module.bias))
+        units = output.transpose(0, 1).flatten(1)
+        return Layer(
+            name=name,
+            mean=units.mean().item(),
+            alive=(units > 0).any(1).float().mean().item(),
+            signal=units.std(1).mean().item(),
+            gradient=change(module.weight),
+            offset=change(module.bias),
+        )
 
     return loss.item(), [layer(name, module) for name, module in modules.items()]
 
@@ -153,9 +165,16 @@ def named_layers(model: Network) -> dict[str, Any]:
 
 def table(layers: list[Layer]) -> str:
     """Markdown."""
-    headings = ("layer", "mean", "signal", "weights change by", "biases by")
+    headings = ("layer", "mean", "alive", "signal", "weights change by", "biases by")
     rows = [
-        (each.name, f"{each.mean:.3g}", f"{each.signal:.3g}", f"{each.gradient:.2g}", f"{each.offset:.2g}")
+        (
+            each.name,
+            f"{each.mean:.3g}",
+            f"{each.alive:.1%}",
+            f"{each.signal:.3g}",
+            f"{each.gradient:.2g}",
+            f"{each.offset:.2g}",
+        )
         for each in layers
     ]
     return markdown(headings, rows, 1)
@@ -166,7 +185,7 @@ def draw(found: dict[str, dict[int, tuple[float, list[Layer]]]]) -> Figure:
     titles = {
         "signal": "signal / mean of the outputs",
         "gradient": "a step changes the weights by",
-        "offset": "a step changes the biases by",
+        "alive": "units that are above 0 for any picture",
     }
     figure = Figure(figsize=(12, 4), dpi=120, layout="constrained")
     axes = figure.subplots(1, len(titles))
@@ -176,8 +195,8 @@ def draw(found: dict[str, dict[int, tuple[float, list[Layer]]]]) -> Figure:
             for plot, name in zip(axes, titles, strict=True):
                 values = [getattr(each, name) / (abs(each.mean) if name == "signal" else 1) for each in layers]
                 plot.plot([each.name for each in layers], values, marker="o", label=label)
-    for plot, title in zip(axes, titles.values(), strict=True):
-        plot.set_yscale("log")
+    for plot, (name, title) in zip(axes, titles.items(), strict=True):
+        plot.set_yscale("linear" if name == "alive" else "log")
         plot.set_title(title)
         plot.tick_params(axis="x", rotation=45)
         plot.grid(alpha=0.3)
