@@ -73,11 +73,15 @@ class ModelConfig:
     """Units of fc6 and of fc7, both towers together."""
     dropout: float = 0.5
     """Probability that a unit of fc6 or fc7, or an input of layout cifar's last layer, is dropped, section 4.2."""
+    inverted_dropout: bool = True
+    """Divide what is kept by 1 - dropout in training, as torch does, and as other layouts do in any case; without,
+    multiply all outputs of fc6 and fc7 by it at test time, as the paper and the 2012 code do."""
     init: Literal["paper", "source", "he"] = "paper"
-    """paper: std 0.01, biases 1 where section 5 says; source: 0.03 in conv3 to conv5; he: He's, biases 0. Of layout
-    cifar the first two are those of its files, biases 0."""
+    """paper: std 0.01; source: 0.03 in conv3 to conv5; he: He's, biases 0. Of layout cifar the first two are those of
+    its files, biases 0."""
     bias: float = 1.0
-    """Of `init` paper and source, where section 5 says 1. Caffe's reference network has 0.1."""
+    """At what the biases of conv2, conv4, conv5 and the hidden layers start, of `init` paper and source: 1 in section 5
+    and the 2012 code, 0.1 in Caffe's reference network. The others start at 0."""
     pixel_std: float = 1.0
     """Pictures (0..255, mean subtracted) are divided by this; 1 is the paper's. Less makes conv1 learn faster."""
     precision: PrecisionOption = "float32"
@@ -315,7 +319,7 @@ class AlexNet(nn.Module):
         return at_least_float32(logits)
 
     def hidden(self, pictures: Tensor) -> Tensor:
-        """(B, fc_width), float32 or better: fc7's activations, dropout off, the feature vectors of figure 4."""
+        """(B, fc_width), float32 or better: what fc8 takes of fc7 without dropout, the feature vectors of figure 4."""
         return at_least_float32(self._last_hidden(pictures, None, None))
 
     def _last_hidden(self, pictures: Tensor, positions: Tensor | None, batch: BatchPass | None) -> Tensor:
@@ -365,7 +369,9 @@ class AlexNet(nn.Module):
 
     def _drop(self, tower: int, layer: int, x: Tensor, positions: Tensor | None) -> Tensor:
         """Drop of a tower's units (B, fc_width / 2), its half of the layer; of one column's (B, fc_width)."""
-        return drop_units(x, self.seed, layer, positions, tower * x.shape[1], self.config.dropout)
+        config = self.config
+        first = tower * x.shape[1]
+        return drop_units(x, self.seed, layer, positions, first, config.dropout, config.inverted_dropout)
 
 
 def check_options(config: ModelConfig, crop: int) -> None:

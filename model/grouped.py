@@ -47,8 +47,8 @@ class GroupedAlexNet(nn.Module):
         x = self._pool(x)  # (B, 256, 6, 6)
         if self.conv6 is not None:
             x = self.config.activate(self.conv6(x))
-        x = self.config.activate(self.fc6(x.flatten(1)))
-        return self.fc8(self.config.activate(self.fc7(x)))
+        x = self._kept(self.config.activate(self.fc6(x.flatten(1))))
+        return self.fc8(self._kept(self.config.activate(self.fc7(x))))
 
     def _normalise(self, x: Tensor) -> Tensor:
         """Each tower's channels alone."""
@@ -59,6 +59,10 @@ class GroupedAlexNet(nn.Module):
 
     def _pool(self, x: Tensor) -> Tensor:
         return F.max_pool2d(x, self.config.pool_size, 2)
+
+    def _kept(self, x: Tensor) -> Tensor:
+        """A hidden layer's outputs at test time."""
+        return x if self.config.inverted_dropout else x * (1 - self.config.dropout)
 
 
 def _response_norm(x: Tensor, config: LRNConfig) -> Tensor:

@@ -38,12 +38,25 @@ def keep_mask(seed: int, layer: int, positions: Tensor, first_unit: int, units: 
     return _mix(row[:, None] ^ unit[None, :]) >= round(drop * 2**32)
 
 
-def drop_units(x: Tensor, seed: int, layer: int, positions: Tensor | None, first_unit: int, drop: float) -> Tensor:
-    """Inverted dropout of (B, units), off without positions: equivalent to the paper's halving of outputs at test time.
+def drop_units(
+    x: Tensor,
+    seed: int,
+    layer: int,
+    positions: Tensor | None,
+    first_unit: int,
+    drop: float,
+    inverted: bool = True,
+) -> Tensor:
+    """Dropout of (B, units): units are dropped in a training pass, which has positions, and their means kept without.
 
     layer, first_unit: whose outputs x are, and which of them its first column is.
+    inverted: divide what is kept by 1 - drop in training, as torch does; else multiply all by it at test time, as the
+    paper does (section 4.2). What either can compute the other can with other weights, but from the same first weights
+    and at the same rate they do not train alike: the inverted one's layers take inputs twice as large, of drop 0.5.
     """
-    if positions is None or drop == 0:
+    if drop == 0:
         return x
+    if positions is None:
+        return x if inverted else x * (1 - drop)
     keep = keep_mask(seed, layer, positions, first_unit, x.shape[1], drop)
-    return torch.where(keep, x / (1 - drop), 0)
+    return torch.where(keep, x / (1 - drop) if inverted else x, 0)

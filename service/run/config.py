@@ -188,13 +188,19 @@ def cifar_model(name: Literal["18pct", "13pct", "11pct"], lrn: LRNConfig) -> Mod
 
 
 RECIPES: Final[dict[str, tuple[str, Run]]] = {
-    "paper": ("The paper's text.", Run()),
+    "paper": ("The paper's text.", Run(model=ModelConfig(inverted_dropout=False, precision="auto"))),
     "source": (
         "Run 145 of the 2012 code, as its configuration and log have it.",
         Run(
             recipe="source",
             data=DataConfig(augment=AugmentConfig(colour="deviations", colour_epochs=67)),
-            model=ModelConfig(layer_order="source", init="source", lrn=LRNConfig(alpha=1e-4 / 5), precision="auto"),
+            model=ModelConfig(
+                layer_order="source",
+                inverted_dropout=False,
+                init="source",
+                lrn=LRNConfig(alpha=1e-4 / 5),
+                precision="auto",
+            ),
             optim=OptimConfig(
                 bias_lr_factor=2.0,
                 decay_biases=False,

@@ -89,6 +89,12 @@ def _weights(parent: Path, run: Run, dataset: Dataset, samples: int) -> Start:
             f"{parent} holds a network of layout {network.config.layout}, expected {run.model.layout}; "
             f"set --model.layout {network.config.layout}"
         )
+    if network.config.layout == "towers" and network.config.inverted_dropout != run.model.inverted_dropout:
+        option = f"--model.{'' if network.config.inverted_dropout else 'no-'}inverted-dropout"
+        raise InputError(
+            f"{parent} was trained with inverted_dropout {network.config.inverted_dropout}, expected the same: its "
+            f"weights are for hidden outputs of that scale; set {option}"
+        )
     theirs, ours = [each.id for each in network.classes], [each.id for each in dataset.classes]
     same_classes = theirs == ours or (len(theirs) == len(ours) and not any(theirs))  # a file may not name them
     weights = {

@@ -43,7 +43,7 @@ ACT, END = 2, 4  # the step from which on rank 0 is told to act, for one step, a
 CONFIG = ModelConfig(fc_width=64, init="he", pixel_std=58.0, precision="float32", conv6=True)
 NETWORKS = {
     "paper": CONFIG,
-    "silent": replace(CONFIG, talk=False),
+    "silent": replace(CONFIG, talk=False, inverted_dropout=False),
     "shallow": replace(CONFIG, conv6=False, without="conv3", pool_size=2, activation="logistic"),
     "column": replace(CONFIG, columns=1),
     "modern": replace(CONFIG, batch_norm=True),  # and what a modern recipe adds to the update

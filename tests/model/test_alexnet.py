@@ -42,10 +42,11 @@ def plain(weights: dict[str, Tensor], config: ModelConfig, x: Tensor, positions:
         return [torch.cat(parts, 1)] * len(parts) if config.talk else parts
 
     def dropped(x: Tensor, layer: int, tower: int) -> Tensor:
+        inverted, kept = config.inverted_dropout, 1 - config.dropout
         if positions is None:
-            return x
+            return x if inverted else x * kept
         mask = keep_mask(seed, layer, positions, tower * x.shape[1], x.shape[1], config.dropout)
-        return x * mask / (1 - config.dropout)
+        return x * mask / kept if inverted else x * mask
 
     first = [F.conv2d(x, *of(t, "conv1"), stride=4, padding=2) for t in towers]
     source = config.layer_order == "source"
@@ -73,6 +74,7 @@ CONFIGS = {
     "tanh without norm": ModelConfig(
         fc_width=64, init="he", precision="float32", activation="tanh", normalise=False, dropout=0.2
     ),
+    "section 4.2's dropout": replace(SMALL, inverted_dropout=False, dropout=0.3),
     "conv6": replace(SMALL, conv6=True),
     "logistic": replace(SMALL, activation="logistic"),
     "pooling without overlap": replace(SMALL, pool_size=2),

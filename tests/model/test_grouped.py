@@ -17,6 +17,7 @@ CONFIGS = {
     "tanh without norm": ModelConfig(fc_width=64, init="he", activation="tanh", normalise=False),
     "logistic, pooling without overlap": ModelConfig(fc_width=64, init="he", activation="logistic", pool_size=2),
     "one column": ModelConfig(fc_width=64, init="he", columns=1, without="conv5"),
+    "section 4.2's dropout": ModelConfig(fc_width=64, init="he", inverted_dropout=False, dropout=0.3),
     "batch norm": ModelConfig(fc_width=64, init="he", batch_norm=True, talk=False),
     "no talk": ModelConfig(fc_width=64, init="he", talk=False, conv6=True),
     "without conv3": ModelConfig(fc_width=64, init="he", without="conv3"),

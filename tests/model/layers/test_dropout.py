@@ -1,9 +1,11 @@
 """Dropout masks: golden bits, independence of batch and tower, and the statistics of independent coins."""
 
+import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from model.layers.dropout import keep_mask
+from model.alexnet import AlexNet, ModelConfig
+from model.layers.dropout import drop_units, keep_mask
 
 
 def mask(seed: int = 1, layer: int = 6, first: int = 0, count: int = 512, units: int = 1024, drop: float = 0.5):
@@ -72,3 +74,29 @@ def test_units_are_dropped_as_often_as_asked_and_independently() -> None:
 def test_seed_and_layer_matter() -> None:
     for other in (mask(seed=2), mask(seed=1 + (1 << 32)), mask(layer=7)):
         assert abs((mask() ^ other).double().mean() - 0.5) < 0.003
+
+
+@pytest.mark.parametrize("inverted", [True, False])
+def test_the_mean_of_a_units_outputs_in_training_is_its_output_at_test_time(inverted: bool) -> None:
+    x, positions = torch.full((4096, 128), 3.0), torch.arange(4096)
+    drawn = drop_units(x, 1, 6, positions, 0, 0.25, inverted)
+    assert drawn.unique().tolist() == [0, 4 if inverted else 3]
+    at_test = drop_units(x, 1, 6, None, 0, 0.25, inverted)
+    assert at_test.unique().tolist() == [3 if inverted else 2.25]
+    # 524,288 coins of standard deviation 0.43 times what is kept.
+    assert abs(drawn.mean() - at_test[0, 0]) < 5 * 0.44 * drawn.max() / drawn.numel() ** 0.5
+    assert torch.equal(drop_units(x, 1, 6, positions, 0, 0.0, inverted), x)
+
+
+def test_without_inversion_it_is_the_network_whose_later_layers_have_half_the_weights() -> None:
+    """Exactly, of a half: the inverted network has to start at half of the deviation to be the paper's."""
+    config = ModelConfig(fc_width=64, init="he", dropout=0.5, inverted_dropout=False)
+    papers = AlexNet(config, classes=10, crop=67)
+    inverted = AlexNet(ModelConfig(fc_width=64, init="he", dropout=0.5), classes=10, crop=67)
+    with torch.no_grad():
+        for name, parameter in inverted.named_parameters():
+            if name.endswith(("fc7.weight", "fc8.weight")):
+                parameter /= 2
+    x = torch.randn(4, 3, 67, 67, generator=torch.Generator().manual_seed(0))
+    for positions in (None, torch.arange(4)):
+        assert torch.equal(papers(x, positions), inverted(x, positions))

@@ -137,7 +137,7 @@ SMALL: Any = {"fc_width": 64, "init": "he", "pixel_std": 58.0}
 VARIANTS = {
     "one column": ModelConfig(**SMALL, columns=1, without="conv4"),
     "no talk": ModelConfig(**SMALL, talk=False, activation="logistic", pool_size=2),
-    "without": ModelConfig(**SMALL, without="conv5", conv6=True),
+    "without": ModelConfig(**SMALL, without="conv5", conv6=True, inverted_dropout=False),
     "batch norm": ModelConfig(**SMALL, batch_norm=True),
 }
 

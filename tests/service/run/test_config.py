@@ -9,7 +9,7 @@ import pytest
 from model.network import make_network
 from model.optim import decay_of
 from pipeline.command import InputError
-from service.run.config import RECIPES, Run, check_same_call, check_same_run, parse_run, run_fields
+from service.run.config import RECIPES, check_same_call, check_same_run, parse_run, run_fields
 
 
 def test_the_paper_and_the_source_are_what_the_papers_text_and_run_145_say() -> None:
@@ -17,13 +17,15 @@ def test_the_paper_and_the_source_are_what_the_papers_text_and_run_145_say() -> 
     assert (paper.batch_size, paper.epochs, paper.optim.lr, paper.optim.schedule) == (128, 90, 0.01, "plateau")
     assert (paper.optim.momentum, paper.optim.weight_decay, paper.optim.max_drops) == (0.9, 0.0005, 3)
     assert (paper.optim.bias_lr_factor, paper.optim.decay_biases) == (1.0, True)
-    assert (paper.model.layer_order, paper.model.init, paper.model.lrn.alpha) == ("paper", "paper", 1e-4)
+    assert (paper.model.layer_order, paper.model.init, paper.model.bias) == ("paper", "paper", 1)
+    assert (paper.model.lrn.alpha, paper.model.dropout) == (1e-4, 0.5)
+    assert not paper.model.inverted_dropout and not source.model.inverted_dropout
     assert (paper.data.augment.colour, paper.data.augment.colour_std) == ("eigenvalues", 0.1)
     assert (source.batch_size, source.epochs, source.optim.lr) == (128, 93, 0.01)
     assert (source.optim.schedule, source.optim.drop_epochs) == ("steps", (23, 51, 78))
     assert source.optim.conv1_lr == ((68, 1e-5), (72, 0.0))
     assert (source.optim.bias_lr_factor, source.optim.decay_biases) == (2.0, False)
-    assert (source.model.layer_order, source.model.init) == ("source", "source")
+    assert (source.model.layer_order, source.model.init, source.model.bias) == ("source", "source", 1)
     assert source.model.lrn.alpha == pytest.approx(2e-5)
     assert (source.data.augment.colour, source.data.augment.colour_epochs) == ("deviations", 67)
     assert all(run.recipe == name for name, (_, run) in RECIPES.items())
@@ -60,19 +62,28 @@ def test_the_recipe_is_paper_unless_named() -> None:
 
 def test_modern_is_the_papers_network_with_every_part_of_todays_training() -> None:
     paper, modern = RECIPES["paper"][1], RECIPES["modern"][1]
-    assert replace(modern.model, init="paper", pixel_std=1.0, batch_norm=False) == paper.model
+    of_paper = {"init": "paper", "pixel_std": 1.0, "batch_norm": False, "inverted_dropout": False}
+    assert replace(modern.model, **of_paper) == paper.model
     assert modern.data == replace(paper.data, augment=replace(paper.data.augment, crop="resized"))
     optim = modern.optim
     assert optim.schedule == "cosine" and optim.warmup_epochs and optim.label_smoothing and optim.average_decay
 
 
 def test_a_run_of_before_these_options_resumes() -> None:
-    theirs = run_fields(Run(), "hash")
+    theirs = run_fields(parse_run([]), "hash")
     for name in ("warmup_epochs", "final_lr", "trust_ratio", "label_smoothing", "average_decay"):
         del theirs["optim"][name]
-    check_same_run(Path("run"), theirs, run_fields(Run(), "hash"))
+    check_same_run(Path("run"), theirs, run_fields(parse_run([]), "hash"))
     with pytest.raises(InputError, match=r"optim\.average_decay 0\.0 there, 0\.9 here"):
         check_same_run(Path("run"), theirs, run_fields(parse_run(["--optim.average-decay", "0.9"]), "hash"))
+
+
+def test_a_run_of_before_the_papers_dropout_resumes_with_the_option_that_its_refusal_names() -> None:
+    theirs = run_fields(parse_run([]), "hash")
+    del theirs["model"]["inverted_dropout"]
+    with pytest.raises(InputError, match=r"run holds another run \(model\.inverted_dropout True there, False here\)"):
+        check_same_run(Path("run"), theirs, run_fields(parse_run([]), "hash"))
+    check_same_run(Path("run"), theirs, run_fields(parse_run(["--model.inverted-dropout"]), "hash"))
 
 
 def test_epochs_may_not_change_where_the_schedule_ends_with_them() -> None:
@@ -118,7 +129,7 @@ def test_wrong_values_are_refused_in_a_line(option: str, message: str) -> None:
 
 
 def test_a_resume_may_change_where_and_how_but_not_what() -> None:
-    theirs, out = run_fields(Run(), "hash"), Path("run")
+    theirs, out = run_fields(parse_run([]), "hash"), Path("run")
     may = "--out elsewhere --data.shards there --port 1 --epochs 5 --no-compile --data.threads 3"
     moved = parse_run(words(f"{may} --data.most-damaged 0.01"))
     check_same_run(out, theirs, run_fields(moved, "hash"))
@@ -128,7 +139,7 @@ def test_a_resume_may_change_where_and_how_but_not_what() -> None:
     with pytest.raises(InputError, match=r"optim\.lr 0\.01 there, 0\.02 here"):
         check_same_run(out, theirs, run_fields(parse_run(["--optim.lr", "0.02"]), "hash"))
     with pytest.raises(InputError, match="dataset_sha256 hash there, other here"):
-        check_same_run(out, theirs, run_fields(Run(), "other"))
+        check_same_run(out, theirs, run_fields(parse_run([]), "other"))
 
 
 def test_ranks_must_train_alike_but_may_keep_their_pictures_elsewhere() -> None:

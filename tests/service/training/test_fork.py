@@ -175,6 +175,7 @@ def test_what_cannot_be_started_from_is_refused_in_a_line(
         "holds weights alone": command(shards, out, "--from", str(file)),
         "has no classifier.6.weight": command(shards, out, "--from", str(file), "--keep", "weights"),
         "--keep is for what --from brings": command(shards, out, "--keep", "weights"),
+        "set --model.inverted-dropout": command(shards, out, *base, "--keep", "weights", "--model.no-inverted-dropout"),
         "set --model.layout towers": command(shards, out, *base, "--keep", "weights", "--model.layout", "torchvision"),
         "crop is 40 pixels, expected at least 63": command(
             shards, out, *base, "--keep", "weights", "--data.crop", "40"
