@@ -14,6 +14,7 @@ Signal far below the mean means that all pictures look alike to the layers above
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -76,9 +77,11 @@ def main() -> int:
     print(f"\nwrote {options.out}")
     if options.json:
         plain = {
-            recipe: {step: {"loss": loss, "layers": [asdict(layer) for layer in layers]}}
+            recipe: {
+                step: {"loss": loss, "layers": [asdict(layer) for layer in layers]}
+                for step, (loss, layers) in by_step.items()
+            }
             for recipe, by_step in found.items()
-            for step, (loss, layers) in by_step.items()
         }
         options.json.write_text(json.dumps(plain, indent=1) + "\n")
     return EXIT_DONE
@@ -181,7 +184,7 @@ def table(layers: list[Layer]) -> str:
 
 
 def draw(found: dict[str, dict[int, tuple[float, list[Layer]]]]) -> Figure:
-    """Three plots over the layers, a line for each recipe and step."""
+    """Three plots over the layers, a colour for each recipe, a style for each step."""
     titles = {
         "signal": "signal / mean of the outputs",
         "gradient": "a step changes the weights by",
@@ -189,12 +192,13 @@ def draw(found: dict[str, dict[int, tuple[float, list[Layer]]]]) -> Figure:
     }
     figure = Figure(figsize=(12, 4), dpi=120, layout="constrained")
     axes = figure.subplots(1, len(titles))
-    for recipe, by_step in found.items():
-        for step, (_, layers) in by_step.items():
-            label = f"{recipe}, after {step} steps"
+    for colour, (recipe, by_step) in enumerate(found.items()):
+        for style, (step, (_, layers)) in zip(cycle((":", "--", "-")), by_step.items()):
+            look = {"color": f"C{colour}", "linestyle": style, "marker": "o", "label": f"{recipe}, after {step} steps"}
             for plot, name in zip(axes, titles, strict=True):
-                values = [getattr(each, name) / (abs(each.mean) if name == "signal" else 1) for each in layers]
-                plot.plot([each.name for each in layers], values, marker="o", label=label)
+                shown = layers[:-1] if name == "alive" else layers  # the last has no nonlinearity
+                values = [getattr(each, name) / (abs(each.mean) if name == "signal" else 1) for each in shown]
+                plot.plot([each.name for each in shown], values, **look)
     for plot, (name, title) in zip(axes, titles.items(), strict=True):
         plot.set_yscale("linear" if name == "alive" else "log")
         plot.set_title(title)
