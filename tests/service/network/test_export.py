@@ -75,6 +75,7 @@ def test_safetensors_are_the_network_bit_for_bit(
     run: str, request: pytest.FixtureRequest, tmp_path: Path, call: Call, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder, out = request.getfixturevalue(run), tmp_path / "network.safetensors"
+    capfd.readouterr()  # what making the run said, where this test is the first to ask for it
     out.write_bytes(b"what was there before")
     assert call(service.export.main, folder, "--format", "safetensors", "--out", out) == 0
     said = capfd.readouterr().err.splitlines()
@@ -99,6 +100,7 @@ def test_onnx_takes_pixels_in_onnxruntime(
     run: str, request: pytest.FixtureRequest, tmp_path: Path, call: Call, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder, out = request.getfixturevalue(run), tmp_path / "network.onnx"
+    capfd.readouterr()  # what making the run said, where this test is the first to ask for it
     assert call(service.export.main, folder, "--format", "onnx", "--out", out) == 0
     said = capfd.readouterr()
     assert len(said.err.splitlines()) == 1 and "its logits of 100 made pictures" in said.err and not said.out
