@@ -194,11 +194,11 @@ def draw(found: dict[str, dict[int, tuple[float, list[Layer]]]]) -> Figure:
     axes = figure.subplots(1, len(titles))
     for colour, (recipe, by_step) in enumerate(found.items()):
         for style, (step, (_, layers)) in zip(cycle((":", "--", "-")), by_step.items()):
-            look = {"color": f"C{colour}", "linestyle": style, "marker": "o", "label": f"{recipe}, after {step} steps"}
+            line = {"color": f"C{colour}", "linestyle": style, "marker": "o", "label": f"{recipe}, after {step} steps"}
             for plot, name in zip(axes, titles, strict=True):
                 shown = layers[:-1] if name == "alive" else layers  # the last has no nonlinearity
                 values = [getattr(each, name) / (abs(each.mean) if name == "signal" else 1) for each in shown]
-                plot.plot([each.name for each in shown], values, **look)
+                plot.plot([each.name for each in shown], values, **line)
     for plot, (name, title) in zip(axes, titles.items(), strict=True):
         plot.set_yscale("linear" if name == "alive" else "log")
         plot.set_title(title)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from model.alexnet import TOWER_CHANNELS, AlexNet, ModelConfig, map_side
 from model.cifar import CifarNetwork, average_pool
 from model.layers.batch_norm import fold
+from model.layers.dropout import at_test_time
 from model.layers.lrn import LRNConfig
 
 
@@ -62,7 +63,7 @@ class GroupedAlexNet(nn.Module):
 
     def _kept(self, x: Tensor) -> Tensor:
         """A hidden layer's outputs at test time."""
-        return x if self.config.inverted_dropout else x * (1 - self.config.dropout)
+        return at_test_time(x, self.config.dropout, self.config.inverted_dropout)
 
 
 def _response_norm(x: Tensor, config: LRNConfig) -> Tensor:

@@ -38,6 +38,11 @@ def keep_mask(seed: int, layer: int, positions: Tensor, first_unit: int, units: 
     return _mix(row[:, None] ^ unit[None, :]) >= round(drop * 2**32)
 
 
+def at_test_time(x: Tensor, drop: float, inverted: bool) -> Tensor:
+    """What stands in for units x that training drops, without a training pass; inverted: as `drop_units` has it."""
+    return x if inverted or drop == 0 else x * (1 - drop)
+
+
 def drop_units(
     x: Tensor,
     seed: int,
@@ -54,9 +59,9 @@ def drop_units(
     paper does (section 4.2). What either can compute the other can with other weights, but from the same first weights
     and at the same rate they do not train alike: the inverted one's layers take inputs twice as large, of drop 0.5.
     """
+    if positions is None:
+        return at_test_time(x, drop, inverted)
     if drop == 0:
         return x
-    if positions is None:
-        return x if inverted else x * (1 - drop)
     keep = keep_mask(seed, layer, positions, first_unit, x.shape[1], drop)
     return torch.where(keep, x / (1 - drop) if inverted else x, 0)
